@@ -1,0 +1,39 @@
+# `make test` and `make demo` work in a fresh clone: they make .venv first, and find it ready the next time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo lint clean
+
+help:
+	@echo 'make test    run the tests (a few minutes)'
+	@echo 'make demo    run the demonstration'
+	@echo 'make lint    check style and types'
+	@echo 'make clean   remove what was built, and $(VENV)'
+	@echo 'PYTHON=...   the Python, 3.11 or newer, that $(VENV) is made with (default: $(PYTHON))'
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -q
+
+demo: $(INSTALLED)
+	$(BIN)/pseudocoreset demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# PIP_USER in the environment or a configuration file would make pip refuse to install into an environment.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	PIP_USER=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@command -v '$(PYTHON)' > /dev/null || { echo 'make: there is no "$(PYTHON)"; name a Python, 3.11 or newer, with PYTHON=...' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$('$(PYTHON)' --version 2>&1) is too old, 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+	'$(PYTHON)' -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,307 @@
+"""The compiled parts of ``sample``: starting points, warmup, and blocks of draws, for all chains at once.
+
+Each function is compiled once for a ``Plan`` and array shapes; numbers of steps, step sizes and temperatures
+are arrays, so changing them compiles nothing. The key of a step depends on its place in the chain alone,
+never on how the run is cut into blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.batching import map_stack
+from pseudocoreset.inference.data import (
+    Minibatch,
+    draw_minibatch,
+    function_summary,
+    gradient_estimator,
+    log_density_estimator,
+)
+from pseudocoreset.inference.kernels import KERNELS, Density, KernelSpec, Stats, Tuning
+from pseudocoreset.models import Model, Params
+
+__all__ = [
+    "SMALL_SITE_ELEMENTS",
+    "Plan",
+    "adapt_chains",
+    "advance_chains",
+    "prior_curvature",
+    "record_draws",
+    "start_chains",
+    "starting_points",
+    "summarise",
+]
+
+SMALL_SITE_ELEMENTS = 64
+INIT_ATTEMPTS = 20
+HeldOut = tuple[jax.Array, jax.Array] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a compiled block depends on besides arrays; equal plans share one compilation.
+
+    Attributes:
+        model: a bound model.
+        kernel: name in ``KERNELS``.
+        options: static kernel options.
+        num_data: number of training data n.
+        batch_size: rows of a minibatch, None for all data.
+        preprocessing: applied to the stored inputs, None where that is done.
+        chunk_size: rows of training data evaluated at once.
+        held_out_preprocessing: as ``preprocessing``, for the held-out inputs.
+        held_out_chunk_size: rows of held-out data evaluated at once.
+        keep_weights: whether draws hold all sites, or the small ones only.
+        has_metric: whether the mass matrix is given.
+    """
+
+    model: Model
+    kernel: str
+    options: tuple[tuple[str, Any], ...]
+    num_data: int
+    batch_size: int | None
+    preprocessing: Any
+    chunk_size: int
+    held_out_preprocessing: Any
+    held_out_chunk_size: int
+    keep_weights: bool
+    has_metric: bool
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel's functions."""
+        return KERNELS[self.kernel]
+
+    def density(self, data: Minibatch) -> Density:
+        """The target given its data."""
+        form: dict[str, Any] = {"preprocessing": self.preprocessing, "chunk_size": self.chunk_size}
+        estimate = log_density_estimator(self.model, self.num_data, **form)
+        size = self.batch_size
+        return Density(
+            log_density=estimate,
+            gradient=gradient_estimator(self.model, self.num_data, **form),
+            minibatch=lambda key: data if size is None else draw_minibatch(key, data, size),
+            data=data,
+        )
+
+    def over_chains(self, fn: Callable[..., Any], stack: Any) -> Any:
+        """``fn`` of every chain; networks by the way that suits the backend."""
+        return map_stack(fn, stack) if self.model.is_network else jax.vmap(fn)(stack)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _propose(plan: Plan, keys: jax.Array, data: Minibatch) -> tuple[Params, jax.Array]:
+    def chain(key: jax.Array) -> tuple[Params, jax.Array]:
+        init_key, batch_key = jax.random.split(key)
+        position = plan.model.init(init_key)
+        return position, _is_finite(plan, batch_key, position, data)
+
+    return plan.over_chains(chain, keys)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _check(plan: Plan, keys: jax.Array, positions: Params, data: Minibatch) -> jax.Array:
+    return plan.over_chains(lambda item: _is_finite(plan, item[0], item[1], data), (keys, positions))
+
+
+def _is_finite(plan: Plan, key: jax.Array, position: Params, data: Minibatch) -> jax.Array:
+    density = plan.density(data)
+    return jnp.isfinite(density.log_density(position, density.minibatch(key)))
+
+
+def starting_points(
+    plan: Plan, key: jax.Array, given: Params | None, num_chains: int, data: Minibatch
+) -> Params:
+    """Positions with a finite log density, stacked over chains: those given, or ``model.init``.
+
+    Raises:
+        ValueError: if a given one has none, or twenty draws of the model's initialiser found none for some
+            chain.
+    """
+    if given is not None:
+        lost = np.flatnonzero(~np.asarray(_check(plan, jax.random.split(key, num_chains), given, data)))
+        if len(lost):
+            raise ValueError(f"init_params: the log density is not finite for chains {lost.tolist()}")
+        return given
+    positions: Params | None = None
+    found = np.zeros(num_chains, bool)
+    for attempt in range(INIT_ATTEMPTS):
+        keys = jax.random.split(jax.random.fold_in(key, attempt), num_chains)
+        proposed, finite = _propose(plan, keys, data)
+        positions = proposed if positions is None else _where(found, positions, proposed)
+        found |= np.asarray(finite)
+        if found.all():
+            return positions
+    raise ValueError(
+        f"no starting point with a finite log density in {INIT_ATTEMPTS} attempts for chains "
+        f"{np.flatnonzero(~found).tolist()}; check that the data lie in the support of the likelihood, "
+        "or give init_params"
+    )
+
+
+def _where(keep: np.ndarray, old: Params, new: Params) -> Params:
+    """Chains of ``old`` where ``keep``, of ``new`` elsewhere."""
+    return {
+        name: jnp.where(keep.reshape(-1, *[1] * (old[name].ndim - 1)), old[name], new[name]) for name in old
+    }
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def prior_curvature(plan: Plan, positions: Params) -> jax.Array:
+    """Largest precision of a network's prior: max |H 1|, H its Hessian, diagonal for independent weights."""
+
+    def chain(position: Params) -> jax.Array:
+        ones = jax.tree.map(jnp.ones_like, position)
+        _, product = jax.jvp(jax.grad(plan.model.log_prior), (position,), (ones,))
+        return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(product)]))
+
+    return jnp.max(plan.over_chains(chain, positions))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def start_chains(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch) -> Any:
+    """Kernel states, stacked over chains."""
+    return plan.over_chains(lambda item: plan.spec.init(*item, plan.density(data)), (keys, positions, tuning))
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "num_steps"))
+def adapt_chains(
+    plan: Plan, num_steps: int, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch
+) -> tuple[Any, Tuning]:
+    """Kernel states after ``num_steps`` of adaptation, and the tuning found, a chain each."""
+    adapt = plan.spec.adapt
+    assert adapt is not None
+
+    def chain(item: Any) -> tuple[Any, Tuning]:
+        return adapt(*item, plan.density(data), dict(plan.options), num_steps, plan.has_metric)
+
+    return plan.over_chains(chain, (keys, positions, tuning))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def advance_chains(
+    plan: Plan, states: Any, tuning: Tuning, keys: jax.Array, first: int, last: int, data: Minibatch
+) -> tuple[Any, jax.Array]:
+    """States after steps ``first`` to ``last``, and whether each chain's position is finite."""
+    density = plan.density(data)
+
+    def chain(item: Any) -> tuple[Any, jax.Array]:
+        state, tuned, key = item
+
+        def body(index: jax.Array, state: Any) -> Any:
+            return plan.spec.step(jax.random.fold_in(key, index), state, tuned, density, dict(plan.options))[
+                0
+            ]
+
+        state = jax.lax.fori_loop(first, last, body, state)
+        return state, _all_finite(plan.spec.position(state))
+
+    return plan.over_chains(chain, (states, tuning, keys))
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "block"))
+def record_draws(
+    plan: Plan,
+    block: int,
+    thinning: int,
+    states: Any,
+    tuning: Tuning,
+    keys: jax.Array,
+    first: int,
+    last: int,
+    data: Minibatch,
+    held_out: HeldOut,
+) -> tuple[Any, Any, jax.Array]:
+    """Draws ``first`` to ``last`` of every chain.
+
+    Returns:
+        States; what ``summarise`` keeps of each draw, with leading axes (chain, block), of which the first
+        ``last - first`` are filled; whether each chain's position and log density are finite.
+    """
+    density = plan.density(data)
+
+    def chain(item: Any) -> tuple[Any, Any, jax.Array]:
+        state, tuned, key = item
+
+        def draw(index: jax.Array, state: Any) -> tuple[Any, dict[str, Any]]:
+            steps_key, monitor_key = jax.random.split(jax.random.fold_in(key, index))
+            state, stats = _several_steps(plan, steps_key, state, tuned, density, thinning)
+            params = plan.spec.position(state)
+            if "lp" not in stats:
+                name = "lp" if plan.batch_size is None else "lp_estimate"
+                stats = {name: density.log_density(params, density.minibatch(monitor_key)), **stats}
+            return state, summarise(plan, params, stats, held_out)
+
+        def body(index: jax.Array, carry: Any) -> Any:
+            state, buffers = carry
+            state, summary = draw(index, state)
+            buffers = jax.tree.map(
+                lambda b, s: jax.lax.dynamic_update_index_in_dim(b, s, index - first, 0), buffers, summary
+            )
+            return state, buffers
+
+        _, shapes = jax.eval_shape(draw, jnp.zeros((), jnp.int32), state)
+        buffers = jax.tree.map(lambda s: jnp.zeros((block, *s.shape), s.dtype), shapes)
+        state, buffers = jax.lax.fori_loop(first, last, body, (state, buffers))
+        stats = buffers["sample_stats"]
+        density_values = stats["lp"] if "lp" in stats else stats["lp_estimate"]
+        finite = _all_finite(plan.spec.position(state)) & jnp.all(jnp.isfinite(density_values))
+        return state, buffers, finite
+
+    return plan.over_chains(chain, (states, tuning, keys))
+
+
+def _several_steps(
+    plan: Plan, key: jax.Array, state: Any, tuning: Tuning, density: Density, num_steps: int
+) -> tuple[Any, Stats]:
+    """Steps from draw to draw; divergences are joined, integration steps added, the rest is the last's."""
+
+    def step(index: jax.Array, state: Any) -> tuple[Any, Stats]:
+        return plan.spec.step(jax.random.fold_in(key, index), state, tuning, density, dict(plan.options))
+
+    def body(index: jax.Array, carry: Any) -> Any:
+        state, before = carry
+        state, stats = step(index, state)
+        if "diverging" in stats:
+            stats["diverging"] = stats["diverging"] | before["diverging"]
+            stats["n_steps"] = stats["n_steps"] + before["n_steps"]
+        return state, stats
+
+    _, shapes = jax.eval_shape(step, jnp.zeros((), jnp.int32), state)
+    stats = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.fori_loop(0, num_steps, body, (state, stats))
+
+
+def summarise(plan: Plan, params: Params, stats: Stats, held_out: HeldOut) -> dict[str, Any]:
+    """What is kept of one draw; None for what is not."""
+    values = plan.model.constrain(params)
+    if not plan.keep_weights:
+        values = {name: value for name, value in values.items() if value.size <= SMALL_SITE_ELEMENTS}
+    function_values = log_likelihood = None
+    if held_out is not None:
+        function_values, log_likelihood = function_summary(
+            plan.model,
+            params,
+            *held_out,
+            preprocessing=plan.held_out_preprocessing,
+            chunk_size=plan.held_out_chunk_size,
+        )
+        function_values = None if function_values is None else function_values.astype(jnp.float32)
+    return {
+        "draws": values,
+        "unconstrained": params if plan.keep_weights else None,
+        "function_values": function_values,
+        "log_likelihood": log_likelihood,
+        "sample_stats": stats,
+    }
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

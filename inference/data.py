@@ -1,0 +1,186 @@
+"""Weighted data on the device, and what a sampler asks of them: log densities, minibatches, function values.
+
+The target of every sampler is ``log_prior(params) + sum_i w_i log p(y_i | x_i, params)``. Sums over data run
+in chunks whose intermediate values are recomputed in the backward pass, so memory does not grow with the
+data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.models import Model, Params
+
+__all__ = [
+    "Minibatch",
+    "default_chunk_size",
+    "draw_minibatch",
+    "function_summary",
+    "gradient_estimator",
+    "log_density_estimator",
+]
+
+# Numbers held at once for the inputs of one chunk; a network's activations are some hundred times more.
+NETWORK_CHUNK_ELEMENTS = 2**19
+PLAIN_CHUNK_ELEMENTS = 2**23
+# With more data than this a row of the minibatch, replacement costs no variance to speak of and saves a sort.
+REPLACEMENT_RATIO = 16
+
+
+class Minibatch(NamedTuple):
+    """Rows of a data set: inputs as they are stored, targets and weights.
+
+    inputs
+        (n, *feature_shape); raw where a preprocessing is applied on the fly.
+    targets
+        (n, ...), or class probabilities (n, num_classes).
+    weights
+        (n,) multiplicity of each datum in the log-likelihood, not negative.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+
+
+def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
+    """Rows that are evaluated at once: 2^19 input elements for networks, 2^23 otherwise, at least 16 rows."""
+    elements = NETWORK_CHUNK_ELEMENTS if model.is_network else PLAIN_CHUNK_ELEMENTS
+    return max(16, elements // max(1, math.prod(feature_shape)))
+
+
+def log_density_estimator(
+    model: Model, num_data: int, *, preprocessing: Any = None, chunk_size: int | None = None
+) -> Callable[[Params, Minibatch], jax.Array]:
+    """Unbiased estimate of the log density at temperature one from a minibatch.
+
+    log_prior(params) + (n / B) sum_{i in batch} w_i log p(y_i | x_i, params); exact where the batch is the
+    whole data.
+
+    Args:
+        model: a bound model.
+        num_data: n, the number of data that minibatches are drawn from.
+        preprocessing: applied to the inputs of the minibatch, None where they are model inputs already.
+        chunk_size: rows evaluated at once; None for all.
+
+    Returns:
+        ``estimator(params, minibatch) -> scalar``.
+    """
+
+    def log_likelihood(params: Params, rows: Minibatch) -> jax.Array:
+        x = rows.inputs if preprocessing is None else preprocessing.apply(rows.inputs)
+        values = model.log_likelihood(params, x, rows.targets)
+        # A datum of weight zero takes no part, even where its log-likelihood is minus infinity.
+        return jnp.sum(jnp.where(rows.weights > 0, rows.weights * values, 0.0))
+
+    def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
+        batch_size = minibatch.weights.shape[0]
+        if chunk_size is None or batch_size <= chunk_size:
+            total = log_likelihood(params, minibatch)
+        else:
+            total = _chunked_sum(log_likelihood, params, minibatch, chunk_size)
+        return model.log_prior(params) + (num_data / batch_size) * total
+
+    return estimator
+
+
+def _chunked_sum(
+    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int
+) -> jax.Array:
+    """Sum of ``fn`` over chunks; rows in which the last chunk overlaps its predecessor get weight zero."""
+    num_rows = rows.weights.shape[0]
+
+    @jax.checkpoint
+    def chunk_value(params: Params, index: jax.Array) -> jax.Array:
+        first = index * chunk_size
+        start = jnp.minimum(first, num_rows - chunk_size)
+        chunk = _rows_from(rows, start, chunk_size)
+        is_new = start + jnp.arange(chunk_size) >= first
+        return fn(params, chunk._replace(weights=jnp.where(is_new, chunk.weights, 0)))
+
+    def body(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        return total + chunk_value(params, index), None
+
+    zero = jnp.zeros((), jax.eval_shape(chunk_value, params, jnp.zeros((), jnp.int32)).dtype)
+    total, _ = jax.lax.scan(body, zero, jnp.arange(math.ceil(num_rows / chunk_size)))
+    return total
+
+
+def _rows_from(rows: Any, start: jax.Array, size: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
+
+
+def gradient_estimator(
+    model: Model, num_data: int, *, preprocessing: Any = None, chunk_size: int | None = None
+) -> Callable[[Params, Minibatch], Params]:
+    """``grad_estimator(position, minibatch)`` in BlackJAX's form: the gradient of ``log_density_estimator``.
+
+    Its mean over uniformly drawn minibatches is the gradient of the full log density, weights included.
+    """
+    return jax.grad(
+        log_density_estimator(model, num_data, preprocessing=preprocessing, chunk_size=chunk_size)
+    )
+
+
+def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatch:
+    """Rows drawn uniformly, without replacement unless the data are more than 16 times the batch.
+
+    Args:
+        key: one typed key.
+        data: all data.
+        batch_size: rows to draw, at most the number of data.
+    """
+    num_data = data.weights.shape[0]
+    replace = num_data > REPLACEMENT_RATIO * batch_size
+    indices = jax.random.choice(key, num_data, (batch_size,), replace=replace)
+    return Minibatch(*(leaf[indices] for leaf in data))
+
+
+def function_summary(
+    model: Model,
+    params: Params,
+    inputs: jax.Array,
+    targets: jax.Array,
+    *,
+    preprocessing: Any,
+    chunk_size: int,
+) -> tuple[jax.Array | None, jax.Array]:
+    """Function values and log-likelihood on held-out data, in chunks.
+
+    Args:
+        model: a bound model.
+        params: unconstrained parameters, all sites.
+        inputs: (n, *feature_shape), as stored.
+        targets: (n, ...).
+        preprocessing: applied to ``inputs``; None where they are model inputs already.
+        chunk_size: rows evaluated at once.
+
+    Returns:
+        Function values (n, d), None for a model without them, and log-likelihood (n,).
+    """
+
+    def evaluate(rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array | None, jax.Array]:
+        x = rows[0] if preprocessing is None else preprocessing.apply(rows[0])
+        if not model.has_function:
+            return None, model.log_likelihood(params, x, rows[1])
+        f = model.apply(params, x)
+        return f, model.function_log_likelihood(params, f, rows[1])
+
+    num_rows = inputs.shape[0]
+    if num_rows <= chunk_size:
+        return evaluate((inputs, targets))
+    num_chunks = math.ceil(num_rows / chunk_size)
+    starts = jnp.minimum(jnp.arange(num_chunks) * chunk_size, num_rows - chunk_size)
+    chunks = jax.lax.map(lambda start: evaluate(_rows_from((inputs, targets), start, chunk_size)), starts)
+    overlap = num_chunks * chunk_size - num_rows
+
+    def joined(leaf: jax.Array) -> jax.Array:
+        whole = leaf[:-1].reshape(-1, *leaf.shape[2:])
+        return jnp.concatenate([whole, leaf[-1, overlap:]])
+
+    return jax.tree.map(joined, chunks)

@@ -1,0 +1,258 @@
+"""``Posterior``: draws, sample statistics, function values on held-out data, and what produced them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.batching import map_stack
+from pseudocoreset.inference.data import default_chunk_size, function_summary
+from pseudocoreset.inference.validation import check_targets, input_struct, resolve_predict_on, stored_inputs
+from pseudocoreset.models import Model, Params
+from pseudocoreset.storage import (
+    CorruptFileError,
+    atomic_directory,
+    read_arrays,
+    read_json,
+    verify,
+    write_arrays,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+    from pseudocoreset.data import Split
+
+__all__ = ["Posterior", "library_versions"]
+
+SCHEMA = 1
+EVALUATION_BLOCK_BYTES = 64 * 2**20
+GROUPS = ("draws", "unconstrained", "sample_stats")
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Draws of one sampling run; all arrays are NumPy's, on the host, with leading axes (chain, draw).
+
+    Attributes:
+        draws: constrained values by site, (chain, draw, ...). All sites where weights were kept, otherwise
+            those of at most 64 elements.
+        function_values: (chain, draw, n, d) float32 on ``predict_on``, or None.
+        log_likelihood: (chain, draw, n) of the targets of ``predict_on``, or None.
+        sample_stats: (chain, draw) by ArviZ's names: ``lp`` the log density at temperature one
+            (``lp_estimate``, from a minibatch, where the kernel used minibatches), ``step_size``,
+            ``acceptance_rate``, ``diverging``, ``energy``, ``n_steps``, ``tree_depth``, and
+            ``kinetic_temperature``, whose mean should be the temperature, as the kernel has them.
+        predict_on: the split that function values belong to, or None.
+        metadata: model, kernel, temperature, counts, options, versions, key, seconds: JSON-able.
+        unconstrained: unconstrained values by site, kept with the weights; what ``evaluate`` needs.
+    """
+
+    draws: dict[str, np.ndarray]
+    function_values: np.ndarray | None
+    log_likelihood: np.ndarray | None
+    sample_stats: dict[str, np.ndarray]
+    predict_on: Split | None
+    metadata: dict[str, Any]
+    unconstrained: dict[str, np.ndarray] | None
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return self._leading_shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Draws kept of each chain."""
+        return self._leading_shape[1]
+
+    @property
+    def _leading_shape(self) -> tuple[int, int]:
+        for array in (*self.sample_stats.values(), *self.draws.values(), self.function_values):
+            if array is not None:
+                return array.shape[0], array.shape[1]
+        raise ValueError("this posterior holds no arrays")
+
+    def evaluate(self, model: Model, split: Any) -> Posterior:
+        """The same draws with function values and log-likelihoods on another split.
+
+        Args:
+            model: the model that was sampled.
+            split: ``Split``, or ``(x, y)``.
+
+        Raises:
+            ValueError: if the weights were not kept, or the model has other sites.
+        """
+        if self.unconstrained is None:
+            raise ValueError(
+                "the weights of this posterior were not kept, so it cannot be evaluated elsewhere; sample "
+                "with keep='weights', or with predict_on=this split"
+            )
+        split = resolve_predict_on(split, None)
+        if split is None:
+            raise TypeError("split must be a Split or (x, y); got None")
+        inputs, preprocessing = stored_inputs(split)
+        struct = input_struct(inputs, preprocessing)
+        model = model.bind(struct, np.asarray(split.y))
+        targets = check_targets(model, struct, np.asarray(split.y), "split")
+        shapes = {name: leaf.shape for name, leaf in jax.eval_shape(model.init, jax.random.key(0)).items()}
+        kept = {name: array.shape[2:] for name, array in self.unconstrained.items()}
+        if shapes != kept:
+            raise ValueError(f"model has the sites {shapes}; these draws are of a model with {kept}")
+
+        total = self.num_chains * self.num_draws
+        flat = {name: array.reshape(total, *array.shape[2:]) for name, array in self.unconstrained.items()}
+        rows = (jnp.asarray(inputs), jnp.asarray(targets))
+        evaluation = _Evaluation(model, preprocessing, default_chunk_size(model, inputs.shape[1:]))
+        width = (model.num_outputs or 0) + 1
+        block = max(1, min(total, 64, EVALUATION_BLOCK_BYTES // (4 * width * len(inputs))))
+        parts = []
+        for first in range(0, total, block):
+            # The last block overlaps the one before, so that every block has the shape that was compiled.
+            start = min(first, total - block)
+            values = _evaluate_block(evaluation, {n: a[start : start + block] for n, a in flat.items()}, rows)
+            parts.append(jax.tree.map(lambda leaf, skip=first - start: np.asarray(leaf)[skip:], values))
+        leading = self._leading_shape
+        function_values, log_likelihood = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves).reshape(*leading, *leaves[0].shape[1:]), *parts
+        )
+        return replace(self, function_values=function_values, log_likelihood=log_likelihood, predict_on=split)
+
+    def to_arviz(self, *args: Any, **kwargs: Any) -> xarray.DataTree:
+        """As an ArviZ ``DataTree``; see ``pseudocoreset.diagnostics.to_arviz``."""
+        from pseudocoreset.diagnostics import to_arviz
+
+        return to_arviz(self, *args, **kwargs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``posterior.safetensors``, ``posterior.json`` and ``manifest.json``, whole or not at all.
+
+        Args:
+            path: directory to make; an existing one is replaced.
+        """
+        arrays = {
+            f"{group}/{name}": a for group in GROUPS for name, a in (getattr(self, group) or {}).items()
+        }
+        for name in ("function_values", "log_likelihood"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        preprocessing = None
+        if self.predict_on is not None:
+            arrays |= {"predict_on/raw": self.predict_on.raw, "predict_on/y": self.predict_on.y}
+            parts = self.predict_on.preprocessing.arrays()
+            arrays |= {f"preprocessing/{name}": array for name, array in parts.items()}
+            preprocessing = self.predict_on.preprocessing.metadata()
+        record = {
+            "schema": SCHEMA,
+            "keeps_weights": self.unconstrained is not None,
+            "preprocessing": preprocessing,
+            "metadata": self.metadata,
+        }
+        with atomic_directory(path) as folder:
+            write_arrays(folder / "posterior.safetensors", arrays)
+            write_json(folder / "posterior.json", record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Posterior:
+        """Read what ``save`` wrote, verified.
+
+        Raises:
+            FileNotFoundError: if there is nothing at ``path``.
+            CorruptFileError: if a file is missing, truncated or altered, or holds something else.
+            ValueError: if a newer version of this package wrote it.
+        """
+        folder = verify(path)
+        if not (folder / "posterior.json").is_file():
+            raise CorruptFileError(f"{path} holds no posterior.json; it is not a saved posterior")
+        record = read_json(folder / "posterior.json")
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; "
+                "upgrade it"
+            )
+        arrays = read_arrays(folder / "posterior.safetensors")
+        groups: dict[str, dict[str, np.ndarray]] = {
+            name: {} for name in (*GROUPS, "predict_on", "preprocessing")
+        }
+        for name, array in arrays.items():
+            group, _, rest = name.partition("/")
+            if rest:
+                groups[group][rest] = array
+        return cls(
+            draws=groups["draws"],
+            function_values=arrays.get("function_values"),
+            log_likelihood=arrays.get("log_likelihood"),
+            sample_stats=groups["sample_stats"],
+            predict_on=_restored_split(
+                groups["predict_on"], groups["preprocessing"], record["preprocessing"]
+            ),
+            metadata=record["metadata"],
+            unconstrained=groups["unconstrained"] if record["keeps_weights"] else None,
+        )
+
+    def __repr__(self) -> str:
+        about = self.metadata
+        lines = [
+            f"Posterior of {about.get('model', 'a model')} by {about.get('kernel', 'an unknown kernel')} at "
+            f"temperature {about.get('temperature', 1.0):g}: {self.num_chains} chains of {self.num_draws}"
+        ]
+        if "total_weight" in about:
+            lines.append(f"  data: {about['num_data']} of total weight {about['total_weight']:g}")
+        sites = [f"{name} {array.shape[2:]}" for name, array in self.draws.items()]
+        more = f" and {len(sites) - 4} more" if len(sites) > 4 else ""
+        lines.append(f"  draws: {', '.join(sites[:4]) or 'none kept'}{more}")
+        if self.function_values is not None:
+            lines.append(f"  function values: {self.function_values.shape}")
+        if "seconds" in about:
+            lines.append(f"  seconds: {about['seconds']['total']:.1f}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    model: Model
+    preprocessing: Any
+    chunk_size: int
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate_block(
+    evaluation: _Evaluation, stack: Params, rows: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, jax.Array]:
+    def one(params: Params) -> tuple[jax.Array | None, jax.Array]:
+        f, log_likelihood = function_summary(
+            evaluation.model,
+            params,
+            *rows,
+            preprocessing=evaluation.preprocessing,
+            chunk_size=evaluation.chunk_size,
+        )
+        return None if f is None else f.astype(jnp.float32), log_likelihood
+
+    return map_stack(one, stack) if evaluation.model.is_network else jax.vmap(one)(stack)
+
+
+def _restored_split(
+    arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray], metadata: Any
+) -> Split | None:
+    if not arrays:
+        return None
+    from pseudocoreset.data import Preprocessing, Split
+
+    return Split(raw=arrays["raw"], y=arrays["y"], preprocessing=Preprocessing.from_parts(parts, metadata))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the draws depend on."""
+    from pseudocoreset import __version__
+
+    names = ("jax", "jaxlib", "numpyro", "blackjax", "numpy")
+    return {"pseudocoreset": __version__, **{name: importlib.metadata.version(name) for name in names}}

@@ -1,0 +1,274 @@
+"""Checks of everything that ``sample`` takes, before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.inference.kernels import KERNELS
+from pseudocoreset.models import Model
+from pseudocoreset.validation import check_choice, check_integer, check_positive
+
+__all__ = [
+    "Source",
+    "check_kernel_options",
+    "check_step_size_and_metric",
+    "check_targets",
+    "input_struct",
+    "resolve_batch_size",
+    "resolve_data",
+    "resolve_init_params",
+    "resolve_keep",
+    "resolve_predict_on",
+    "stored_inputs",
+]
+
+MINIBATCH_FROM = 2000
+DEFAULT_BATCH_SIZE = 128
+
+
+class Source(NamedTuple):
+    """Training data as they go to the device."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    preprocessing: Any
+
+
+def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a kernel with defaults filled in."""
+    check_choice(kernel, "kernel", KERNELS)
+    defaults = KERNELS[kernel].options
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        valid = ", ".join(defaults) or "none"
+        raise ValueError(
+            f"kernel {kernel!r} has no option {', '.join(map(repr, unknown))}; its options are: {valid}"
+        )
+    options = {**defaults, **given}
+    for name in ("num_integration_steps", "max_num_doublings"):
+        if name in options:
+            options[name] = check_integer(options[name], name)
+    if options.get("friction") is not None:
+        options["friction"] = check_positive(options["friction"], "friction")
+    if "target_acceptance_rate" in options:
+        rate = check_positive(options["target_acceptance_rate"], "target_acceptance_rate")
+        if rate >= 1:
+            raise ValueError(f"target_acceptance_rate must lie between 0 and 1; got {rate}")
+    if "is_mass_matrix_diagonal" in options and not isinstance(options["is_mass_matrix_diagonal"], bool):
+        raise TypeError(f"is_mass_matrix_diagonal must be a bool; got {options['is_mass_matrix_diagonal']!r}")
+    return options
+
+
+def check_step_size_and_metric(
+    kernel: str, step_size: Any, options: Mapping[str, Any], num_params: int, num_warmup: int
+) -> tuple[float | None, np.ndarray | None]:
+    """Given step size and inverse mass matrix; None for what is adapted or has a default."""
+    if step_size is not None:
+        step_size = check_positive(step_size, "step_size")
+    elif not KERNELS[kernel].uses_minibatches and num_warmup == 0:
+        raise ValueError(
+            f"num_warmup=0 leaves kernel {kernel!r} no steps to adapt in; give step_size, or some warmup"
+        )
+    matrix = options.get("inverse_mass_matrix")
+    return step_size, None if matrix is None else check_inverse_mass_matrix(matrix, num_params)
+
+
+def resolve_batch_size(batch_size: Any, num_data: int, kernel: str) -> int | None:
+    """Rows of a minibatch, None for all data."""
+    if not KERNELS[kernel].uses_minibatches:
+        if batch_size is not None:
+            raise ValueError(
+                f"batch_size={batch_size}: kernel {kernel!r} accepts or rejects by the exact density; leave "
+                "batch_size out (chunk_size bounds its memory), or take kernel='sghmc'"
+            )
+        return None
+    if batch_size is None:
+        return DEFAULT_BATCH_SIZE if num_data > MINIBATCH_FROM else None
+    size = check_integer(batch_size, "batch_size")
+    if size > num_data:
+        raise ValueError(f"batch_size={size} is more than the {num_data} data")
+    return None if size == num_data else size
+
+
+def resolve_keep(keep: Any, model: Model, has_predict_on: bool) -> bool:
+    """Whether the weights are kept."""
+    check_choice(keep, "keep", ("auto", "weights", "functions"))
+    if keep == "functions" and not (has_predict_on and model.has_function):
+        missing = "predict_on, a split to evaluate on" if model.has_function else "a program with a site 'f'"
+        raise ValueError(f"keep='functions' needs {missing}; give it, or take keep='weights'")
+    return keep == "weights" or (keep == "auto" and not (has_predict_on and model.is_network))
+
+
+def check_inverse_mass_matrix(matrix: Any, num_params: int) -> np.ndarray:
+    """Accept a positive diagonal (num_params,) or a symmetric positive definite matrix."""
+    array = np.asarray(matrix, dtype=float)
+    if array.shape not in ((num_params,), (num_params, num_params)):
+        raise ValueError(
+            f"inverse_mass_matrix has shape {array.shape}; wanted ({num_params},) "
+            f"or ({num_params}, {num_params})"
+        )
+    if array.ndim == 1:
+        valid = bool(np.all(np.isfinite(array) & (array > 0)))
+    else:
+        valid = bool(np.all(np.isfinite(array))) and np.allclose(array, array.T)
+        valid = valid and bool(np.all(np.linalg.eigvalsh(array) > 0))
+    if not valid:
+        raise ValueError(
+            "inverse_mass_matrix must be positive: a positive diagonal, or symmetric positive definite"
+        )
+    return array
+
+
+def stored_inputs(split: Any) -> tuple[np.ndarray, Any]:
+    """Inputs of a split as they go to the device, and the preprocessing that is left to do there.
+
+    Bytes stay bytes, a quarter of the memory, and are preprocessed minibatch by minibatch; whitening, a dense
+    matrix product a row, is done once.
+    """
+    if split.raw.dtype == np.uint8 and split.preprocessing.zca_matrix is None:
+        return split.raw, split.preprocessing
+    return split.x, None
+
+
+def input_struct(inputs: np.ndarray, preprocessing: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the model inputs that stored inputs become."""
+    if preprocessing is not None:
+        return jax.eval_shape(preprocessing.apply, inputs)
+    return jax.eval_shape(jnp.asarray, inputs)
+
+
+def resolve_data(data: Any) -> Source:
+    """Arrays and weights of a ``Dataset``, a ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``."""
+    if hasattr(data, "train") and hasattr(data.train, "raw"):
+        inputs, preprocessing = stored_inputs(data.train)
+        targets, weights = np.asarray(data.train.y), None
+    elif all(hasattr(data, name) for name in ("inputs", "targets", "weights")):
+        inputs, preprocessing = np.asarray(data.inputs), None
+        targets, weights = np.asarray(data.targets), np.asarray(data.weights)
+    elif isinstance(data, tuple | list) and len(data) in (2, 3):
+        inputs, preprocessing = np.asarray(data[0]), None
+        targets, weights = np.asarray(data[1]), np.asarray(data[2]) if len(data) == 3 else None
+    else:
+        raise TypeError(
+            f"data must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {type(data).__name__}"
+        )
+    _check_pair(inputs, targets, "data")
+    if weights is None:
+        weights = np.ones(len(inputs), np.float32)
+    if weights.shape != (len(inputs),):
+        raise ValueError(f"data: weights have shape {weights.shape}; wanted ({len(inputs)},)")
+    if not np.issubdtype(weights.dtype, np.number) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
+        raise ValueError("data: weights must be finite and not negative")
+    if not np.any(weights > 0):
+        raise ValueError("data: all weights are zero; the posterior would be the prior")
+    return Source(inputs, targets, weights, preprocessing)
+
+
+def resolve_predict_on(predict_on: Any, data: Any) -> Any:
+    """The split that function values are computed on; the test split of a ``Dataset`` by default."""
+    from pseudocoreset.data import Preprocessing, Split
+
+    if predict_on is None:
+        predict_on = getattr(data, "test", None)
+    if predict_on is None:
+        return None
+    if not hasattr(predict_on, "raw"):
+        if not isinstance(predict_on, tuple | list) or len(predict_on) != 2:
+            raise TypeError(f"predict_on must be a Split, (x, y) or None; got {type(predict_on).__name__}")
+        x, y = np.asarray(predict_on[0]), np.asarray(predict_on[1])
+        _check_pair(x, y, "predict_on")
+        if not np.issubdtype(x.dtype, np.floating):
+            raise TypeError(f"predict_on: x must be floating point or a Split; got dtype {x.dtype}")
+        y = y.astype(np.float32 if np.issubdtype(y.dtype, np.floating) else np.int32)
+        predict_on = Split(raw=x.astype(np.float32), y=y, preprocessing=Preprocessing())
+    _check_pair(predict_on.raw, predict_on.y, "predict_on")
+    return predict_on
+
+
+def _check_pair(x: np.ndarray, y: np.ndarray, argument: str) -> None:
+    for name, array in (("x", x), ("y", y)):
+        if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise TypeError(f"{argument}: {name} must hold numbers; got dtype {array.dtype}")
+        if array.ndim == 0 or len(array) == 0:
+            raise ValueError(f"{argument}: {name} must have at least one row; got shape {array.shape}")
+        if np.issubdtype(array.dtype, np.inexact) and not np.all(np.isfinite(array)):
+            row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
+            raise ValueError(f"{argument}: {name} is not finite in row {row}")
+    if len(x) != len(y):
+        raise ValueError(f"{argument}: x has {len(x)} rows and y has {len(y)}")
+
+
+def check_targets(model: Model, struct: jax.ShapeDtypeStruct, y: np.ndarray, argument: str) -> np.ndarray:
+    """Targets that a bound model can score, hard labels as int32; ``struct`` is that of the model inputs."""
+    assert model.structure is not None
+    x_shape, x_dtype = struct.shape[1:], struct.dtype
+    wanted_x, wanted_y = model.structure.x.shape, model.structure.y.shape
+    if x_shape != wanted_x:
+        raise ValueError(f"{argument}: x has features of shape {x_shape}; this model was made for {wanted_x}")
+    if model.is_network and not np.issubdtype(x_dtype, np.floating):
+        raise TypeError(
+            f"{argument}: x has dtype {x_dtype}, a network takes floating point; scale the values, or give "
+            "the raw images to Dataset.from_arrays"
+        )
+    classes = model.num_classes
+    if classes is not None and wanted_y == () and y.shape[1:] == (classes,):
+        rows = np.flatnonzero(np.any(y < 0, axis=1) | (np.abs(y.sum(axis=1) - 1) > 1e-3))
+        if len(rows):
+            raise ValueError(
+                f"{argument}: y holds class probabilities, but row {rows[0]} is negative somewhere or sums "
+                f"to {y[rows[0]].sum():.4g} instead of 1"
+            )
+        return y
+    if y.shape[1:] != wanted_y:
+        also = "" if classes is None else f" or class probabilities (n, {classes})"
+        raise ValueError(
+            f"{argument}: y has shape {y.shape}; wanted (n, {', '.join(map(str, wanted_y))}){also}".replace(
+                ", )", ",)"
+            )
+        )
+    if classes is None:
+        return y
+    bad = np.flatnonzero(((y < 0) | (y >= classes) | (y != np.round(y))).reshape(len(y), -1).any(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{argument}: labels must be integers from 0 to {classes - 1}; row {bad[0]} has {y[bad[0]]}"
+        )
+    return y.astype(np.int32)
+
+
+def resolve_init_params(
+    init_params: Any, shapes: dict[str, Any], num_chains: int
+) -> dict[str, jax.Array] | None:
+    """Starting points stacked over chains; a single one is broadcast.
+
+    Args:
+        init_params: ``{site: array}``, unconstrained, each of the site's shape or with a leading axis of
+            chains.
+        shapes: ``{site: ShapeDtypeStruct}`` of one chain.
+        num_chains: number of chains.
+    """
+    if init_params is None:
+        return None
+    if not isinstance(init_params, Mapping) or set(init_params) != set(shapes):
+        given = sorted(init_params) if isinstance(init_params, Mapping) else type(init_params).__name__
+        raise ValueError(f"init_params must be a dictionary of the sites {sorted(shapes)}; got {given}")
+    stacked = {}
+    for name, wanted in shapes.items():
+        array = np.asarray(init_params[name])
+        if array.shape not in (wanted.shape, (num_chains, *wanted.shape)):
+            raise ValueError(
+                f"init_params[{name!r}] has shape {array.shape}; wanted {wanted.shape} or "
+                f"{(num_chains, *wanted.shape)}, unconstrained"
+            )
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"init_params[{name!r}] is not finite")
+        stacked[name] = jnp.broadcast_to(jnp.asarray(array, wanted.dtype), (num_chains, *wanted.shape))
+    if len({np.asarray(init_params[name]).shape == wanted.shape for name, wanted in shapes.items()}) > 1:
+        raise ValueError(f"init_params: either all sites or none have a leading axis of {num_chains} chains")
+    return stacked

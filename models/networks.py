@@ -1,0 +1,75 @@
+"""Reference networks as flax modules; ``bnn`` turns them, or any other network, into NumPyro programs."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm, average_pool
+
+__all__ = ["MLP", "ConvNet"]
+
+
+class ConvNet(nn.Module):
+    """The ConvNet of the condensation and pseudocoreset papers ("D3 W128": depth 3, width 128).
+
+    ``depth`` blocks of [3x3 convolution with bias, norm, ReLU, 2x2 average pooling], then one dense layer.
+    With 3 blocks of 128 filters, instance norm and 10 classes it has 320,010 parameters. Images of 28x28
+    pixels are padded to 32x32 by the first convolution.
+
+    Attributes:
+        depth: number of blocks; an image side must be at least ``2 ** depth``.
+        width: filters of every convolution.
+        norm: one of ``"instance"``, ``"group"``, ``"layer"``, ``"batch"``, ``"none"`` (see ``Norm``).
+        num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
+    """
+
+    depth: int = 3
+    width: int = 128
+    norm: str = "instance"
+    num_outputs: int | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Images (n, height, width, channels) -> function values (n, num_outputs)."""
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r} is unknown; use one of {', '.join(map(repr, NORMS))}")
+        if x.ndim != 4:
+            raise ValueError(f"ConvNet takes images (n, height, width, channels); got inputs of shape {x.shape}")
+        if self.norm == "group" and self.width % 4:
+            raise ValueError(f"width={self.width} must be a multiple of 4 for norm='group' (4 groups)")
+        if self.num_outputs is None:
+            raise ValueError("num_outputs is not set; give ConvNet(num_outputs=...) or let bnn(network, data) fill it")
+        if min(x.shape[1:3]) < 2**self.depth:
+            raise ValueError(
+                f"depth={self.depth} halves the image {self.depth} times and needs sides of at least "
+                f"{2**self.depth} pixels; got {x.shape[1]}x{x.shape[2]}"
+            )
+        for block in range(self.depth):
+            padding = 3 if block == 0 and x.shape[1:3] == (28, 28) else 1
+            x = Conv(self.width, padding=padding, name=f"conv_{block}")(x)
+            x = Norm(self.norm, name=f"norm_{block}")(x)
+            x = average_pool(jax.nn.relu(x))
+        return Dense(self.num_outputs, name="head")(x.reshape(x.shape[0], -1))
+
+
+class MLP(nn.Module):
+    """Fully connected network with ReLU between layers; inputs of any shape are flattened.
+
+    Attributes:
+        widths: widths of the hidden layers.
+        num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
+    """
+
+    widths: tuple[int, ...] = (128, 128)
+    num_outputs: int | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Inputs (n, ...) -> function values (n, num_outputs)."""
+        if self.num_outputs is None:
+            raise ValueError("num_outputs is not set; give MLP(num_outputs=...) or let bnn(network, data) fill it")
+        x = x.reshape(x.shape[0], -1)
+        for layer, width in enumerate(self.widths):
+            x = jax.nn.relu(Dense(width, name=f"hidden_{layer}")(x))
+        return Dense(self.num_outputs, name="head")(x)

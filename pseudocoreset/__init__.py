@@ -1,0 +1,55 @@
+"""Bayesian pseudocoresets: a few synthetic data whose posterior matches that of the whole data set."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pseudocoreset.coreset import Pseudocoreset as Pseudocoreset
+    from pseudocoreset.data import Dataset as Dataset
+    from pseudocoreset.data import load_dataset as load_dataset
+    from pseudocoreset.diagnostics import compare_posteriors as compare_posteriors
+    from pseudocoreset.experts import Experts as Experts
+    from pseudocoreset.experts import train_experts as train_experts
+    from pseudocoreset.fitting import FitResult as FitResult
+    from pseudocoreset.fitting import fit as fit
+    from pseudocoreset.fitting import fit_fbpc as fit_fbpc
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that importing the package touches no device and no heavy library.
+_HOMES = {
+    "Dataset": "data",
+    "Experts": "experts",
+    "FitResult": "fitting",
+    "Pseudocoreset": "coreset",
+    "compare_posteriors": "diagnostics",
+    "fit": "fitting",
+    "fit_fbpc": "fitting",
+    "load_dataset": "data",
+    "train_experts": "experts",
+}
+
+__all__ = [
+    "Dataset",
+    "Experts",
+    "FitResult",
+    "Pseudocoreset",
+    "__version__",
+    "compare_posteriors",
+    "fit",
+    "fit_fbpc",
+    "load_dataset",
+    "train_experts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pseudocoreset' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pseudocoreset.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

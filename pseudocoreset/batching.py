@@ -1,0 +1,50 @@
+"""One computation over a stack of parameter sets: the only place that chooses how, per backend.
+
+Experts, chains and posterior draws are the same thing to a compiler: a network applied to many parameter
+sets. Vectorising a convolution over its kernel turns it into a grouped convolution, and a batched matrix
+product of the unfolded images needs the memory of all networks at once. On CPU a sequential map of the
+unfolded form is both the fastest and the smallest (``benchmarks/results/batching.json``); on accelerators
+the vectorised form keeps the device busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+__all__ = ["convolves_by_matmul", "map_stack"]
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def convolves_by_matmul() -> bool:
+    """Whether convolutions are written as unfold and matrix product on the current backend.
+
+    On CPU a ``lax.conv`` inside a loop body (``scan``, ``map``, ``while_loop``) falls off XLA's fast path
+    and is about 26 times slower than outside it; the matrix product is as fast in loops as out of them.
+    """
+    return _on_cpu()
+
+
+def map_stack(fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | None = None) -> Any:
+    """Apply ``fn(item, *shared)`` to every item of a stacked pytree.
+
+    Args:
+        fn: function of one item of the stack and the shared arguments; any pytree out.
+        stack: pytree of arrays with the same leading axis.
+        *shared: arguments passed whole to every call.
+        chunk: items vectorised together on accelerators; all of them by default. CPU goes one by one.
+
+    Returns:
+        The results, stacked along a new leading axis.
+    """
+    if _on_cpu():
+        return jax.lax.map(lambda item: fn(item, *shared), stack)
+    size = jax.tree.leaves(stack)[0].shape[0]
+    if chunk is None or chunk >= size:
+        return jax.vmap(lambda item: fn(item, *shared))(stack)
+    return jax.lax.map(lambda item: fn(item, *shared), stack, batch_size=chunk)

@@ -1,0 +1,154 @@
+"""Checkpoints of long runs: atomic, verified, exactly resumable, one run a directory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.storage import (
+    CorruptFileError,
+    atomic_directory,
+    read_arrays,
+    read_json,
+    verify,
+    write_arrays,
+    write_json,
+)
+
+__all__ = ["Checkpointer"]
+
+logger = logging.getLogger(__name__)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+class Checkpointer:
+    """Steps of one run in ``directory``, the newest two kept.
+
+    Use it as a context manager; it holds a lock on the directory meanwhile.
+
+    Args:
+        directory: where the steps go, made if absent.
+        run: what identifies the run, a JSON-able dictionary. A directory that holds another run is refused.
+
+    Raises:
+        ValueError: if the directory belongs to a run with other settings; the message lists them.
+        BlockingIOError: if another process is using the directory.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], run: dict[str, Any]) -> None:
+        self.directory = pathlib.Path(directory)
+        self.run = json.loads(json.dumps(run))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise BlockingIOError(f"another process is using the checkpoints in {self.directory}") from error
+        for leftover in self.directory.glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _steps(self) -> list[pathlib.Path]:
+        return sorted(self.directory.glob("step-*"))
+
+    def save(self, step: int, state: Any, extra: dict[str, np.ndarray] | None = None) -> None:
+        """Write the state after ``step`` steps.
+
+        Args:
+            step: steps done.
+            state: pytree of arrays and typed keys: everything needed to go on.
+            extra: named arrays kept beside it (the history, say).
+        """
+        leaves = jax.tree.leaves(state)
+        arrays = {
+            f"state/{i:05d}": np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+            for i, leaf in enumerate(leaves)
+        }
+        arrays |= {f"extra/{name}": np.asarray(value) for name, value in (extra or {}).items()}
+        with atomic_directory(self.directory / f"step-{step:09d}") as folder:
+            write_arrays(folder / "state.safetensors", arrays)
+            write_json(folder / "run.json", {"schema": 1, "step": step, "jax": jax.__version__, "run": self.run})
+        for old in self._steps()[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self, template: Any) -> tuple[int, Any, dict[str, np.ndarray]] | None:
+        """The newest whole step, or None if there is none yet.
+
+        Args:
+            template: a state of the same structure, shapes and dtypes.
+
+        Returns:
+            (steps done, state, extra arrays).
+
+        Raises:
+            ValueError: if the checkpoints belong to a run with other settings or shapes.
+            CorruptFileError: if there are checkpoints but not one of them is whole.
+        """
+        steps = self._steps()
+        for folder in reversed(steps):
+            try:
+                verify(folder)
+                record = read_json(folder / "run.json")
+                arrays = read_arrays(folder / "state.safetensors")
+            except CorruptFileError as error:
+                logger.warning("skipping a damaged checkpoint: %s", error)
+                continue
+            self._check_run(record)
+            state = _fill(template, arrays)
+            extra = {name.removeprefix("extra/"): a for name, a in arrays.items() if name.startswith("extra/")}
+            return int(record["step"]), state, extra
+        if steps:
+            raise CorruptFileError(
+                f"no checkpoint in {self.directory} is whole; remove the directory to start the run afresh"
+            )
+        return None
+
+    def _check_run(self, record: dict[str, Any]) -> None:
+        saved = record["run"]
+        different = [
+            f"{name}: saved {saved.get(name)!r}, now {self.run.get(name)!r}"
+            for name in sorted(saved.keys() | self.run.keys())
+            if saved.get(name) != self.run.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"{self.directory} holds checkpoints of another run; use another directory. Different: "
+                + "; ".join(different)
+            )
+        if record["jax"] != jax.__version__:
+            logger.warning(
+                "resuming with JAX %s what was begun with %s: results agree in distribution, not to the bit",
+                jax.__version__,
+                record["jax"],
+            )
+
+
+def _fill(template: Any, arrays: dict[str, np.ndarray]) -> Any:
+    leaves, treedef = jax.tree.flatten(template)
+    saved = [arrays[name] for name in sorted(arrays) if name.startswith("state/")]
+    shapes = [np.shape(jax.random.key_data(leaf)) if _is_key(leaf) else np.shape(leaf) for leaf in leaves]
+    if [a.shape for a in saved] != shapes:
+        raise ValueError("the checkpoint has arrays of other shapes than this run; use another directory")
+    filled = [
+        jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else jnp.asarray(a, dtype=jnp.asarray(leaf).dtype)
+        for leaf, a in zip(leaves, saved, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, filled)

@@ -1,0 +1,224 @@
+"""The command ``pseudocoreset``: experts, fit, sample, compare, demo."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pseudocoreset",
+    help="Learn a few synthetic data whose Bayesian posterior matches that of the whole data set, and check it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DataName = Annotated[str, typer.Option("--data", help="digits, mnist, fashion_mnist, svhn, cifar10, cifar100, tiny_imagenet")]
+DataDir = Annotated[
+    pathlib.Path | None, typer.Option(help="tensorflow-datasets folder; its own default if not given")
+]
+Seed = Annotated[int, typer.Option(help="the seed of everything random")]
+Depth = Annotated[int, typer.Option(help="blocks of the ConvNet")]
+Width = Annotated[int, typer.Option(help="filters of the ConvNet")]
+NormKind = Annotated[str, typer.Option("--norm", help="instance, group, layer, batch or none")]
+Zca = Annotated[bool, typer.Option("--zca", help="whiten the images")]
+
+
+def _data_and_model(data: str, data_dir: pathlib.Path | None, zca: bool, depth: int, width: int, norm: str) -> Any:
+    from pseudocoreset.data import load_dataset
+    from pseudocoreset.models import ConvNet, bnn
+
+    dataset = load_dataset(data, data_dir=data_dir, zca=zca)
+    return dataset, bnn(ConvNet(depth=depth, width=width, norm=norm), dataset)
+
+
+@app.command()
+def demo(
+    out: Annotated[pathlib.Path, typer.Option(help="folder for the results")] = pathlib.Path("demo"),
+    seed: Seed = 0,
+) -> None:
+    """The whole road on bundled handwritten digits: experts, FBPC, three posteriors, a report. A few minutes."""
+    import jax
+
+    from pseudocoreset.demo import run_demo
+
+    metrics = run_demo(out, key=jax.random.key(seed))
+    typer.echo(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
+    for name, label in (("full", "all data"), ("fbpc", "FBPC coreset"), ("random", "random images")):
+        row = metrics[name]
+        typer.echo(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
+    typer.echo(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
+
+
+@app.command()
+def experts(
+    out: Annotated[pathlib.Path, typer.Option(help="folder for the snapshots; a run that was stopped goes on there")],
+    data: DataName = "cifar10",
+    data_dir: DataDir = None,
+    num_experts: Annotated[int, typer.Option(help="trajectories")] = 10,
+    num_epochs: Annotated[int, typer.Option(help="passes over the data")] = 50,
+    learning_rate: Annotated[float, typer.Option(help="SGD step size")] = 0.01,
+    batch_size: Annotated[int, typer.Option(help="data a step")] = 256,
+    depth: Depth = 3,
+    width: Width = 128,
+    norm: NormKind = "instance",
+    zca: Zca = False,
+    seed: Seed = 0,
+) -> None:
+    """Train expert trajectories on the full data, a snapshot every epoch."""
+    import jax
+
+    from pseudocoreset.experts import train_experts
+
+    dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
+    trained = train_experts(
+        model,
+        dataset,
+        num_experts=num_experts,
+        num_epochs=num_epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        key=jax.random.key(seed),
+        directory=out,
+    )
+    typer.echo(repr(trained))
+
+
+@app.command()
+def fit(
+    out: Annotated[pathlib.Path, typer.Option(help="folder for the coreset")],
+    experts_dir: Annotated[pathlib.Path, typer.Option("--experts", help="folder of `pseudocoreset experts`")],
+    data: DataName = "cifar10",
+    data_dir: DataDir = None,
+    images_per_class: Annotated[int, typer.Option(help="points of each class")] = 1,
+    proxy: Annotated[str, typer.Option(help="trajectory or isotropic")] = "trajectory",
+    steps: Annotated[int | None, typer.Option(help="updates; the paper's number if not given")] = None,
+    step_size: Annotated[float | None, typer.Option(help="SGD step on the inputs; the paper's if not given")] = None,
+    weights: Annotated[str, typer.Option(help="mass of the weights: ones or data")] = "ones",
+    checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
+    depth: Depth = 3,
+    width: Width = 128,
+    norm: NormKind = "instance",
+    zca: Zca = False,
+    seed: Seed = 0,
+) -> None:
+    """Learn a coreset with FBPC."""
+    import jax
+
+    from pseudocoreset.experts import Experts
+    from pseudocoreset.fitting import fit_fbpc
+
+    dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
+    result = fit_fbpc(
+        model,
+        dataset,
+        images_per_class=images_per_class,
+        key=jax.random.key(seed),
+        experts=Experts.load(experts_dir),
+        proxy=proxy,
+        steps=steps,
+        step_size=step_size,
+        weights=weights,
+        checkpoint_dir=checkpoint_dir,
+    )
+    result.coreset.save(out)
+    typer.echo(repr(result))
+
+
+@app.command()
+def sample(
+    out: Annotated[pathlib.Path, typer.Option(help="folder for the posterior")],
+    coreset: Annotated[pathlib.Path | None, typer.Option(help="a coreset; the full data if not given")] = None,
+    data: DataName = "cifar10",
+    data_dir: DataDir = None,
+    kernel: Annotated[str, typer.Option(help="sghmc, sgld, hmc or nuts")] = "sghmc",
+    num_chains: Annotated[int, typer.Option(help="chains")] = 4,
+    num_warmup: Annotated[int, typer.Option(help="steps before the first draw")] = 500,
+    num_samples: Annotated[int, typer.Option(help="draws of each chain")] = 50,
+    thinning: Annotated[int, typer.Option(help="steps between draws")] = 10,
+    temperature: Annotated[float, typer.Option(help="1 is the posterior")] = 1.0,
+    mass: Annotated[str | None, typer.Option(help="rescale the coreset's weights: ones or data")] = None,
+    depth: Depth = 3,
+    width: Width = 128,
+    norm: NormKind = "instance",
+    zca: Zca = False,
+    seed: Seed = 0,
+) -> None:
+    """Sample the posterior of a coreset, or of the full data; predictions on the test images are kept."""
+    import jax
+
+    from pseudocoreset.coreset import Pseudocoreset
+    from pseudocoreset.inference import sample as sample_posterior
+
+    dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
+    source = dataset if coreset is None else Pseudocoreset.load(coreset)
+    if mass is not None:
+        if coreset is None:
+            raise typer.BadParameter("--mass goes with --coreset")
+        source = source.with_mass(mass)
+    posterior = sample_posterior(
+        model,
+        source,
+        kernel=kernel,
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        thinning=thinning,
+        temperature=temperature,
+        key=jax.random.key(seed),
+        predict_on=dataset.test,
+    )
+    posterior.save(out)
+    typer.echo(repr(posterior))
+
+
+@app.command()
+def compare(
+    posteriors: Annotated[list[str], typer.Argument(help="NAME=FOLDER of `pseudocoreset sample`, one or more")],
+    reference: Annotated[str, typer.Option(help="the name that the others are compared with")] = "full",
+    html: Annotated[pathlib.Path | None, typer.Option(help="also write this report")] = None,
+    coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture in the report")] = None,
+    data: DataName = "cifar10",
+    data_dir: DataDir = None,
+    depth: Depth = 3,
+    width: Width = 128,
+    norm: NormKind = "instance",
+    zca: Zca = False,
+) -> None:
+    """Compare posteriors on the test images, as a table and an HTML report."""
+    from pseudocoreset.coreset import Pseudocoreset
+    from pseudocoreset.diagnostics import compare_posteriors, report
+    from pseudocoreset.inference import Posterior
+
+    pairs = [item.partition("=") for item in posteriors]
+    if not all(name and folder for name, _, folder in pairs):
+        raise typer.BadParameter("write each posterior as NAME=FOLDER")
+    dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
+    loaded = {name: Posterior.load(folder) for name, _, folder in pairs}
+    comparison = compare_posteriors(loaded, model, dataset.test, reference=reference)
+    typer.echo(str(comparison))
+    if html is not None:
+        pictured = None if coreset is None else Pseudocoreset.load(coreset)
+        report(comparison, html, coreset=pictured, data=dataset, posteriors=loaded, model=model)
+        typer.echo(f"wrote {html}")
+
+
+def main() -> None:
+    """Run the command; progress and log lines go to standard error."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
+    logger = logging.getLogger("pseudocoreset")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        app(standalone_mode=True)
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        raise SystemExit(1) from error

@@ -1,0 +1,210 @@
+"""``Pseudocoreset``: a few weighted synthetic data, and everything needed to use them later."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from pseudocoreset.data.preprocessing import Preprocessing
+from pseudocoreset.storage import (
+    CorruptFileError,
+    atomic_directory,
+    read_arrays,
+    read_json,
+    verify,
+    write_arrays,
+    write_json,
+)
+from pseudocoreset.validation import check_choice, check_integer, check_key
+
+if TYPE_CHECKING:
+    from pseudocoreset.data import Dataset
+
+__all__ = ["Pseudocoreset"]
+
+SCHEMA = 1
+MASSES = ("ones", "data")
+
+
+@dataclass(frozen=True, eq=False)
+class Pseudocoreset:
+    """Weighted synthetic data (u_j, y_j, w_j), j = 1..m.
+
+    Its posterior is proportional to prior(theta) * prod_j p(y_j | u_j, theta) ** w_j. The sum of the weights, the
+    *mass*, sets how concentrated that posterior is: n (``"data"``) is the scale of the full-data posterior, m
+    (``"ones"``) the convention of the network papers.
+
+    Attributes:
+        inputs: (m, *feature_shape) float32, as the model sees them: preprocessed already.
+        targets: (m,) labels or real values, or (m, num_classes) class probabilities.
+        weights: (m,) float32, non-negative.
+        preprocessing: what turned stored data into model inputs; ``invert`` gives pictures.
+        num_data: n, the size of the data set that this stands for.
+        class_names: names of the classes, if there are classes.
+        metadata: objective, hyperparameters, versions, key: JSON-able.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    num_data: int = 0
+    class_names: tuple[str, ...] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m = len(self.inputs)
+        if m == 0:
+            raise ValueError("inputs is empty; a coreset has at least one point")
+        if len(self.targets) != m or self.weights.shape != (m,):
+            raise ValueError(
+                f"inputs, targets and weights must agree in length; got {m}, {len(self.targets)} and weights of shape "
+                f"{self.weights.shape}"
+            )
+        for name, array in (("inputs", self.inputs), ("targets", self.targets), ("weights", self.weights)):
+            if not np.all(np.isfinite(array)):
+                raise ValueError(f"{name} has {int(np.sum(~np.isfinite(array)))} values that are not finite")
+        if np.any(self.weights < 0) or not np.any(self.weights > 0):
+            raise ValueError("weights must be non-negative and not all zero")
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Dataset,
+        *,
+        images_per_class: int | None = None,
+        size: int | None = None,
+        key: jax.Array,
+        mass: str = "ones",
+    ) -> Pseudocoreset:
+        """A coreset of real data chosen at random: the usual starting point, and the baseline to beat.
+
+        Args:
+            data: the data set; the choice is made from its train split, without replacement.
+            images_per_class: points of every class, ordered by class; for classes only.
+            size: number of points in all, chosen uniformly; give this or ``images_per_class``.
+            key: one typed key.
+            mass: ``"ones"`` or ``"data"``, the sum of the weights m or n.
+
+        Raises:
+            ValueError: if both or neither of ``images_per_class`` and ``size`` are given, or there are fewer data.
+        """
+        check_key(key)
+        check_choice(mass, "mass", MASSES)
+        indices = _choose(data, images_per_class, size, key)
+        coreset = cls(
+            inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
+            targets=np.asarray(data.train.y[indices]),
+            weights=np.ones(len(indices), np.float32),
+            preprocessing=data.preprocessing,
+            num_data=data.train.num_data,
+            class_names=data.class_names,
+            metadata={"objective": "random", "data": data.name, "images_per_class": images_per_class},
+        )
+        return coreset.with_mass(mass)
+
+    @property
+    def size(self) -> int:
+        """Number of points m."""
+        return len(self.inputs)
+
+    @property
+    def mass(self) -> float:
+        """Sum of the weights."""
+        return float(np.sum(self.weights, dtype=np.float64))
+
+    def with_mass(self, mass: str | float) -> Pseudocoreset:
+        """The same points with weights rescaled to a total.
+
+        Args:
+            mass: ``"ones"`` (m), ``"data"`` (n), or a positive number.
+        """
+        if isinstance(mass, str):
+            check_choice(mass, "mass", MASSES)
+            if mass == "data" and self.num_data < 1:
+                raise ValueError("mass='data' needs the size of the data set; this coreset does not know num_data")
+            total = float(self.size if mass == "ones" else self.num_data)
+        else:
+            total = float(mass)
+            if not 0 < total < np.inf:
+                raise ValueError(f"mass must be 'ones', 'data' or a positive number; got {mass!r}")
+        weights = self.weights * np.float32(total / self.mass)
+        return replace(self, weights=weights, metadata={**self.metadata, "mass": mass})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a directory: ``coreset.safetensors``, ``coreset.json``, ``manifest.json``; whole or not at all."""
+        preprocessing = {f"preprocessing/{name}": a for name, a in self.preprocessing.arrays().items()}
+        with atomic_directory(path) as folder:
+            arrays = {"inputs": self.inputs, "targets": self.targets, "weights": self.weights}
+            write_arrays(folder / "coreset.safetensors", arrays | preprocessing)
+            record = {
+                "schema": SCHEMA,
+                "num_data": self.num_data,
+                "class_names": None if self.class_names is None else list(self.class_names),
+                "preprocessing": self.preprocessing.metadata(),
+                "metadata": self.metadata,
+            }
+            write_json(folder / "coreset.json", record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Pseudocoreset:
+        """Read what ``save`` wrote, verified.
+
+        Raises:
+            FileNotFoundError: if there is nothing at ``path``.
+            CorruptFileError: if a file is missing, truncated or altered.
+            ValueError: if a newer version of this package wrote it.
+        """
+        folder = verify(path)
+        record = read_json(folder / "coreset.json")
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
+            )
+        arrays = read_arrays(folder / "coreset.safetensors")
+        missing = {"inputs", "targets", "weights"} - arrays.keys()
+        if missing:
+            raise CorruptFileError(f"{path} lacks {', '.join(sorted(missing))}")
+        prefix = "preprocessing/"
+        parts = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        return cls(
+            inputs=arrays["inputs"],
+            targets=arrays["targets"],
+            weights=arrays["weights"],
+            preprocessing=Preprocessing.from_parts(parts, record["preprocessing"]),
+            num_data=record["num_data"],
+            class_names=None if record["class_names"] is None else tuple(record["class_names"]),
+            metadata=record["metadata"],
+        )
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.inputs.shape[1:]))
+        kind = "soft targets" if self.targets.ndim == 2 else "targets"
+        return (
+            f"Pseudocoreset({self.size} points of shape {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
+            f"objective {self.metadata.get('objective', 'unknown')!r})"
+        )
+
+
+def _choose(data: Dataset, images_per_class: int | None, size: int | None, key: jax.Array) -> np.ndarray:
+    if (images_per_class is None) == (size is None):
+        raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
+    if size is not None:
+        check_integer(size, "size")
+        if size > data.train.num_data:
+            raise ValueError(f"size={size} is more than the {data.train.num_data} training data")
+        return np.asarray(jax.random.choice(key, data.train.num_data, (size,), replace=False))
+    check_integer(images_per_class, "images_per_class")
+    if data.num_classes is None:
+        raise ValueError("images_per_class needs classes; these targets are real numbers, give size instead")
+    chosen = []
+    for label, k in enumerate(jax.random.split(key, data.num_classes)):
+        members = np.flatnonzero(data.train.y == label)
+        if len(members) < images_per_class:
+            raise ValueError(f"images_per_class={images_per_class}, but class {label} has {len(members)} training data")
+        chosen.append(members[np.asarray(jax.random.permutation(k, len(members)))[:images_per_class]])
+    return np.concatenate(chosen)

@@ -1,0 +1,272 @@
+"""Arrays with a train and a test split, and the preprocessing that turns them into model inputs."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pseudocoreset.data.preprocessing import Preprocessing, channel_moments, fit_preprocessing
+from pseudocoreset.data.validation import check_all_classes, check_classes, check_inputs, check_targets
+
+__all__ = ["Dataset", "Split"]
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    # A view, so that the array of the user stays writable.
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Inputs as they are stored, their targets, and what turns them into model inputs.
+
+    Args:
+        raw: (n, *feature_shape) uint8 or float32, read-only.
+        y: (n,) int32 classes or float32 targets, read-only.
+        preprocessing: turns `raw` into `x`.
+
+    Raises:
+        ValueError: raw and y differ in length or have another dtype, or there is no datum.
+    """
+
+    raw: np.ndarray
+    y: np.ndarray
+    preprocessing: Preprocessing
+
+    def __post_init__(self) -> None:
+        if self.raw.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"raw must be uint8 or float32, got {self.raw.dtype}")
+        if self.y.dtype not in (np.int32, np.float32):
+            raise ValueError(f"y must be int32 or float32, got {self.y.dtype}")
+        if self.raw.ndim < 2 or self.y.shape != self.raw.shape[:1]:
+            raise ValueError(f"raw {self.raw.shape} must be (n, *feature_shape) and y {self.y.shape} (n,)")
+        if len(self.raw) == 0:
+            raise ValueError(f"a split needs at least one datum, got raw of shape {self.raw.shape}")
+        object.__setattr__(self, "raw", _read_only(self.raw))
+        object.__setattr__(self, "y", _read_only(self.y))
+
+    @functools.cached_property
+    def x(self) -> np.ndarray:
+        """(n, *feature_shape) float32 model inputs, read-only, computed once."""
+        return _read_only(self.preprocessing.apply_in_chunks(self.raw))
+
+    @property
+    def num_data(self) -> int:
+        """Number of data."""
+        return len(self.raw)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.raw.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def subset(self, indices: ArrayLike) -> "Split":
+        """Take some of the data.
+
+        Args:
+            indices: (k,) integers in [0, n), in the order wanted, or (n,) booleans; at least one datum.
+
+        Returns:
+            A split with copies of these data.
+
+        Raises:
+            ValueError: out of range, not integers or booleans, or nothing left.
+        """
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "biu":
+            raise ValueError(f"indices must be (k,) integers or booleans, got {chosen.dtype} {chosen.shape}")
+        if chosen.dtype.kind == "b":
+            if len(chosen) != len(self):
+                raise ValueError(f"indices has {len(chosen)} booleans for {len(self)} data")
+            chosen = np.flatnonzero(chosen)
+        if len(chosen) == 0:
+            raise ValueError("indices must choose at least one datum")
+        if chosen.min() < 0 or chosen.max() >= len(self):
+            raise ValueError(f"indices must be in [0, {len(self)}), got {chosen.min()} to {chosen.max()}")
+        return Split(self.raw[chosen], self.y[chosen], self.preprocessing)
+
+    def head(self, n: int) -> "Split":
+        """Take the first n data, or all if there are fewer; n >= 1, otherwise ValueError."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        return Split(self.raw[:n], self.y[:n], self.preprocessing)
+
+    def __repr__(self) -> str:
+        kind = "classes" if self.y.dtype == np.int32 else "real targets"
+        return f"Split({len(self):,} x {self.feature_shape} {self.raw.dtype}, {kind})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test arrays, the preprocessing that makes model inputs of them, and class names.
+
+    `Dataset.from_arrays` checks a user's arrays; `load_dataset` loads known datasets.
+
+    Args:
+        name: what it is called.
+        train: what a posterior is conditioned on.
+        test: held out, or None.
+        class_names: one name a class, or None.
+        preprocessing: the one of every split, fitted on train alone.
+        num_classes: number of classes; None for regression and counts.
+        validation: held out from train by `split_validation`, or None.
+
+    Raises:
+        ValueError: the splits do not fit each other.
+    """
+
+    name: str
+    train: Split
+    test: Split | None
+    class_names: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    num_classes: int | None
+    validation: Split | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("test", "validation"):
+            split = getattr(self, name)
+            if split is None:
+                continue
+            if split.feature_shape != self.train.feature_shape:
+                raise ValueError(
+                    f"{name} has data of shape {split.feature_shape}, train {self.train.feature_shape}"
+                )
+            if split.raw.dtype != self.train.raw.dtype:
+                raise ValueError(f"{name} has {split.raw.dtype} inputs, train has {self.train.raw.dtype}")
+            if split.y.dtype != self.train.y.dtype:
+                raise ValueError(f"{name} has {split.y.dtype} targets, train has {self.train.y.dtype}")
+        if (self.num_classes is not None) != (self.train.y.dtype == np.int32):
+            raise ValueError(f"num_classes is {self.num_classes} for targets of dtype {self.train.y.dtype}")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names for {self.num_classes} classes")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        test: tuple[ArrayLike, ArrayLike] | None = None,
+        name: str = "custom",
+        class_names: Sequence[str] | None = None,
+        normalize: bool = False,
+        zca: bool = False,
+    ) -> "Dataset":
+        """Make a dataset of your own arrays.
+
+        uint8 arrays of four or more axes are images: they stay uint8 and are scaled by 1/255. Everything else
+        becomes float32 and is not scaled. Integer (or boolean) targets are classes; float targets are
+        regression targets or counts. Arrays of the right dtype are not copied: do not change them
+        afterwards.
+
+        Args:
+            x: (n, *feature_shape) uint8 images (n, height, width, channels) or real features.
+            y: (n,) class labels 0 to num_classes - 1, each with at least one example, or real targets.
+            test: `(x, y)` held out, with the same feature shape, or None.
+            name: what the dataset is called.
+            class_names: one name a class; then there are that many classes, and whole floats in y are
+                labels too.
+            normalize: subtract the mean and divide by the deviation of every channel (trailing axis) of x; a
+                channel that never varies, an intercept column for instance, stays as it is.
+            zca: whiten, fitted on x (after normalising).
+
+        Returns:
+            The dataset.
+
+        Raises:
+            TypeError: an array holds no numbers, or `test` is no pair.
+            ValueError: wrong rank or length, empty, NaN or infinite values, labels that are negative,
+                fractional or out of range, a class without a training example, a wrong number of class
+                names, or a test split that does not fit.
+        """
+        raw = check_inputs("x", x)
+        names = None if class_names is None else tuple(class_names)
+        if names is not None:
+            if not names or not all(isinstance(entry, str) for entry in names):
+                raise TypeError(f"class_names must be strings, one a class, got {class_names!r}")
+            if len(set(names)) != len(names):
+                raise ValueError(f"class_names must differ from each other, got {names}")
+        targets = check_targets("y", y, len(raw), classification=None if names is None else True)
+        num_classes = None
+        if targets.dtype == np.int32:
+            largest = int(targets.max())
+            num_classes = largest + 1 if names is None else len(names)
+            if largest >= num_classes:
+                raise ValueError(f"class_names has {num_classes} names, but y has the label {largest}")
+            check_all_classes(targets, num_classes, names)
+        scale = 1.0 / 255.0 if raw.dtype == np.uint8 else 1.0
+        mean, std = channel_moments(raw, scale) if normalize else (None, None)
+        preprocessing = fit_preprocessing(raw, scale=scale, mean=mean, std=std, zca=zca)
+        held_out = None
+        if test is not None:
+            if not isinstance(test, tuple | list) or len(test) != 2:
+                raise TypeError(f"test must be a pair (x, y), got {type(test).__name__}")
+            test_raw = check_inputs("test x", test[0])
+            classification = num_classes is not None
+            test_targets = check_targets("test y", test[1], len(test_raw), classification=classification)
+            if num_classes is not None:
+                check_classes("test y", test_targets, num_classes)
+            held_out = Split(test_raw, test_targets, preprocessing)
+        return cls(name, Split(raw, targets, preprocessing), held_out, names, preprocessing, num_classes)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.train.feature_shape
+
+    def class_counts(self) -> np.ndarray:
+        """Count the training examples of every class: (num_classes,) int64; ValueError for regression."""
+        if self.num_classes is None:
+            raise ValueError(f"{self.name} has real targets, no classes to count")
+        return np.bincount(self.train.y, minlength=self.num_classes)
+
+    def split_validation(self, fraction: float, key: jax.Array) -> "Dataset":
+        """Move a random part of the training data to `validation`; of every class the same share.
+
+        The preprocessing stays as it is. Both parts keep the order the data had.
+
+        Args:
+            fraction: share to move, in (0, 1); of a class of k examples round(fraction * k) move, at most k
+                - 1.
+            key: a key from `jax.random.key`; the same key moves the same data.
+
+        Returns:
+            A dataset with less train and with validation.
+
+        Raises:
+            ValueError: fraction out of range, nothing would move, or there is a validation split already.
+        """
+        if self.validation is not None:
+            raise ValueError(f"{self.name} already has a validation split of {len(self.validation)} data")
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+        num_data = len(self.train)
+        order = np.asarray(jax.random.permutation(key, num_data))
+        labels = self.train.y if self.num_classes is not None else np.zeros(num_data, np.int32)
+        moved = np.zeros(num_data, bool)
+        shuffled = labels[order]
+        for label in np.unique(labels):
+            members = order[shuffled == label]
+            # Half up, not half to even, so that equal classes give equal shares.
+            moved[members[: min(math.floor(fraction * len(members) + 0.5), len(members) - 1)]] = True
+        if not moved.any():
+            raise ValueError(f"fraction {fraction} of {num_data} training data moves nothing to validation")
+        return dataclasses.replace(self, train=self.train.subset(~moved), validation=self.train.subset(moved))
+
+    def __repr__(self) -> str:
+        sizes = [f"{len(self.train):,} train"]
+        sizes += [f"{len(self.validation):,} validation"] if self.validation is not None else []
+        sizes += [f"{len(self.test):,} test"] if self.test is not None else []
+        targets = "real targets" if self.num_classes is None else f"{self.num_classes} classes"
+        stored = f"{self.feature_shape} {self.train.raw.dtype}"
+        return f"Dataset({self.name!r}: {', '.join(sizes)}; {stored}, {targets}\n  {self.preprocessing!r})"

@@ -1,0 +1,58 @@
+"""The training data on the device: stored once, as uint8 where they can be, preprocessed as batches are gathered."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.data.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from pseudocoreset.data import Dataset, Split
+
+__all__ = ["DeviceData"]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["raw", "y"], meta_fields=["preprocessing"])
+@dataclass(frozen=True)
+class DeviceData:
+    """Arrays of one split on the device, a pytree.
+
+    Attributes:
+        raw: (n, *feature_shape) uint8 or float32, as stored.
+        y: (n,) targets.
+        preprocessing: turns ``raw`` into model inputs.
+    """
+
+    raw: jax.Array
+    y: jax.Array
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @classmethod
+    def from_split(cls, split: Split) -> DeviceData:
+        """Put a split on the default device; whitened data as floats, since whitening costs more than a batch."""
+        if split.preprocessing.zca_matrix is not None:
+            return cls(jnp.asarray(split.x), jnp.asarray(split.y))
+        return cls(jnp.asarray(split.raw), jnp.asarray(split.y), split.preprocessing)
+
+    @classmethod
+    def from_dataset(cls, data: Dataset) -> DeviceData:
+        """The train split on the default device."""
+        return cls.from_split(data.train)
+
+    @property
+    def num_data(self) -> int:
+        """Number of data n."""
+        return self.raw.shape[0]
+
+    def batch(self, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Model inputs and targets of the data at ``indices`` (b,)."""
+        return self.preprocessing.apply(self.raw[indices]), self.y[indices]
+
+    def sample(self, key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """A uniform batch of ``size`` data, with replacement."""
+        return self.batch(jax.random.randint(key, (size,), 0, self.num_data))

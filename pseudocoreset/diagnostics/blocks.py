@@ -1,0 +1,189 @@
+"""What each draw of a posterior predicts on held-out inputs, a bounded block of draws at a time.
+
+The distribution of the target comes from the NumPyro program itself, run with its latent sites, and its
+function values where they are at hand, set to those of a draw.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro import handlers
+
+if TYPE_CHECKING:
+    from pseudocoreset.data import Split
+    from pseudocoreset.inference import Posterior
+    from pseudocoreset.models import Model
+
+__all__ = ["bound", "held_out", "log_probability_blocks", "mean_blocks", "target_blocks"]
+
+_BLOCK_ELEMENTS = 2**22
+_FUNCTION = "f"
+_NOT_EVALUATED = (
+    "the posterior was not evaluated on held-out inputs; sample with predict_on=..., or, when its weights "
+    "were kept, use posterior.evaluate(model, split)"
+)
+
+
+def held_out(posterior: Posterior) -> Split:
+    """The held-out data that a posterior was evaluated on.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if posterior.predict_on is None:
+        raise ValueError(_NOT_EVALUATED)
+    return posterior.predict_on
+
+
+def bound(model: Model, split: Split) -> Model:
+    """The model with the shape of a datum fixed; a split that does not fit it is refused."""
+    return model.bind(jax.ShapeDtypeStruct(split.raw.shape, jnp.float32), split.y)
+
+
+def log_probability_blocks(
+    posterior: Posterior,
+    model: Model,
+    *,
+    inputs: np.ndarray | slice = slice(None),
+    chains: slice = slice(None),
+    draws: slice = slice(None),
+) -> Iterator[np.ndarray]:
+    """Yield ``(block, n, C)`` log-probabilities of successive draws, chain by chain.
+
+    Args:
+        posterior: Draws evaluated on held-out inputs.
+        model: A bound model with finite support.
+        inputs: Which held-out inputs.
+        chains: Which chains.
+        draws: Which draws of each.
+    """
+    width = model.num_classes or 1
+    yield from _blocks(posterior, model, _class_log_probabilities, width, inputs, chains, draws)
+
+
+def mean_blocks(
+    posterior: Posterior,
+    model: Model,
+    *,
+    inputs: np.ndarray | slice = slice(None),
+    chains: slice = slice(None),
+    draws: slice = slice(None),
+) -> Iterator[np.ndarray]:
+    """Yield ``(block, n, d)`` means of the target; arguments as ``log_probability_blocks``."""
+    yield from _blocks(posterior, model, _mean, 1, inputs, chains, draws)
+
+
+def target_blocks(
+    posterior: Posterior, model: Model, key: jax.Array, *, inputs: np.ndarray | slice = slice(None)
+) -> Iterator[np.ndarray]:
+    """Yield ``(block, n, ...)`` targets drawn from the likelihood of successive draws.
+
+    Args:
+        posterior: Draws evaluated on held-out inputs.
+        model: A bound model.
+        key: A typed key; draw s uses ``fold_in(key, s)``.
+        inputs: Which held-out inputs.
+    """
+    yield from _blocks(posterior, model, _sample, 1, inputs, slice(None), slice(None), key)
+
+
+def _blocks(
+    posterior: Posterior,
+    model: Model,
+    quantity: Callable[[dist.Distribution, jax.Array], jax.Array],
+    width: int,
+    inputs: np.ndarray | slice,
+    chains: slice,
+    draws: slice,
+    key: jax.Array | None = None,
+) -> Iterator[np.ndarray]:
+    """Apply ``quantity(likelihood, key)`` to the likelihood at the held-out inputs under each draw."""
+    split = held_out(posterior)
+    y = jnp.asarray(split.y[inputs])
+    x = None
+    values = {name: leaf[chains, draws] for name, leaf in posterior.draws.items()}
+    if posterior.function_values is not None:
+        if model.is_network:  # weights act through the function values alone
+            values = {name: leaf for name, leaf in values.items() if not name.startswith("network/")}
+        values[_FUNCTION] = posterior.function_values[chains, draws][:, :, inputs]
+    else:
+        missing = sorted(set(jax.eval_shape(model.init, jax.random.key(0))) - set(values))
+        if missing:
+            raise ValueError(f"{_NOT_EVALUATED} (no function values, and no draws of {', '.join(missing)})")
+        x = jnp.asarray(split.x[inputs])
+    total = math.prod(next(iter(values.values())).shape[:2])
+    stack = {name: leaf.reshape((total, *leaf.shape[2:])) for name, leaf in values.items()}
+    block = max(1, min(total, _BLOCK_ELEMENTS // max(1, y.shape[0] * width)))
+    key = jax.random.key(0) if key is None else key  # unused by quantities that are not random
+    for start in range(0, total, block):
+        index = np.arange(start, start + block)
+        # the last block repeats the last draw, so that one compiled program serves all
+        part = {name: leaf[np.minimum(index, total - 1)] for name, leaf in stack.items()}
+        yield np.asarray(_evaluate(model, quantity, split.feature_shape, part, x, y, index, key))[
+            : total - start
+        ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _evaluate(
+    model: Model,
+    quantity: Callable[[dist.Distribution, jax.Array], jax.Array],
+    feature_shape: tuple[int, ...],
+    values: dict[str, jax.Array],
+    x: jax.Array | None,
+    y: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    # With function values given, the inputs feed only dead code.
+    inputs = jnp.zeros((y.shape[0], *feature_shape)) if x is None else x
+
+    def one(values: dict[str, jax.Array], index: jax.Array) -> jax.Array:
+        return quantity(_likelihood(model, values, inputs, y), jax.random.fold_in(key, index))
+
+    return jax.vmap(one)(values, index)
+
+
+def _likelihood(model: Model, values: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> dist.Distribution:
+    """The distribution of the observed site, given constrained values of latent sites (and of "f")."""
+
+    def value_of(site: dict[str, Any]) -> jax.Array | None:
+        if site["type"] == "deterministic" and site["name"] == _FUNCTION and _FUNCTION in values:
+            return values[_FUNCTION].reshape(jnp.shape(site["value"]))
+        if site["type"] != "sample" or site["is_observed"]:
+            return None
+        # a site without draws acts on the target through "f" alone, so any value will do
+        return values[site["name"]] if site["name"] in values else jnp.zeros(site["fn"].shape())
+
+    program = handlers.substitute(handlers.seed(model.program, jax.random.key(0)), substitute_fn=value_of)
+    sites = handlers.trace(program).get_trace(x, y).values()
+    return next(
+        site["fn"]
+        for site in sites
+        if site["type"] == "sample" and site["is_observed"] and not isinstance(site["fn"], dist.Unit)
+    )
+
+
+def _sample(likelihood: dist.Distribution, key: jax.Array) -> jax.Array:
+    return likelihood.sample(key)
+
+
+def _class_log_probabilities(likelihood: dist.Distribution, _: jax.Array) -> jax.Array:
+    """``(n, C)`` log-probabilities of a distribution with finite support."""
+    if isinstance(likelihood, dist.CategoricalLogits):
+        return jax.nn.log_softmax(likelihood.logits, axis=-1)
+    classes = likelihood.enumerate_support(expand=False)
+    return jnp.moveaxis(likelihood.log_prob(classes), 0, -1)
+
+
+def _mean(likelihood: dist.Distribution, _: jax.Array) -> jax.Array:
+    mean = likelihood.mean
+    return mean.reshape(mean.shape[0], -1)

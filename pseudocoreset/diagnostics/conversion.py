@@ -1,0 +1,173 @@
+"""From a ``Posterior`` to an ``xarray.DataTree`` in ArviZ's layout."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.diagnostics.blocks import bound, log_probability_blocks, target_blocks
+from pseudocoreset.diagnostics.convergence import spread_indices
+from pseudocoreset.diagnostics.formatting import json_values
+from pseudocoreset.validation import check_key
+
+if TYPE_CHECKING:
+    import xarray
+
+    from pseudocoreset.coreset import Pseudocoreset
+    from pseudocoreset.inference import Posterior
+    from pseudocoreset.models import Model
+
+__all__ = ["to_arviz"]
+
+_NETWORK_PREFIX = "network/"
+_PREDICTIVE_STREAM = 2**31 - 1  # far from the streams that a sampler folds into the same key
+
+
+def to_arviz(
+    posterior: Posterior,
+    model: Model | None = None,
+    *,
+    max_inputs: int = 200,
+    coreset: Pseudocoreset | None = None,
+    include_weights: bool = False,
+    key: jax.Array | None = None,
+) -> xarray.DataTree:
+    """Convert a posterior for ArviZ: diagnostics, plots, netCDF.
+
+    Groups:
+
+    * ``posterior``: draws of the latent sites (those of a network only with ``include_weights``); ``f``, the
+      function values, and ``probabilities``, both at held-out inputs. They are functions of the parameters,
+      so R-hat, ESS, trace and rank plots apply to them, and for a network they are the quantities to look at.
+    * ``posterior_predictive``: ``y``, one target drawn from the likelihood for each draw and held-out input,
+      as ArviZ's predictive checks expect. Needs ``model``.
+    * ``log_likelihood``: of the held-out targets. This is held-out data: average it, do not run LOO on it.
+    * ``observed_data``: the held-out targets ``y``. ``constant_data``: the positions of the held-out inputs
+      in their split, and the coreset's inputs, targets and weights when it is given.
+    * ``sample_stats``: what the kernel reports.
+
+    Args:
+        posterior: What ``sample`` returned.
+        model: The model that was sampled; without it there are no probabilities and no
+            ``posterior_predictive``.
+        max_inputs: Held-out inputs kept, evenly spread over the split.
+        coreset: The coreset that was sampled on.
+        include_weights: Keep the weights of a network, when the posterior has them.
+        key: A typed key for the targets in ``posterior_predictive``. Default: derived from the key of the
+            sampling run, so that one posterior always gives one tree; a posterior that does not know its key
+            has no such group.
+
+    Returns:
+        ``xarray.DataTree`` with named dimensions; ``tree.to_netcdf(path, engine="h5netcdf")`` writes it.
+
+    Raises:
+        ValueError: ``max_inputs`` below 1.
+    """
+    import arviz_base
+
+    if max_inputs < 1:
+        raise ValueError(f"max_inputs must be at least 1; got {max_inputs}")
+    split = posterior.predict_on
+    inputs = np.arange(0) if split is None else spread_indices(split.num_data, max_inputs)
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "posterior": {
+            name: values
+            for name, values in posterior.draws.items()
+            if include_weights or not name.startswith(_NETWORK_PREFIX)
+        },
+        "sample_stats": dict(posterior.sample_stats),
+    }
+    dims: dict[str, list[str]] = {}
+    coords: dict[str, Any] = {}
+    if posterior.function_values is not None:
+        groups["posterior"]["f"] = posterior.function_values[:, :, inputs]
+        dims["f"] = ["input", "output"]
+    if posterior.log_likelihood is not None:
+        groups["log_likelihood"] = {"y": posterior.log_likelihood[:, :, inputs]}
+    if split is not None:
+        coords["input"] = inputs
+        groups["observed_data"] = {"y": np.asarray(split.y[inputs])}
+        groups["constant_data"] = {"input_index": inputs}
+        dims |= {
+            "y": ["input", *(f"y_dim_{axis}" for axis in range(1, split.y.ndim))],
+            "input_index": ["input"],
+        }
+    if split is not None and model is not None:
+        model = bound(model, split)
+        stack = (posterior.num_chains, posterior.num_draws)
+        if model.num_classes is not None:
+            logs = np.concatenate(list(log_probability_blocks(posterior, model, inputs=inputs)))
+            groups["posterior"]["probabilities"] = np.exp(logs).reshape((*stack, *logs.shape[1:]))
+            dims["probabilities"] = ["input", "class"]
+            coords["class"] = _class_labels(model.num_classes, coreset)
+        key = _run_key(posterior) if key is None else check_key(key)
+        if key is not None:
+            targets = np.concatenate(list(target_blocks(posterior, model, key, inputs=inputs)))
+            groups["posterior_predictive"] = {"y": targets.reshape((*stack, *targets.shape[1:]))}
+    if coreset is not None:
+        constant, constant_dims = _coreset_variables(coreset)
+        groups.setdefault("constant_data", {}).update(constant)
+        dims |= constant_dims
+    # netCDF has no slash in names
+    groups = {
+        group: {name.replace("/", "."): v for name, v in content.items()} for group, content in groups.items()
+    }
+    tree = arviz_base.from_dict(
+        {group: content for group, content in groups.items() if content},
+        dims=dims,
+        coords=coords,
+        check_conventions=False,
+    )
+    tree.attrs.update(_attributes(posterior, coreset))
+    return tree
+
+
+def _run_key(posterior: Posterior) -> jax.Array | None:
+    record = posterior.metadata.get("key")
+    if record is None:
+        return None
+    key = jax.random.wrap_key_data(jnp.asarray(record["data"], jnp.uint32), impl=record["implementation"])
+    return jax.random.fold_in(key, _PREDICTIVE_STREAM)
+
+
+def _class_labels(num_classes: int, coreset: Pseudocoreset | None) -> np.ndarray:
+    names = None if coreset is None else coreset.class_names
+    return (
+        np.arange(num_classes)
+        if names is None or len(names) != num_classes
+        else np.asarray(names, dtype=object)
+    )
+
+
+def _coreset_variables(coreset: Pseudocoreset) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    arrays = {"inputs": coreset.inputs, "targets": coreset.targets, "weights": coreset.weights}
+    variables = {f"coreset_{name}": np.asarray(array) for name, array in arrays.items()}
+    dims = {
+        name: ["coreset_point", *(f"{name}_dim_{axis}" for axis in range(1, array.ndim))]
+        for name, array in variables.items()
+    }
+    return variables, dims
+
+
+def _attributes(posterior: Posterior, coreset: Pseudocoreset | None) -> dict[str, Any]:
+    """Attributes that netCDF can hold: numbers, strings, and JSON for the rest; what is None is left out."""
+    values: dict[str, Any] = {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
+        "creation_library": "pseudocoreset",
+    }
+    values |= json_values(posterior.metadata)
+    if coreset is not None:
+        values |= {"coreset_mass": float(np.sum(coreset.weights, dtype=np.float64))}
+        values |= {"coreset_metadata": json_values(coreset.metadata)}
+    return {
+        name: value
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+        else json.dumps(value)
+        for name, value in values.items()
+        if value is not None
+    }

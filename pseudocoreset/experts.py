@@ -1,0 +1,315 @@
+"""Expert trajectories: parameters along optimisation paths on the full data.
+
+A set of experts is trained with plain SGD, a snapshot every epoch (Cazenavette et al. 2022; Kim et al. 2023,
+appendix C.1). Experts are trained a group at a time, all of a group in one compiled computation; each epoch of a
+group is one file on disk, written before the next begins, from which a single snapshot can be read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors import safe_open
+
+from pseudocoreset.augment import Augmentation, resolve_augmentation
+from pseudocoreset.batching import map_stack
+from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.data import Dataset
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Model, Params
+from pseudocoreset.progress import progress_bar
+from pseudocoreset.storage import CorruptFileError, atomic_directory, read_json, verify, write_arrays, write_json
+from pseudocoreset.validation import check_integer, check_key, check_positive
+
+__all__ = ["Experts", "train_experts"]
+
+logger = logging.getLogger(__name__)
+FILE = "snapshots.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """Snapshots of many training trajectories, in memory or on disk.
+
+    Attributes:
+        num_experts: number of trajectories.
+        num_epochs: last epoch; there are ``num_epochs + 1`` snapshots, the first at initialisation.
+        metadata: how they were trained.
+        directory: where the snapshots are, None when they are in memory.
+        groups: experts in each group, in order.
+        memory: snapshots by (group, epoch) when in memory, each ``{site: (experts in the group, ...)}``.
+    """
+
+    num_experts: int
+    num_epochs: int
+    metadata: dict[str, Any]
+    groups: tuple[int, ...]
+    directory: pathlib.Path | None = None
+    memory: dict[tuple[int, int], dict[str, np.ndarray]] | None = None
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Experts:
+        """Experts that ``train_experts`` left in a directory; every file is checked, none is kept in memory.
+
+        Raises:
+            FileNotFoundError: if the training did not finish there, or never started.
+            CorruptFileError: if a snapshot is missing, truncated or altered.
+        """
+        root = pathlib.Path(directory)
+        if not (root / "experts").is_dir():
+            raise FileNotFoundError(f"{root} has no finished experts; run train_experts(..., directory={str(root)!r})")
+        record = read_json(verify(root / "experts") / "experts.json")
+        groups = tuple(record["groups"])
+        for group in range(len(groups)):
+            for epoch in range(record["num_epochs"] + 1):
+                verify(_snapshot_path(root, group, epoch))
+        return cls(sum(groups), record["num_epochs"], record["metadata"], groups, directory=root)
+
+    def snapshot(self, expert: int, epoch: int) -> dict[str, np.ndarray]:
+        """Parameters ``{site: array}`` of one expert after one epoch; reads that one from disk.
+
+        Raises:
+            IndexError: if there is no such expert or epoch.
+        """
+        if not (0 <= expert < self.num_experts and 0 <= epoch <= self.num_epochs):
+            raise IndexError(
+                f"there is no snapshot (expert {expert}, epoch {epoch}): there are {self.num_experts} experts and epochs "
+                f"0 to {self.num_epochs}"
+            )
+        group, index = 0, expert
+        while index >= self.groups[group]:
+            index -= self.groups[group]
+            group += 1
+        if self.memory is not None:
+            return {name: array[index] for name, array in self.memory[group, epoch].items()}
+        assert self.directory is not None
+        path = _snapshot_path(self.directory, group, epoch) / FILE
+        if not path.is_file():
+            raise CorruptFileError(f"{path} has vanished; train the experts again")
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name)[index] for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+    def stack(self, choices: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+        """Snapshots (expert, epoch) stacked along a leading axis."""
+        snapshots = [self.snapshot(expert, epoch) for expert, epoch in choices]
+        return {name: np.stack([s[name] for s in snapshots]) for name in snapshots[0]}
+
+    def __repr__(self) -> str:
+        place = "in memory" if self.directory is None else f"in {self.directory}"
+        return f"Experts({self.num_experts} of {self.num_epochs} epochs, {place})"
+
+
+class _State(NamedTuple):
+    params: Params  # (experts, ...)
+    optimizer: Any
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One epoch of one expert, as a function of its key."""
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    augment: Augmentation | None
+
+    def start(self, keys: jax.Array) -> _State:
+        params = jax.vmap(self.model.init)(keys)
+        return _State(params, jax.vmap(self.optimizer.init)(params))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def epoch(self, state: _State, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
+        """(state after one pass over the data, mean loss of every expert)."""
+        return map_stack(lambda item, d: self._one(*item, d), (state, keys), data)
+
+    def _one(self, state: _State, key: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
+        order_key, augment_key = jax.random.split(key)
+        num_batches = data.num_data // self.batch_size
+        order = jax.random.permutation(order_key, data.num_data)[: num_batches * self.batch_size]
+
+        def loss_fn(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+            return -jnp.mean(self.model.log_likelihood(params, x, y))
+
+        def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, jax.Array]:
+            indices, k = item
+            x, y = data.batch(indices)
+            if self.augment is not None:
+                x = self.augment(k, x)
+            loss, gradient = jax.value_and_grad(loss_fn)(state.params, x, y)
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+            return _State(optax.apply_updates(state.params, updates), optimizer), loss
+
+        keys = jax.random.split(augment_key, num_batches)
+        state, losses = jax.lax.scan(step, state, (order.reshape(num_batches, self.batch_size), keys))
+        return state, jnp.mean(losses)
+
+
+def train_experts(
+    model: Model,
+    data: Dataset,
+    *,
+    num_experts: int,
+    num_epochs: int = 50,
+    key: jax.Array,
+    learning_rate: float = 0.01,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    batch_size: int = 256,
+    augment: Augmentation | str | None = "auto",
+    experts_per_group: int = 10,
+    directory: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Experts:
+    """Train experts on the full data by SGD on the mean negative log-likelihood, a snapshot every epoch.
+
+    With a ``directory`` the snapshots go to disk as they are made; a run that was stopped goes on where it was when
+    it is called again with the same arguments, and a finished one is returned at once. An epoch is a random pass
+    over the data in whole batches.
+
+    Args:
+        model: what to train; ``model.init`` gives each expert its own start.
+        data: the data set; its train split is used.
+        num_experts: number of trajectories.
+        num_epochs: passes over the data.
+        key: one typed key.
+        learning_rate: SGD step size on the mean loss of a batch.
+        momentum: heavy-ball momentum in [0, 1).
+        weight_decay: coefficient of the decay, as SGD adds it to the gradient.
+        batch_size: data a step; at most n.
+        augment: ``"auto"``, a strategy, an ``Augmentation``, or None (see ``resolve_augmentation``).
+        experts_per_group: experts trained in one computation and stored in one file an epoch.
+        directory: where to keep them; in memory if None.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for arguments out of range, or a directory that holds other experts.
+        FloatingPointError: if the training of an expert diverges.
+    """
+    check_key(key)
+    check_integer(num_experts, "num_experts")
+    check_integer(num_epochs, "num_epochs")
+    check_integer(experts_per_group, "experts_per_group")
+    check_integer(batch_size, "batch_size")
+    check_positive(learning_rate, "learning_rate")
+    if batch_size > data.train.num_data:
+        raise ValueError(f"batch_size={batch_size} is more than the {data.train.num_data} training data")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1); got {momentum}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
+    model = model.bind(data.train.raw, data.train.y)
+    augmentation = resolve_augmentation(augment, data)
+    sgd = optax.sgd(learning_rate, momentum=momentum or None)
+    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), sgd) if weight_decay else sgd
+    training = _Training(model, optimizer, batch_size, augmentation)
+    groups = tuple(
+        min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group)
+    )
+    metadata = {
+        "model": model.name,
+        "num_params": model.num_params,
+        "data": data.name,
+        "num_data": data.train.num_data,
+        "num_experts": num_experts,
+        "num_epochs": num_epochs,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "batch_size": batch_size,
+        "augment": None if augmentation is None else augmentation.strategy,
+        "experts_per_group": experts_per_group,
+        "sites": {site.name: list(site.unconstrained_shape) for site in model._bound.sites},
+        "preprocessing": fingerprint(data),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+    root = None if directory is None else pathlib.Path(directory)
+    if root is not None and (root / "experts").is_dir():
+        return _finished(root, metadata)
+
+    memory: dict[tuple[int, int], dict[str, np.ndarray]] | None = {} if root is None else None
+    device = DeviceData.from_dataset(data)
+    first = 0
+    with progress_bar("training experts", num_experts * num_epochs, enabled=progress) as advance:
+        for group, size in enumerate(groups):
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(first, first + size))
+            first += size
+            if root is None:
+                assert memory is not None
+                for epoch, state, _, note in _trajectory(training, keys, num_epochs, device, None):
+                    memory[group, epoch] = {name: np.asarray(a) for name, a in state.params.items()}
+                    advance(size if epoch else 0, note)
+                continue
+            with Checkpointer(root / f"group-{group:04d}" / "state", {"group": group, **metadata}) as checkpoints:
+                for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, checkpoints):
+                    if fresh:
+                        with atomic_directory(_snapshot_path(root, group, epoch)) as folder:
+                            write_arrays(folder / FILE, state.params)
+                        checkpoints.save(epoch, state)
+                    advance(size if epoch else 0, note)
+    if root is not None:
+        with atomic_directory(root / "experts") as folder:
+            record = {"schema": 1, "num_epochs": num_epochs, "groups": list(groups), "metadata": metadata}
+            write_json(folder / "experts.json", record)
+    return Experts(num_experts, num_epochs, metadata, groups, directory=root, memory=memory)
+
+
+def _trajectory(
+    training: _Training, keys: jax.Array, num_epochs: int, data: DeviceData, checkpoints: Checkpointer | None
+) -> Any:
+    """Yield (epoch, state, whether it is new, note), from the newest checkpoint if there is one."""
+    state = training.start(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys))
+    saved = None if checkpoints is None else checkpoints.restore(state)
+    begin = 0
+    if saved is not None:
+        begin, state, _ = saved
+        logger.info("going on from epoch %d", begin)
+        for epoch in range(begin):
+            yield epoch, state, False, "resumed"
+    yield begin, state, saved is None, ""
+    for epoch in range(begin + 1, num_epochs + 1):
+        epoch_keys = jax.vmap(lambda k, e=epoch: jax.random.fold_in(k, e))(keys)
+        state, losses = training.epoch(state, epoch_keys, data)
+        losses = np.asarray(losses)
+        if not np.all(np.isfinite(losses)):
+            raise FloatingPointError(
+                f"the loss of experts {np.flatnonzero(~np.isfinite(losses)).tolist()} of this group is not finite in "
+                f"epoch {epoch}; use a smaller learning_rate"
+            )
+        yield epoch, state, True, f"loss {losses.mean():.3f}"
+
+
+def _snapshot_path(root: pathlib.Path, group: int, epoch: int) -> pathlib.Path:
+    return root / f"group-{group:04d}" / f"epoch-{epoch:04d}"
+
+
+def _finished(root: pathlib.Path, metadata: dict[str, Any]) -> Experts:
+    experts = Experts.load(root)
+    current = json.loads(json.dumps(metadata))
+    different = [name for name in current if current[name] != experts.metadata.get(name)]
+    if different:
+        raise ValueError(
+            f"directory={str(root)!r} holds experts that were trained otherwise (different: {', '.join(different)}); "
+            "use another directory, or Experts.load for those"
+        )
+    return experts
+
+
+def fingerprint(data: Dataset) -> str:
+    """A short hash of what the training data and their preprocessing are, to tell two data sets apart."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(data.preprocessing.metadata(), sort_keys=True).encode())
+    for array in (*data.preprocessing.arrays().values(), data.train.y, data.train.raw[:: max(1, len(data.train.y) // 64)]):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,231 @@
+"""Forward KL divergence between function posteriors: FBPC (Kim, Lee and Lee 2023).
+
+Proposition 3.1, the gradient with respect to the coreset inputs u of KL(nu_x || nu_u):
+
+    - grad_u E_{[nu_x]_u} log p(y | f_u) + E_{[nu_u]_u} grad_u log p(y | f_u)
+
+with f_u the function values at u. Each step of Algorithm 1 takes a full-data MAP solution from an expert, trains
+a fresh network on the coreset for the other, puts a Gaussian around each (``pseudocoreset.proxies``) and
+estimates the gradient from draws (Eq. 17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Model, Params
+from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, SnapshotWindow
+from pseudocoreset.proxies import FunctionProxy, resolve_proxy
+from pseudocoreset.validation import check_integer, check_positive
+
+__all__ = ["function_kl", "function_kl_surrogate"]
+
+FunctionDraws = Callable[[jax.Array], jax.Array]
+
+
+def function_kl_surrogate(
+    model: Model,
+    params: Params,
+    data_draws: FunctionDraws,
+    coreset_draws: FunctionDraws,
+    inputs: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """A scalar whose gradient in ``inputs`` estimates Proposition 3.1, divided by the mass of the weights.
+
+    (1/S) sum_s sum_j w_j [ log p(y_j | f^u_s(u_j)) - log p(y_j | f^x_s(u_j)) ] / sum_j w_j
+
+    with f^x_s and f^u_s draws from the two posteriors *as functions*, so that the gradient goes through u at fixed
+    draws. The division makes step sizes independent of m, as in the published recipes.
+
+    Args:
+        model: gives log p(y | f).
+        params: unconstrained parameters of the likelihood; may be empty for a categorical one.
+        data_draws: draws from nu_x: ``inputs (m, ...) -> (S, m, d)``.
+        coreset_draws: draws from nu_u, likewise.
+        inputs: (m, *feature_shape).
+        targets: (m,) or (m, num_classes).
+        weights: (m,).
+
+    Returns:
+        The scalar, and the mean negative log-likelihoods under nu_x and nu_u.
+    """
+
+    def negative_log_likelihood(draws: FunctionDraws) -> jax.Array:
+        values = jax.vmap(lambda f: model.function_log_likelihood(params, f, targets))(draws(inputs))
+        return -jnp.sum(weights * jnp.mean(values, axis=0)) / jnp.sum(weights)
+
+    data_loss, coreset_loss = negative_log_likelihood(data_draws), negative_log_likelihood(coreset_draws)
+    return data_loss - coreset_loss, (data_loss, coreset_loss)
+
+
+class _Map(NamedTuple):
+    """A coreset MAP solution in training."""
+
+    params: Params
+    optimizer: Any
+    loss: jax.Array
+    steps: jax.Array
+
+
+def function_kl(
+    model: Model,
+    *,
+    proxy: str | FunctionProxy = "trajectory",
+    num_draws: int = 30,
+    first_epoch: int = 1,
+    last_epoch: int | None = None,
+    inner_loss: float = 0.1,
+    inner_learning_rate: float = 1e-3,
+    inner_max_steps: int = 500,
+    coreset_batch_size: int | None = None,
+    augment: Augmentation | None = None,
+) -> Objective:
+    """FBPC's objective for one model (Kim et al. 2023, Algorithm 1 and Eq. 17).
+
+    Args:
+        model: a model with function values (a site ``"f"``).
+        proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), or a proxy of ``pseudocoreset.proxies``.
+        num_draws: S, draws of the function values a step.
+        first_epoch: T, the earliest epoch that an expert snapshot is taken from.
+        last_epoch: the latest; the last there is by default.
+        inner_loss: gamma; the network trained on the coreset stops at this mean loss.
+        inner_learning_rate: Adam step size of that training.
+        inner_max_steps: its cap, since a loss under augmentation may never come down to gamma.
+        coreset_batch_size: B, coreset points used a step; all by default.
+        augment: augmentation of coreset and data, one draw for both proxies; none by default.
+
+    Raises:
+        ValueError: for arguments out of range, or a model without function values.
+    """
+    if not model.has_function:
+        raise ValueError(f"function_kl needs function values; the program {model.name!r} has no site 'f'")
+    check_integer(num_draws, "num_draws")
+    check_integer(first_epoch, "first_epoch", minimum=0)
+    check_integer(inner_max_steps, "inner_max_steps")
+    check_positive(inner_loss, "inner_loss")
+    check_positive(inner_learning_rate, "inner_learning_rate")
+    if coreset_batch_size is not None:
+        check_integer(coreset_batch_size, "coreset_batch_size")
+    covariance = resolve_proxy(proxy)
+    adam = optax.adam(inner_learning_rate)
+
+    def view(key: jax.Array, images: jax.Array) -> jax.Array:
+        return images if augment is None else augment(key, images)
+
+    def choose(key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
+        size = coreset.inputs.shape[0]
+        if coreset_batch_size is None or coreset_batch_size >= size:
+            return coreset
+        chosen = jax.random.choice(key, size, (coreset_batch_size,), replace=False)
+        return jax.tree.map(lambda a: a[chosen], coreset)
+
+    def batches_of(coreset: CoresetArrays) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+        def batch(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            choice_key, view_key = jax.random.split(key)
+            points = choose(choice_key, coreset)
+            return view(view_key, points.inputs), points.targets, points.weights
+
+        return batch
+
+    def coreset_map(key: jax.Array, coreset: CoresetArrays) -> _Map:
+        """theta_u: a fresh network trained on the coreset until its loss is at most gamma."""
+        init_key, step_key = jax.random.split(key)
+        batch = batches_of(coreset)
+
+        def loss_fn(params: Params, x: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
+            return -jnp.sum(w * model.log_likelihood(params, x, y)) / jnp.sum(w)
+
+        def unfinished(state: _Map) -> jax.Array:
+            return (state.loss > inner_loss) & (state.steps < inner_max_steps)
+
+        def step(state: _Map) -> _Map:
+            points = batch(jax.random.fold_in(step_key, state.steps))
+            loss, gradient = jax.value_and_grad(loss_fn)(state.params, *points)
+            updates, optimizer = adam.update(gradient, state.optimizer)
+            # The loss belongs to the parameters before the update: once it is small enough they are kept.
+            params = jax.tree.map(
+                lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates
+            )
+            return _Map(params, optimizer, loss, state.steps + 1)
+
+        params = model.init(init_key)
+        start = _Map(params, adam.init(params), jnp.asarray(jnp.inf, coreset.inputs.dtype), jnp.asarray(0))
+        return jax.lax.while_loop(unfinished, step, start)
+
+    def init(key: jax.Array, coreset: CoresetArrays) -> tuple[()]:
+        return ()
+
+    def gradient(
+        key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshot: Params | None
+    ) -> Gradient:
+        assert snapshot is not None
+        map_key, choice_key, view_key, proxy_key, data_key, coreset_key = jax.random.split(key, 6)
+        fixed = jax.lax.stop_gradient(coreset)
+        solution = coreset_map(map_key, fixed)
+
+        seen = choose(choice_key, fixed)
+        scales = covariance.scales(
+            proxy_key,
+            model,
+            snapshot,
+            solution.params,
+            view(view_key, seen.inputs),
+            data,
+            batches_of(fixed),
+            view,
+        )
+
+        def draws(key: jax.Array, params: Params, scale: jax.Array) -> FunctionDraws:
+            def at(inputs: jax.Array) -> jax.Array:
+                mean = model.apply(params, inputs)  # (m, d)
+                noise = jax.random.normal(key, (num_draws, *mean.shape), mean.dtype)
+                return mean[None] + jnp.broadcast_to(scale, mean.shape)[None] * noise  # f = g(u) + Psi^(1/2) eps
+
+            return at
+
+        def loss_fn(inputs: jax.Array) -> Any:
+            points = choose(choice_key, coreset._replace(inputs=inputs))
+            return function_kl_surrogate(
+                model,
+                snapshot,
+                draws(data_key, snapshot, scales.data),
+                draws(coreset_key, solution.params, scales.coreset),
+                view(view_key, points.inputs),
+                points.targets,
+                points.weights,
+            )
+
+        (loss, (data_loss, coreset_loss)), inputs_gradient = jax.value_and_grad(loss_fn, has_aux=True)(coreset.inputs)
+        info = {
+            "loss": loss,
+            "data_loss": data_loss,
+            "coreset_loss": coreset_loss,
+            "data_scale": jnp.mean(scales.data),
+            "coreset_scale": jnp.mean(scales.coreset),
+            "inner_steps": solution.steps,
+            "inner_loss": solution.loss,
+            "inner_capped": solution.loss > inner_loss,
+        }
+        return {"inputs": inputs_gradient}, state, info
+
+    settings = {
+        **covariance.describe(),
+        "num_draws": num_draws,
+        "first_epoch": first_epoch,
+        "last_epoch": last_epoch,
+        "inner_loss": inner_loss,
+        "inner_learning_rate": inner_learning_rate,
+        "inner_max_steps": inner_max_steps,
+        "coreset_batch_size": coreset_batch_size,
+        "augment": None if augment is None else augment.strategy,
+    }
+    return Objective("function_kl", model, init, gradient, SnapshotWindow(first_epoch, last_epoch), settings)

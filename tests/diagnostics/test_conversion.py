@@ -1,0 +1,164 @@
+"""The DataTree: groups, names, values, attributes, netCDF, and ArviZ's own functions on it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from types import SimpleNamespace
+
+import arviz_stats
+import jax
+import numpy as np
+import pytest
+import xarray
+
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.diagnostics import to_arviz
+from pseudocoreset.inference import Posterior
+from pseudocoreset.models import Model
+
+
+@pytest.fixture(scope="module")
+def tree(run: dict[str, Posterior], network: Model, coreset: Pseudocoreset) -> xarray.DataTree:
+    return to_arviz(run["coreset"], network, coreset=coreset, max_inputs=20)
+
+
+def test_groups_and_dimensions(tree: xarray.DataTree) -> None:
+    assert set(tree.children) == {
+        "posterior",
+        "sample_stats",
+        "log_likelihood",
+        "observed_data",
+        "constant_data",
+        "posterior_predictive",
+    }
+    posterior = tree["posterior"]
+    assert posterior["f"].dims == ("chain", "draw", "input", "output")
+    assert posterior["probabilities"].dims == ("chain", "draw", "input", "class")
+    assert posterior["f"].shape == (2, 40, 20, 3)
+    assert tree["log_likelihood/y"].dims == ("chain", "draw", "input")
+    assert tree["posterior_predictive/y"].dims == ("chain", "draw", "input")
+    assert tree["observed_data/y"].dims == ("input",)
+    assert tree["sample_stats/lp"].dims == ("chain", "draw")
+    assert list(posterior["class"].values) == ["top", "<middle>", "bottom & last"]
+
+
+def test_values_are_those_of_the_kept_inputs(
+    tree: xarray.DataTree, run: dict[str, Posterior], images: Dataset
+) -> None:
+    kept = tree["posterior/input"].values
+    assert kept[0] == 0
+    assert kept[-1] == 29
+    assert len(np.unique(kept)) == 20
+    posterior = run["coreset"]
+    np.testing.assert_array_equal(tree["posterior/f"].values, posterior.function_values[:, :, kept])
+    np.testing.assert_array_equal(tree["log_likelihood/y"].values, posterior.log_likelihood[:, :, kept])
+    np.testing.assert_array_equal(tree["observed_data/y"].values, images.test.y[kept])
+    np.testing.assert_array_equal(tree["constant_data/input_index"].values, kept)
+    expected = np.asarray(jax.nn.softmax(tree["posterior/f"].values, axis=-1))
+    np.testing.assert_allclose(tree["posterior/probabilities"].values, expected, rtol=1e-5)
+
+
+def test_the_coreset_is_in_constant_data(tree: xarray.DataTree, coreset: Pseudocoreset) -> None:
+    constant = tree["constant_data"]
+    np.testing.assert_array_equal(constant["coreset_inputs"].values, coreset.inputs)
+    np.testing.assert_array_equal(constant["coreset_targets"].values, coreset.targets)
+    np.testing.assert_array_equal(constant["coreset_weights"].values, coreset.weights)
+    assert constant["coreset_inputs"].dims[0] == constant["coreset_weights"].dims[0] == "coreset_point"
+    assert tree.attrs["coreset_mass"] == coreset.mass == 6
+
+
+def test_attributes_say_what_made_it(tree: xarray.DataTree) -> None:
+    assert tree.attrs["kernel"] == "sghmc"
+    assert tree.attrs["temperature"] == 1.0
+    assert tree.attrs["creation_library"] == "pseudocoreset"
+    assert "created_at" in tree.attrs
+    assert json.loads(tree.attrs["key"])["data"] == [0, 1]
+    assert {"pseudocoreset", "jax", "numpyro", "blackjax"} <= set(json.loads(tree.attrs["versions"]))
+
+
+def test_netcdf_round_trip(tree: xarray.DataTree, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "posterior.nc"
+    tree.to_netcdf(path, engine="h5netcdf")
+    with xarray.open_datatree(path, engine="h5netcdf") as back:
+        xarray.testing.assert_equal(back.load(), tree)
+        assert back.attrs == tree.attrs
+
+
+def test_arviz_reads_it(tree: xarray.DataTree) -> None:
+    summary = arviz_stats.summary(tree, var_names=["probabilities"], coords={"input": [0]})
+    assert len(summary) == 3
+    assert "r_hat" in summary.columns
+    assert arviz_stats.rhat(tree)["f"].shape == (20, 3)
+
+
+def test_predictive_targets_follow_the_probabilities(
+    softmax: tuple[Model, object], softmax_posterior: Posterior
+) -> None:
+    model, _ = softmax
+    tree = to_arviz(softmax_posterior, model, key=jax.random.key(3))
+    drawn = tree["posterior_predictive/y"].values
+    probabilities = tree["posterior/probabilities"].values.astype(float)
+    for label in range(3):
+        p = probabilities[..., label]
+        # 12,000 independent Bernoulli draws with known probabilities
+        error = np.sqrt((p * (1 - p)).sum())
+        assert abs((drawn == label).sum() - p.sum()) < 4.5 * error
+    again = to_arviz(softmax_posterior, model, key=jax.random.key(3))
+    assert (again["posterior_predictive/y"].values == drawn).all()
+    assert (
+        to_arviz(softmax_posterior, model, key=jax.random.key(4))["posterior_predictive/y"].values != drawn
+    ).any()
+
+
+def test_predictive_targets_need_a_key_from_somewhere(
+    run: dict[str, Posterior], network: Model, softmax: tuple[Model, object], softmax_posterior: Posterior
+) -> None:
+    first, second = (to_arviz(run["coreset"], network)["posterior_predictive/y"].values for _ in range(2))
+    assert (first == second).all()
+    assert "posterior_predictive" not in to_arviz(softmax_posterior, softmax[0]).children
+
+
+def test_weights_of_a_network_only_on_request(
+    run: dict[str, Posterior], network: Model, tmp_path: pathlib.Path
+) -> None:
+    posterior = run["full"]
+    assert set(to_arviz(posterior, network)["posterior"].data_vars) == {"f", "probabilities"}
+    tree = to_arviz(posterior, network, include_weights=True)
+    for name, values in posterior.draws.items():
+        np.testing.assert_array_equal(tree["posterior"][name.replace("/", ".")].values, values)
+    tree.to_netcdf(tmp_path / "weights.nc", engine="h5netcdf")
+
+
+def test_small_models_keep_their_sites(softmax: tuple[Model, object], softmax_posterior: Posterior) -> None:
+    tree = softmax_posterior.to_arviz()
+    assert set(tree["posterior"].data_vars) == {"weights", "scale", "f"}
+    assert tree["posterior/weights"].shape == (4, 50, 2, 3)
+    np.testing.assert_array_equal(tree["posterior/scale"].values, softmax_posterior.draws["scale"])
+
+
+def test_a_posterior_without_held_out_data(softmax_posterior: Posterior) -> None:
+    bare = {"function_values": None, "log_likelihood": None, "predict_on": None}
+    tree = to_arviz(type(softmax_posterior)(**{**vars(softmax_posterior), **bare}))
+    assert set(tree.children) == {"posterior", "sample_stats"}
+
+
+def test_regression_targets_are_drawn_from_the_likelihood(tools: SimpleNamespace) -> None:
+    random = np.random.default_rng(5)
+    split = tools.make_split(random.standard_normal((50, 2)), random.standard_normal(50).astype(np.float32))
+    model = Model.from_numpyro(tools.linear).bind(split.x, split.y)
+    posterior = tools.make_posterior(model, split, tools.random_draws(model, split, seed=2))
+    tree = to_arviz(posterior, model, key=jax.random.key(0))
+    assert "probabilities" not in tree["posterior"].data_vars
+    noise = posterior.draws["noise"][..., None]
+    scaled = (tree["posterior_predictive/y"].values - posterior.function_values[..., 0]) / noise
+    assert abs(scaled.mean()) < 4.5 / np.sqrt(scaled.size)
+    assert abs((scaled**2).mean() - 1) < 4.5 * np.sqrt(2 / scaled.size)
+
+
+def test_bad_arguments(softmax: tuple[Model, object], softmax_posterior: Posterior) -> None:
+    with pytest.raises(ValueError, match="max_inputs"):
+        to_arviz(softmax_posterior, max_inputs=0)
+    with pytest.raises(TypeError, match="typed key"):
+        to_arviz(softmax_posterior, softmax[0], key=3)

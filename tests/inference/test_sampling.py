@@ -1,0 +1,229 @@
+"""``sample`` against posteriors in closed form, by standard errors from many independent chains."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from pseudocoreset.inference import sample
+from pseudocoreset.models import MLP, Model, bnn
+
+NUM_CHAINS = 200
+RUN = {"num_chains": NUM_CHAINS, "num_samples": 25, "num_warmup": 300, "progress": False}
+
+
+def draws_of(posterior) -> np.ndarray:
+    return posterior.draws["b"]
+
+
+def moment_scores(draws: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
+    """Largest deviation of mean and of second moments of (chain, draw, d), in standard errors over chains."""
+    centred = draws.astype(float) - mean
+    scores = []
+    for measured, wanted in ((centred, 0.0), (centred[..., :, None] * centred[..., None, :], covariance)):
+        of_chains = measured.mean(axis=1)
+        error = of_chains.std(axis=0, ddof=1) / np.sqrt(len(of_chains))
+        scores.append(float(np.max(np.abs(of_chains.mean(axis=0) - wanted) / error)))
+    return scores[0], scores[1]
+
+
+def run(regression, **settings):
+    data = settings.pop("data", (regression.x, regression.y))
+    return sample(regression.model, data, **{**RUN, "key": jax.random.key(7), **settings})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("kernel", ["nuts", "hmc", "sghmc"])
+def test_posterior_of_a_linear_regression(regression, kernel: str, temperature: float) -> None:
+    posterior = run(regression, kernel=kernel, temperature=temperature)
+    scores = moment_scores(
+        draws_of(posterior), regression.mean, temperature * np.linalg.inv(regression.precision)
+    )
+    assert max(scores) < 5, scores
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_sgld_has_the_law_of_its_discretisation(regression, temperature: float) -> None:
+    """Theta' = theta + e P (mu - theta) + sqrt(2 e T) xi has covariance T (P - e P^2 / 2)^-1."""
+    step_size = 1e-3
+    posterior = run(regression, kernel="sgld", temperature=temperature, step_size=step_size)
+    precision = regression.precision
+    covariance = temperature * np.linalg.inv(precision - 0.5 * step_size * precision @ precision)
+    scores = moment_scores(draws_of(posterior), regression.mean, covariance)
+    assert max(scores) < 5, scores
+
+
+def test_log_density_and_statistics(regression) -> None:
+    posterior = run(regression, kernel="nuts", temperature=0.3)
+    stats = posterior.sample_stats
+    names = "lp acceptance_rate diverging energy n_steps tree_depth step_size"
+    assert set(stats) == set(names.split())
+    assert all(array.shape == (NUM_CHAINS, 25) for array in stats.values())
+    b = draws_of(posterior).astype(float)
+    residual = regression.y - b @ regression.x.T
+    wanted = -0.5 * (residual**2).sum(-1) / 0.25 - 40 * np.log(0.5 * np.sqrt(2 * np.pi))
+    wanted += -0.5 * (b**2).sum(-1) / 4 - 3 * np.log(2.0 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(stats["lp"], wanted, atol=1e-3)
+    # H = -lp / T + kinetic energy of three independent standard normals.
+    kinetic = stats["energy"] + stats["lp"] / 0.3
+    of_chains = kinetic.mean(axis=1)
+    assert abs(of_chains.mean() - 1.5) < 5 * of_chains.std() / np.sqrt(NUM_CHAINS)
+
+
+def test_no_finite_start_is_an_error() -> None:
+    def impossible(x, y=None):
+        rate = numpyro.sample("rate", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Poisson(-jax.numpy.exp(rate) * jax.numpy.ones(x.shape[0])), obs=y)
+
+    x = np.ones((3, 1), np.float32)
+    with pytest.raises(ValueError, match="no starting point with a finite log density"):
+        sample(
+            Model.from_numpyro(impossible), (x, np.array([1, 2, 3])), key=jax.random.key(0), progress=False
+        )
+
+
+def test_sghmc_of_blackjax_is_selectable_and_wrong(regression) -> None:
+    temperature = 0.1
+    posterior = run(regression, kernel="blackjax_sghmc", temperature=temperature)
+    variances = np.var(draws_of(posterior), axis=(0, 1))
+    assert np.all(variances > 2 * temperature * np.diag(np.linalg.inv(regression.precision)))
+
+
+def test_hmc_takes_a_step_size_and_mass_matrix(regression) -> None:
+    covariance = np.linalg.inv(regression.precision)
+    fixed = run(regression, kernel="hmc", step_size=0.3, inverse_mass_matrix=covariance)
+    np.testing.assert_allclose(fixed.sample_stats["step_size"], 0.3, rtol=1e-6)
+    assert max(moment_scores(draws_of(fixed), regression.mean, covariance)) < 5
+    # In coordinates in which the posterior is a standard normal the step is of order one.
+    adapted = run(regression, kernel="hmc", inverse_mass_matrix=covariance)
+    assert 0.3 < np.median(adapted.sample_stats["step_size"]) < 2
+    assert adapted.metadata["options"]["inverse_mass_matrix"] == "given"
+
+
+def test_minibatches_keep_the_mean(regression) -> None:
+    """With gradients linear in the parameters, noise of mean zero moves the variance alone."""
+    posterior = run(regression, batch_size=20, step_size=0.008, thinning=5)
+    assert moment_scores(draws_of(posterior), regression.mean, np.eye(3))[0] < 5
+    assert set(posterior.sample_stats) == {"lp_estimate", "kinetic_temperature", "step_size"}
+
+
+def test_heat_of_gradient_noise_is_warned_of(regression) -> None:
+    with pytest.warns(UserWarning, match=r"kinetic temperature.*larger batch_size"):
+        posterior = run(regression, batch_size=20, step_size=0.02, temperature=0.1, thinning=10)
+    assert posterior.sample_stats["kinetic_temperature"].mean() > 0.13
+
+
+def test_weights_act_as_multiplicities(regression) -> None:
+    x, y = regression.x[:6], regression.y[:6]
+    weights = np.array([2.0, 0.0, 3.0, 0.0, 1.0, 0.0])
+    indices = np.repeat(np.arange(6), weights.astype(int))
+    settings = {"num_chains": 2, "num_samples": 20, "num_warmup": 0}
+    with jax.enable_x64(True):
+        weighted = run(regression, data=(x, y, weights), **settings)
+        repeated = run(regression, data=(x[indices], y[indices]), **settings)
+        different = run(regression, data=(x, y), **settings)
+    np.testing.assert_allclose(draws_of(weighted), draws_of(repeated), rtol=1e-4)
+    assert np.max(np.abs(draws_of(weighted) - draws_of(different))) > 0.01
+
+
+def test_energy_of_hmc_is_that_of_the_draw(regression) -> None:
+    """Also where the proposal was rejected: H + lp / T is a kinetic energy, never negative."""
+    start = {"b": regression.mean}
+    posterior = run(regression, kernel="hmc", step_size=0.14, num_warmup=0, init_params=start)
+    stats = posterior.sample_stats
+    assert np.mean(stats["acceptance_rate"] < 0.5) > 0.05
+    assert np.all(stats["energy"] + stats["lp"] > -1e-3)
+
+
+def test_thinning_takes_steps_between_draws(regression) -> None:
+    posterior = run(regression, kernel="hmc", step_size=0.01, num_warmup=0, thinning=4)
+    np.testing.assert_array_equal(posterior.sample_stats["n_steps"], 40)
+
+
+def test_divergences_are_warned_of(regression) -> None:
+    with pytest.warns(UserWarning, match=r"divergent transitions.*target_acceptance_rate"):
+        posterior = run(regression, kernel="hmc", step_size=1.0, num_warmup=0)
+    assert posterior.sample_stats["diverging"].any()
+
+
+def test_the_key_decides(regression) -> None:
+    first, again = run(regression, num_warmup=10), run(regression, num_warmup=10)
+    other = run(regression, num_warmup=10, key=jax.random.key(8))
+    np.testing.assert_array_equal(draws_of(first), draws_of(again))
+    assert np.all(draws_of(first) != draws_of(other))
+    assert np.all(draws_of(first)[0] != draws_of(first)[1])
+
+
+def test_draws_do_not_depend_on_how_a_run_is_cut_into_blocks(regression) -> None:
+    short, long = run(regression, num_samples=25), run(regression, num_samples=103)
+    np.testing.assert_allclose(draws_of(short), draws_of(long)[:, :25], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_compiles_each_part_once(regression, caplog) -> None:
+    def compilations(**settings) -> list[str]:
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            run(regression, num_chains=3, num_samples=103, **settings)
+        messages = [record.getMessage() for record in caplog.records]
+        return [
+            part
+            for part in ("start_chains", "advance_chains", "record_draws")
+            for message in messages
+            if message.startswith(f"Compiling jit({part})")
+        ]
+
+    assert compilations(num_warmup=77) == ["start_chains", "advance_chains", "record_draws"]
+    assert compilations(num_warmup=200, temperature=0.5, thinning=2, step_size=0.01) == []
+
+
+def test_start_at_given_parameters(regression) -> None:
+    """With tiny steps the first draw is the start."""
+    settings = {"num_warmup": 0, "step_size": 1e-6}
+    starts = np.random.default_rng(0).normal(size=(NUM_CHAINS, 3))
+    stacked = run(regression, init_params={"b": starts}, **settings)
+    np.testing.assert_allclose(draws_of(stacked)[:, 0], starts, atol=1e-3)
+    single = run(regression, init_params={"b": starts[1]}, **settings)
+    np.testing.assert_allclose(draws_of(single)[:, 0], np.tile(starts[1], (NUM_CHAINS, 1)), atol=1e-3)
+
+
+def test_default_steps_are_free_of_the_scale_of_the_data(regression) -> None:
+    data = (regression.x, regression.y, np.full(40, 10.0))
+    sghmc = run(regression, data=data)
+    step_size = 0.1 / np.sqrt(400)
+    assert sghmc.metadata["step_size"] == pytest.approx([step_size] * NUM_CHAINS)
+    assert np.exp(-sghmc.metadata["options"]["friction"] * step_size) == pytest.approx(0.9)
+    sgld = run(regression, kernel="sgld", data=data)
+    assert sgld.metadata["step_size"] == pytest.approx([0.01 / 400] * NUM_CHAINS)
+
+
+def test_steps_of_a_network_respect_a_narrow_prior() -> None:
+    """A prior of scale 0.01 alone lets an SGHMC step of 0.01 pass; the ten data would allow 0.03."""
+    x, y = np.ones((10, 3), np.float32), np.arange(10) % 2
+    model = bnn(MLP(widths=()), input_shape=(3,), num_outputs=2, prior_scale=0.01)
+    settings = {"num_chains": 40, "num_samples": 50, "num_warmup": 0, "progress": False}
+    start = {name: np.zeros(leaf.shape) for name, leaf in model.init(jax.random.key(0)).items()}
+    posterior = sample(model, (x, y), key=jax.random.key(0), init_params=start, **settings)
+    assert posterior.metadata["step_size"] == pytest.approx([0.01] * 40, rel=1e-5)
+    weights = np.concatenate([array[:, 20:].ravel() for array in posterior.unconstrained.values()])
+    assert 0.009 < np.std(weights) < 0.011
+
+
+def test_many_data_use_minibatches_by_default(regression) -> None:
+    x, y = np.tile(regression.x, (60, 1)), np.tile(regression.y, 60)
+    many = run(regression, data=(x, y), num_chains=1, num_samples=2, num_warmup=0)
+    assert many.metadata["batch_size"] == 128
+    assert run(regression).metadata["batch_size"] is None
+
+
+def test_a_chain_that_leaves_the_finite_numbers_is_reported(regression) -> None:
+    message = r"sghmc.*chains \[0, 1, 2, .*\] and 190 more during warmup.*step_size \(now 5\)"
+    with pytest.raises(FloatingPointError, match=message):
+        run(regression, step_size=5.0)
+    with pytest.raises(FloatingPointError, match=r"sgld.*during draws"):
+        run(regression, kernel="sgld", step_size=5.0, num_warmup=0)

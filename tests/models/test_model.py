@@ -1,0 +1,302 @@
+"""Everything derived from a program equals what NumPyro says of it."""
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from flax import linen, nnx
+from numpyro.contrib.module import random_flax_module
+from numpyro.infer.util import potential_energy
+
+from pseudocoreset.models import MLP, ConvNet, Model, bnn, logistic_regression
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(7, 8, 8, 1)).astype(np.float32)
+FEATURES = RNG.normal(size=(7, 4)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 0, 1, 2, 1], np.int32)
+BINARY = np.array([0, 1, 1, 0, 1, 0, 1], np.int32)
+REAL = RNG.normal(size=7).astype(np.float32)
+COUNTS = np.array([0, 3, 1, 2, 5, 0, 1], np.int32)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(4, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(jax.nn.relu(self.hidden(x)))
+
+
+def hierarchical(x, y=None):
+    """Transforms of several kinds: positive scale, simplex, ordered, plate of groups."""
+    tau = numpyro.sample("tau", dist.HalfCauchy(1.0))
+    mix = numpyro.sample("mix", dist.Dirichlet(jnp.ones(4)))
+    with numpyro.plate("groups", 3):
+        effect = numpyro.sample("effect", dist.Normal(0.0, tau))
+    group = (x[:, 0] > 0).astype(int) + (x[:, 0] > 0.5).astype(int)
+    f = numpyro.deterministic("f", x @ mix + effect[group])
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Bernoulli(logits=f), obs=y)
+
+
+def poisson(x, y=None):
+    w = numpyro.sample("w", dist.StudentT(3.0, 0.0, 1.0).expand((4,)).to_event(1))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Poisson(jnp.exp(0.1 * x @ w)), obs=y)
+
+
+def users_flax_program(x, y=None):
+    net = random_flax_module("net", linen.Dense(3), prior=dist.Normal(0.0, 1.0), input_shape=(1, 4))
+    f = numpyro.deterministic("f", net(x))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Categorical(logits=f), obs=y)
+
+
+def networks(norm):
+    return bnn(ConvNet(depth=2, width=8, norm=norm), input_shape=(8, 8, 1), num_outputs=3)
+
+
+MODELS = {
+    **{f"convnet_{n}": (networks, n, IMAGES, LABELS) for n in ("instance", "group", "layer", "batch", "none")},
+    "mlp": (bnn, (MLP((6,)), dict(input_shape=(4,), num_outputs=3)), FEATURES, LABELS),
+    "mlp_unit_prior": (bnn, (MLP((6,)), dict(input_shape=(4,), num_outputs=3, prior_scale=1.0)), FEATURES, LABELS),
+    "mlp_regression": (bnn, (MLP((6,)), dict(input_shape=(4,), likelihood="gaussian")), FEATURES, REAL),
+    "nnx": (bnn, (NnxNet(nnx.Rngs(0)), dict(input_shape=(4,), num_outputs=3)), FEATURES, LABELS),
+    "nnx_factory": (
+        bnn,
+        (lambda key: NnxNet(nnx.Rngs(key)), dict(input_shape=(4,), num_outputs=3)),
+        FEATURES,
+        LABELS,
+    ),
+    "equinox": (
+        bnn,
+        (equinox.nn.MLP(4, 3, 6, 1, key=jax.random.key(3)), dict(input_shape=(4,), num_outputs=3)),
+        FEATURES,
+        LABELS,
+    ),
+    "softmax_regression": (logistic_regression, ((), dict(num_classes=3)), FEATURES, LABELS),
+    "logistic_regression": (logistic_regression, ((), dict(num_classes=2)), FEATURES, BINARY),
+    "hierarchical": (Model.from_numpyro, (hierarchical, {}), FEATURES, BINARY),
+    "poisson": (Model.from_numpyro, (poisson, {}), FEATURES, COUNTS),
+    "random_flax_module": (Model.from_numpyro, (users_flax_program, {}), FEATURES, LABELS),
+}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    build, arguments, x, y = MODELS[request.param]
+    if isinstance(arguments, str):
+        model = build(arguments)
+    else:
+        *positional, keywords = arguments
+        model = build(*[p for p in positional if p != ()], **keywords)
+    return model.bind(x, y), x, y
+
+
+def test_densities_are_numpyros(case):
+    model, x, y = case
+    params = model.init(jax.random.key(1))
+    ours = model.log_prior(params) + jnp.sum(model.log_likelihood(params, x, y))
+    # A program with a flax module asks for a key even though every parameter is given.
+    program = numpyro.handlers.seed(model.program, jax.random.key(0))
+    np.testing.assert_allclose(ours, -potential_energy(program, (x, y), {}, params), rtol=2e-5)
+
+
+def test_likelihood_is_one_number_a_datum(case):
+    model, x, y = case
+    params = model.init(jax.random.key(1))
+    whole = model.log_likelihood(params, x, y)
+    assert whole.shape == (7,)
+    order = np.array([3, 0, 6, 1, 2, 5, 4])
+    np.testing.assert_allclose(model.log_likelihood(params, x[order], y[order]), whole[order], rtol=1e-4, atol=1e-5)
+
+
+def test_function_values_carry_the_likelihood(case):
+    model, x, y = case
+    if not model.has_function:
+        with pytest.raises(ValueError, match="deterministic"):
+            model.apply(model.init(jax.random.key(1)), x)
+        return
+    params = model.init(jax.random.key(1))
+    f = model.apply(params, x)
+    assert f.shape == (7, model.num_outputs)
+    np.testing.assert_allclose(
+        model.function_log_likelihood(params, f, y), model.log_likelihood(params, x, y), rtol=1e-5, atol=1e-6
+    )
+    if model.num_classes is not None:
+        probabilities = model.function_probabilities({}, f)
+        assert probabilities.shape == (7, model.num_classes)
+        np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(
+            jnp.log(probabilities[jnp.arange(7), y]), model.log_likelihood(params, x, y), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_soft_targets_are_expected_log_likelihoods(case):
+    model, x, y = case
+    params = model.init(jax.random.key(1))
+    if model.num_classes is None:
+        with pytest.raises(ValueError, match="targets have shape"):
+            model.log_likelihood(params, x, jnp.ones((7, 2)) / 2)
+        return
+    each = jnp.stack([model.log_likelihood(params, x, jnp.full(7, c)) for c in range(model.num_classes)], -1)
+    soft = jax.nn.softmax(jax.random.normal(jax.random.key(2), (7, model.num_classes)))
+    np.testing.assert_allclose(model.log_likelihood(params, x, soft), (soft * each).sum(-1), rtol=1e-4)
+    hard = jax.nn.one_hot(y, model.num_classes)
+    np.testing.assert_allclose(model.log_likelihood(params, x, hard), each[jnp.arange(7), y], rtol=1e-5, atol=1e-6)
+
+
+def test_the_reference_convnet_has_its_published_size():
+    model = bnn(ConvNet(depth=3, width=128, norm="instance"), input_shape=(32, 32, 3), num_outputs=10)
+    assert model.num_params == 320_010
+
+
+def test_images_of_28_pixels_are_padded_to_32():
+    model = bnn(ConvNet(depth=3, width=4), input_shape=(28, 28, 1), num_outputs=10)
+    assert model.init(jax.random.key(0))["network/head.kernel"].shape == (4 * 4 * 4, 10)
+
+
+def test_convolution_equals_the_librarys():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    from pseudocoreset.models.layers import conv2d
+
+    for padding in (1, 3):
+        wanted = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(conv2d(x, kernel, padding), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "layer", "batch"])
+def test_norms_equal_flaxs(norm):
+    from pseudocoreset.models.layers import Norm
+
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (5, 4, 4, 8))
+    reference = {
+        "instance": linen.GroupNorm(num_groups=8, epsilon=1e-5),
+        "group": linen.GroupNorm(num_groups=4, epsilon=1e-5),
+        "layer": linen.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3), epsilon=1e-5),
+        "batch": linen.BatchNorm(use_running_average=False, epsilon=1e-5),
+    }[norm]
+    ours, theirs = Norm(norm), reference
+    ours_out = ours.apply(ours.init(jax.random.key(1), x), x)
+    variables = theirs.init(jax.random.key(1), x)
+    theirs_out = theirs.apply(variables, x, mutable=["batch_stats"])[0]
+    np.testing.assert_allclose(ours_out, theirs_out, atol=1e-4)
+
+
+def test_initialisation_is_uniform_in_the_fan_in():
+    model = bnn(ConvNet(depth=1, width=64), input_shape=(8, 8, 3), num_outputs=10)
+    params = model.init(jax.random.key(0))
+    for name, fan_in in (("network/conv_0", 27), ("network/head", 64 * 16)):
+        kernel = params[f"{name}.kernel"]
+        bound = fan_in**-0.5
+        assert float(jnp.abs(kernel).max()) <= bound
+        np.testing.assert_allclose(jnp.std(kernel), bound / 3**0.5, rtol=0.05)
+        assert float(jnp.abs(params[f"{name}.bias"]).max()) <= bound
+    assert jnp.all(params["network/norm_0.scale"] == 1)
+
+
+def test_modules_made_already_start_differently_with_each_key():
+    model = bnn(NnxNet(nnx.Rngs(0)), input_shape=(4,), num_outputs=3)
+    first, second = (model.init(jax.random.key(i))["network/hidden.kernel"] for i in range(2))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(np.sort(first.ravel()), np.sort(second.ravel()))
+
+
+def test_a_prior_draw_gives_function_values_of_order_one():
+    model = bnn(ConvNet(depth=3, width=32), input_shape=(16, 16, 3), num_outputs=10)
+    trace = numpyro.handlers.trace(numpyro.handlers.seed(model.program, jax.random.key(0)))
+    f = trace.get_trace(RNG.normal(size=(50, 16, 16, 3)).astype(np.float32))["f"]["value"]
+    assert 0.2 < float(jnp.std(f)) < 5.0
+
+
+def local_latent(x, y=None):
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(z, 1), obs=y)
+
+
+def two_observed(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0, 1))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("a", dist.Normal(w, 1), obs=y)
+        numpyro.sample("b", dist.Normal(w, 1), obs=y)
+
+
+def summed(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(w * jnp.ones(x.shape[0]), 1).to_event(1), obs=y)
+
+
+def discrete(x, y=None):
+    k = numpyro.sample("k", dist.Bernoulli(0.5))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(k, 1), obs=y)
+
+
+def nothing(x, y=None):
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(0, 1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (local_latent, "inside the plate"),
+        (two_observed, "exactly one observed"),
+        (summed, "one log-probability a datum"),
+        (discrete, "discrete"),
+        (nothing, "no latent site"),
+    ],
+)
+def test_programs_that_do_not_fit_are_refused(program, message):
+    with pytest.raises(ValueError, match=message):
+        Model.from_numpyro(program).bind(FEATURES, REAL)
+
+
+class WithState(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.BatchNorm(use_running_average=False)(linen.Dense(3)(x))
+
+
+class NnxWithState(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.norm(x))
+
+
+SHAPES = dict(input_shape=(4,), num_outputs=3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: bnn(WithState(), **SHAPES), ValueError, "mutable state.*batch_stats"),
+        (lambda: bnn(NnxWithState(nnx.Rngs(0)), **SHAPES), ValueError, "mutable state"),
+        (lambda: bnn(3, **SHAPES), TypeError, "network must be"),
+        (lambda: bnn(MLP()), ValueError, "give data, or input_shape"),
+        (lambda: bnn(MLP(), prior_scale=-1.0, **SHAPES), ValueError, "prior_scale"),
+        (lambda: bnn(MLP(), prior_scale="unit", **SHAPES), ValueError, "prior_scale"),
+        (lambda: bnn(MLP(), likelihood="poisson", **SHAPES), ValueError, "likelihood='poisson'"),
+        (lambda: bnn(MLP(num_outputs=2), **SHAPES), ValueError, "maps inputs"),
+        (lambda: bnn(ConvNet(norm="spectral"), input_shape=(8, 8, 1), num_outputs=3), ValueError, "spectral"),
+        (lambda: bnn(ConvNet(depth=4), input_shape=(8, 8, 1), num_outputs=3), ValueError, "depth=4"),
+        (lambda: logistic_regression(), ValueError, "num_classes"),
+        (lambda: Model.from_numpyro("program"), TypeError, "callable"),
+        (lambda: Model.from_numpyro(poisson).num_params, ValueError, "bind"),
+        (lambda: bnn(MLP(), **SHAPES).bind(IMAGES, LABELS), ValueError, "features of shape"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,136 @@
+"""The package as users get it: what the wheel holds, what importing it costs, and what it is called."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pseudocoreset
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGED = ("LICENSE", "README.md", "inference", "models", "pseudocoreset", "pyproject.toml")
+SUBPACKAGES = ("cli", "data", "diagnostics", "inference", "models", "objectives", "proxies")
+HEAVY = ("arviz_plots", "matplotlib", "sklearn", "tensorflow", "tensorflow_datasets")
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names of the files in the wheel that is built from the sdist of a copy of the source tree."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in PACKAGED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation"], cwd=copy, check=True, capture_output=True
+    )
+    (built,) = (copy / "dist").glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return set(archive.namelist())
+
+
+def test_wheel_installs_one_name(wheel: set[str]) -> None:
+    version = pseudocoreset.__version__
+    assert {name.split("/")[0] for name in wheel} == {"pseudocoreset", f"pseudocoreset-{version}.dist-info"}
+
+
+def test_wheel_holds_every_file_of_the_package(wheel: set[str]) -> None:
+    source = set()
+    for folder, _, names in os.walk(ROOT / "pseudocoreset", followlinks=True):
+        if not folder.endswith("__pycache__"):
+            source |= {(Path(folder) / name).relative_to(ROOT).as_posix() for name in names}
+    expected = {
+        "pseudocoreset/py.typed",
+        "pseudocoreset/models/__init__.py",
+        "pseudocoreset/inference/__init__.py",
+    }
+    assert expected <= source
+    assert {name for name in wheel if name.startswith("pseudocoreset/")} == source
+
+
+def test_linked_folders_are_relative_links() -> None:
+    for name in ("models", "inference"):
+        assert (ROOT / "pseudocoreset" / name).readlink() == Path("..") / name
+
+
+def test_import_touches_no_device() -> None:
+    # With this setting whatever asks JAX for a device or makes an array fails, as the first line shows.
+    # BlackJAX 1.7.1 makes an array when it is imported, so those that import it are left out.
+    nowhere = {"JAX_PLATFORMS": "no_such_platform"}
+    assert "no_such_platform" in run("import jax; jax.numpy.zeros(1)", **nowhere).stderr
+    without_blackjax = [name for name in SUBPACKAGES if name not in ("inference", "diagnostics")]
+    modules = ["pseudocoreset", *(f"pseudocoreset.{name}" for name in without_blackjax)]
+    imported = run(f"import {', '.join(modules)}", **nowhere)
+    assert imported.returncode == 0, imported.stderr
+
+
+def test_import_is_light() -> None:
+    modules = ["pseudocoreset", *(f"pseudocoreset.{name}" for name in SUBPACKAGES)]
+    imported = run(f"import sys, {', '.join(modules)}; print(*sys.modules)")
+    assert imported.returncode == 0, imported.stderr
+    loaded = imported.stdout.split()
+    assert set(modules) <= set(loaded)
+    assert not [name for name in HEAVY if name in loaded]
+
+
+def test_public_names() -> None:
+    assert sorted(pseudocoreset.__all__) == [
+        "Dataset",
+        "Experts",
+        "FitResult",
+        "Pseudocoreset",
+        "__version__",
+        "compare_posteriors",
+        "fit",
+        "fit_fbpc",
+        "load_dataset",
+        "train_experts",
+    ]
+    for name in pseudocoreset.__all__:
+        assert getattr(pseudocoreset, name) is not None
+        assert name in dir(pseudocoreset)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        pseudocoreset.no_such_name  # noqa: B018
+
+
+def test_one_version_everywhere() -> None:
+    version = pseudocoreset.__version__
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version
+    assert importlib.metadata.version("pseudocoreset") == version
+    assert re.findall(r"(?m)^version: (.+)$", (ROOT / "CITATION.cff").read_text()) == [version]
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_pin_every_dependency() -> None:
+    canonical = re.compile(r"[-_.]+")
+    pinned = {
+        canonical.sub("-", line.split("==")[0]).lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = project["dependencies"] + [
+        line for extra in project["optional-dependencies"].values() for line in extra
+    ]
+    named = {canonical.sub("-", re.match(r"[\w.-]+", line).group()).lower() for line in required}
+    assert named <= pinned
