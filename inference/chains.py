@@ -29,13 +29,13 @@ from pseudocoreset.models import Model, Params
 
 __all__ = [
     "SMALL_SITE_ELEMENTS",
+    "HeldOut",
     "Plan",
     "adapt_chains",
-    "advance_chains",
+    "initial_positions",
     "prior_curvature",
-    "record_draws",
+    "run_block",
     "start_chains",
-    "starting_points",
     "summarise",
 ]
 
@@ -91,66 +91,16 @@ class Plan:
             data=data,
         )
 
-    def over_chains(self, fn: Callable[..., Any], stack: Any) -> Any:
-        """``fn`` of every chain; networks by the way that suits the backend."""
-        return map_stack(fn, stack) if self.model.is_network else jax.vmap(fn)(stack)
+
+def over_chains(model: Model, fn: Callable[..., Any], stack: Any) -> Any:
+    """``fn`` of every chain; networks by the way that suits the backend."""
+    return map_stack(fn, stack) if model.is_network else jax.vmap(fn)(stack)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _propose(plan: Plan, keys: jax.Array, data: Minibatch) -> tuple[Params, jax.Array]:
-    def chain(key: jax.Array) -> tuple[Params, jax.Array]:
-        init_key, batch_key = jax.random.split(key)
-        position = plan.model.init(init_key)
-        return position, _is_finite(plan, batch_key, position, data)
-
-    return plan.over_chains(chain, keys)
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _check(plan: Plan, keys: jax.Array, positions: Params, data: Minibatch) -> jax.Array:
-    return plan.over_chains(lambda item: _is_finite(plan, item[0], item[1], data), (keys, positions))
-
-
-def _is_finite(plan: Plan, key: jax.Array, position: Params, data: Minibatch) -> jax.Array:
-    density = plan.density(data)
-    return jnp.isfinite(density.log_density(position, density.minibatch(key)))
-
-
-def starting_points(
-    plan: Plan, key: jax.Array, given: Params | None, num_chains: int, data: Minibatch
-) -> Params:
-    """Positions with a finite log density, stacked over chains: those given, or ``model.init``.
-
-    Raises:
-        ValueError: if a given one has none, or twenty draws of the model's initialiser found none for some
-            chain.
-    """
-    if given is not None:
-        lost = np.flatnonzero(~np.asarray(_check(plan, jax.random.split(key, num_chains), given, data)))
-        if len(lost):
-            raise ValueError(f"init_params: the log density is not finite for chains {lost.tolist()}")
-        return given
-    positions: Params | None = None
-    found = np.zeros(num_chains, bool)
-    for attempt in range(INIT_ATTEMPTS):
-        keys = jax.random.split(jax.random.fold_in(key, attempt), num_chains)
-        proposed, finite = _propose(plan, keys, data)
-        positions = proposed if positions is None else _where(found, positions, proposed)
-        found |= np.asarray(finite)
-        if found.all():
-            return positions
-    raise ValueError(
-        f"no starting point with a finite log density in {INIT_ATTEMPTS} attempts for chains "
-        f"{np.flatnonzero(~found).tolist()}; check that the data lie in the support of the likelihood, "
-        "or give init_params"
-    )
-
-
-def _where(keep: np.ndarray, old: Params, new: Params) -> Params:
-    """Chains of ``old`` where ``keep``, of ``new`` elsewhere."""
-    return {
-        name: jnp.where(keep.reshape(-1, *[1] * (old[name].ndim - 1)), old[name], new[name]) for name in old
-    }
+@functools.partial(jax.jit, static_argnames="model")
+def initial_positions(model: Model, keys: jax.Array) -> Params:
+    """``model.init`` of every key."""
+    return over_chains(model, model.init, keys)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -162,13 +112,58 @@ def prior_curvature(plan: Plan, positions: Params) -> jax.Array:
         _, product = jax.jvp(jax.grad(plan.model.log_prior), (position,), (ones,))
         return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(product)]))
 
-    return jnp.max(plan.over_chains(chain, positions))
+    return jnp.max(over_chains(plan.model, chain, positions))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def start_chains(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch) -> Any:
-    """Kernel states, stacked over chains."""
-    return plan.over_chains(lambda item: plan.spec.init(*item, plan.density(data)), (keys, positions, tuning))
+def _start(
+    plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch
+) -> tuple[Any, jax.Array]:
+    density = plan.density(data)
+
+    def chain(item: Any) -> tuple[Any, jax.Array]:
+        key, position, tuned = item
+        state_key, batch_key = jax.random.split(key)
+        value = density.log_density(position, density.minibatch(batch_key))
+        return plan.spec.init(state_key, position, tuned, density), jnp.isfinite(value)
+
+    return over_chains(plan.model, chain, (keys, positions, tuning))
+
+
+def start_chains(
+    plan: Plan, key: jax.Array, positions: Params, are_given: bool, tuning: Tuning, data: Minibatch
+) -> tuple[Any, Params]:
+    """Kernel states and positions of finite log density; where it is not, ``model.init`` is asked again.
+
+    Raises:
+        ValueError: if a given position has none, or twenty draws of the initialiser found none for a chain.
+    """
+    start_key, init_key = jax.random.split(key)
+    num_chains = jax.tree.leaves(positions)[0].shape[0]
+    for attempt in range(INIT_ATTEMPTS):
+        states, finite = _start(plan, jax.random.split(start_key, num_chains), positions, tuning, data)
+        found = np.asarray(finite)
+        if found.all():
+            return states, positions
+        if are_given:
+            lost = np.flatnonzero(~found).tolist()
+            raise ValueError(f"init_params: the log density is not finite for chains {lost}")
+        keys = jax.random.split(jax.random.fold_in(init_key, attempt), num_chains)
+        positions = _where(found, positions, initial_positions(plan.model, keys))
+    raise ValueError(
+        f"no starting point with a finite log density in {INIT_ATTEMPTS} attempts for chains "
+        f"{np.flatnonzero(~found).tolist()}; check that the data lie in the support of the likelihood, "
+        "or give init_params"
+    )
+
+
+def _where(keep: np.ndarray, old: Params, new: Params) -> Params:
+    """Chains of ``old`` where ``keep``, of ``new`` elsewhere."""
+
+    def chosen(first: jax.Array, second: jax.Array) -> jax.Array:
+        return jnp.where(keep.reshape(-1, *[1] * (first.ndim - 1)), first, second)
+
+    return jax.tree.map(chosen, old, new)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "num_steps"))
@@ -182,34 +177,14 @@ def adapt_chains(
     def chain(item: Any) -> tuple[Any, Tuning]:
         return adapt(*item, plan.density(data), dict(plan.options), num_steps, plan.has_metric)
 
-    return plan.over_chains(chain, (keys, positions, tuning))
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def advance_chains(
-    plan: Plan, states: Any, tuning: Tuning, keys: jax.Array, first: int, last: int, data: Minibatch
-) -> tuple[Any, jax.Array]:
-    """States after steps ``first`` to ``last``, and whether each chain's position is finite."""
-    density = plan.density(data)
-
-    def chain(item: Any) -> tuple[Any, jax.Array]:
-        state, tuned, key = item
-
-        def body(index: jax.Array, state: Any) -> Any:
-            return plan.spec.step(jax.random.fold_in(key, index), state, tuned, density, dict(plan.options))[
-                0
-            ]
-
-        state = jax.lax.fori_loop(first, last, body, state)
-        return state, _all_finite(plan.spec.position(state))
-
-    return plan.over_chains(chain, (states, tuning, keys))
+    return over_chains(plan.model, chain, (keys, positions, tuning))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "block"))
-def record_draws(
+def run_block(
     plan: Plan,
     block: int,
+    is_recording: bool,
     thinning: int,
     states: Any,
     tuning: Tuning,
@@ -219,35 +194,43 @@ def record_draws(
     data: Minibatch,
     held_out: HeldOut,
 ) -> tuple[Any, Any, jax.Array]:
-    """Draws ``first`` to ``last`` of every chain.
+    """Draws ``first`` to ``last`` of every chain, ``thinning`` steps each.
 
     Returns:
         States; what ``summarise`` keeps of each draw, with leading axes (chain, block), of which the first
-        ``last - first`` are filled; whether each chain's position and log density are finite.
+        ``last - first`` are filled if ``is_recording``, zeros otherwise; whether the position and log
+        density of each chain are finite. One compilation serves warmup and sampling.
     """
     density = plan.density(data)
 
     def chain(item: Any) -> tuple[Any, Any, jax.Array]:
         state, tuned, key = item
 
-        def draw(index: jax.Array, state: Any) -> tuple[Any, dict[str, Any]]:
-            steps_key, monitor_key = jax.random.split(jax.random.fold_in(key, index))
-            state, stats = _several_steps(plan, steps_key, state, tuned, density, thinning)
+        def summary_of(key: jax.Array, state: Any, stats: Stats) -> dict[str, Any]:
             params = plan.spec.position(state)
             if "lp" not in stats:
                 name = "lp" if plan.batch_size is None else "lp_estimate"
-                stats = {name: density.log_density(params, density.minibatch(monitor_key)), **stats}
-            return state, summarise(plan, params, stats, held_out)
+                stats = {name: density.log_density(params, density.minibatch(key)), **stats}
+            return summarise(plan, params, stats, held_out)
 
         def body(index: jax.Array, carry: Any) -> Any:
             state, buffers = carry
-            state, summary = draw(index, state)
-            buffers = jax.tree.map(
-                lambda b, s: jax.lax.dynamic_update_index_in_dim(b, s, index - first, 0), buffers, summary
-            )
-            return state, buffers
+            steps_key, summary_key = jax.random.split(jax.random.fold_in(key, index))
+            state, stats = _several_steps(plan, steps_key, state, tuned, density, thinning)
 
-        _, shapes = jax.eval_shape(draw, jnp.zeros((), jnp.int32), state)
+            def record(buffers: Any) -> Any:
+                summary = summary_of(summary_key, state, stats)
+                return jax.tree.map(
+                    lambda b, s: jax.lax.dynamic_update_index_in_dim(b, s, index - first, 0), buffers, summary
+                )
+
+            return state, jax.lax.cond(is_recording, record, lambda buffers: buffers, buffers)
+
+        def one_draw(key: jax.Array, state: Any) -> dict[str, Any]:
+            state, stats = _several_steps(plan, key, state, tuned, density, thinning)
+            return summary_of(key, state, stats)
+
+        shapes = jax.eval_shape(one_draw, key, state)
         buffers = jax.tree.map(lambda s: jnp.zeros((block, *s.shape), s.dtype), shapes)
         state, buffers = jax.lax.fori_loop(first, last, body, (state, buffers))
         stats = buffers["sample_stats"]
@@ -255,7 +238,7 @@ def record_draws(
         finite = _all_finite(plan.spec.position(state)) & jnp.all(jnp.isfinite(density_values))
         return state, buffers, finite
 
-    return plan.over_chains(chain, (states, tuning, keys))
+    return over_chains(plan.model, chain, (states, tuning, keys))
 
 
 def _several_steps(

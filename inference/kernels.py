@@ -17,14 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import blackjax
 import jax
 import jax.numpy as jnp
-from blackjax.adaptation.metric_recipes import MetricCore
-from blackjax.mcmc import metrics
 
 from pseudocoreset.inference import sghmc
 from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.inference.lazy import load_blackjax
 from pseudocoreset.models import Params
 
 __all__ = ["KERNELS", "Density", "KernelSpec"]
@@ -84,10 +82,10 @@ def _tempered(tuning: Tuning, density: Density) -> Callable[[Params], jax.Array]
 
 def _metropolis_init(key: jax.Array, position: Params, tuning: Tuning, density: Density) -> Any:
     del key
-    return blackjax.hmc.init(position, _tempered(tuning, density))
+    return load_blackjax().hmc.init(position, _tempered(tuning, density))
 
 
-def _adapter(algorithm: Any, static: tuple[str, ...]) -> Callable[..., tuple[Any, Tuning]]:
+def _adapter(algorithm: str, static: tuple[str, ...]) -> Callable[..., tuple[Any, Tuning]]:
     """Stan's window adaptation of step size and mass matrix, or of the step size where the other is given."""
 
     def adapt(
@@ -103,8 +101,9 @@ def _adapter(algorithm: Any, static: tuple[str, ...]) -> Callable[..., tuple[Any
             metric: Any = _fixed_metric(tuning["inverse_mass_matrix"])
         else:
             metric = "welford_diag" if options["is_mass_matrix_diagonal"] else "welford_dense"
+        blackjax = load_blackjax()
         warmup = blackjax.staged_adaptation(
-            algorithm,
+            getattr(blackjax, algorithm),
             _tempered(tuning, density),
             metric,
             target_acceptance_rate=options["target_acceptance_rate"],
@@ -122,8 +121,8 @@ class _FixedMetric(NamedTuple):
     inverse_mass_matrix: jax.Array
 
 
-def _fixed_metric(inverse_mass_matrix: jax.Array) -> MetricCore:
-    return MetricCore(
+def _fixed_metric(inverse_mass_matrix: jax.Array) -> Any:
+    return load_blackjax().adaptation.metric_recipes.MetricCore(
         init=lambda num_dimensions: _FixedMetric(inverse_mass_matrix),
         update=lambda state, position, gradient=None: state,
         final=lambda state: state,
@@ -134,11 +133,12 @@ def _hmc_step(
     key: jax.Array, state: Any, tuning: Tuning, density: Density, options: Mapping[str, Any]
 ) -> tuple[Any, Stats]:
     metric = tuning["inverse_mass_matrix"]
+    blackjax = load_blackjax()
     new, info = blackjax.hmc.build_kernel()(
         key, state, _tempered(tuning, density), tuning["step_size"], metric, options["num_integration_steps"]
     )
     # BlackJAX reports the energy of the proposal; that of a rejected transition is the one it started with.
-    start = -state.logdensity + metrics.default_metric(metric).kinetic_energy(info.momentum)
+    start = -state.logdensity + blackjax.mcmc.metrics.default_metric(metric).kinetic_energy(info.momentum)
     stats = {
         "lp": new.logdensity * tuning["temperature"],
         "acceptance_rate": info.acceptance_rate,
@@ -153,7 +153,7 @@ def _hmc_step(
 def _nuts_step(
     key: jax.Array, state: Any, tuning: Tuning, density: Density, options: Mapping[str, Any]
 ) -> tuple[Any, Stats]:
-    new, info = blackjax.nuts.build_kernel()(
+    new, info = load_blackjax().nuts.build_kernel()(
         key,
         state,
         _tempered(tuning, density),
@@ -205,7 +205,7 @@ def _sgld_step(
 ) -> tuple[Params, Stats]:
     del options
     batch_key, step_key = jax.random.split(key)
-    new = blackjax.sgld.build_kernel()(
+    new = load_blackjax().sgld.build_kernel()(
         step_key,
         state,
         density.gradient,
@@ -220,7 +220,7 @@ def _blackjax_sghmc_step(
     key: jax.Array, state: Params, tuning: Tuning, density: Density, options: Mapping[str, Any]
 ) -> tuple[Params, Stats]:
     batch_key, step_key = jax.random.split(key)
-    new = blackjax.sghmc.build_kernel(tuning["friction"])(
+    new = load_blackjax().sghmc.build_kernel(tuning["friction"])(
         step_key,
         state,
         density.gradient,
@@ -249,7 +249,7 @@ KERNELS: Mapping[str, KernelSpec] = {
         position=_position_of,
         options={**_ADAPTATION, "max_num_doublings": 10},
         uses_minibatches=False,
-        adapt=_adapter(blackjax.nuts, ("max_num_doublings",)),
+        adapt=_adapter("nuts", ("max_num_doublings",)),
     ),
     "hmc": KernelSpec(
         init=_metropolis_init,
@@ -257,7 +257,7 @@ KERNELS: Mapping[str, KernelSpec] = {
         position=_position_of,
         options={**_ADAPTATION, "num_integration_steps": 10},
         uses_minibatches=False,
-        adapt=_adapter(blackjax.hmc, ("num_integration_steps",)),
+        adapt=_adapter("hmc", ("num_integration_steps",)),
     ),
     "sghmc": KernelSpec(
         init=_sghmc_init,

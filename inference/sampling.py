@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,13 +16,13 @@ from pseudocoreset.inference.chains import (
     HeldOut,
     Plan,
     adapt_chains,
-    advance_chains,
-    record_draws,
+    initial_positions,
+    run_block,
     start_chains,
-    starting_points,
     summarise,
 )
 from pseudocoreset.inference.data import Minibatch, default_chunk_size
+from pseudocoreset.inference.guards import check_finite, warn_of_divergences, warn_of_heat
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.posterior import Posterior, library_versions
 from pseudocoreset.inference.tuning import default_step_size, initial_tuning, reported_options
@@ -48,8 +47,6 @@ __all__ = ["sample"]
 KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
 NUM_BLOCKS = 20
-# Shorter chains say nothing about the temperature of their momenta.
-MIN_REFRESHMENTS = 20
 STATIC_OPTIONS = (
     "target_acceptance_rate",
     "is_mass_matrix_diagonal",
@@ -179,26 +176,29 @@ def sample(
     )
     held_out_rows = None if held_out is None else (jnp.asarray(held_out[0]), jnp.asarray(held_out[1]))
     init_key, start_key, warmup_key, draw_key = jax.random.split(key, 4)
-    positions = starting_points(plan, init_key, given, num_chains, rows)
+    positions = initial_positions(model, jax.random.split(init_key, num_chains)) if given is None else given
     total_weight = float(np.sum(source.weights, dtype=np.float64))
     if step_size is None and plan.spec.uses_minibatches:
         step_size = default_step_size(plan, positions, total_weight)
     tuning = initial_tuning(plan, positions, temperature, step_size, options.get("friction"), metric)
+    states, positions = start_chains(plan, start_key, positions, given is not None, tuning, rows)
 
-    mark = time.perf_counter()
-    start_keys = jax.random.split(start_key, num_chains)
-    warmup_keys = jax.random.split(warmup_key, num_chains)
-    states, tuning = _warm_up(plan, start_keys, warmup_keys, positions, tuning, num_warmup, rows, progress)
-    warmed_up = time.perf_counter()
-    draw_keys = jax.random.split(draw_key, num_chains)
     # Short enough to show progress and bound memory, long enough that the host costs nothing.
     block = max(1, min(math.ceil(num_samples / NUM_BLOCKS), BLOCK_BYTES // max(1, bytes_per_draw)))
+    mark = time.perf_counter()
+    warmup_keys = jax.random.split(warmup_key, num_chains)
+    if "step_size" in tuning:
+        states = _warm_up(plan, block, states, tuning, warmup_keys, num_warmup, rows, held_out_rows, progress)
+    else:
+        states, tuning = _adapt(plan, num_warmup, warmup_keys, positions, tuning, rows, progress)
+    warmed_up = time.perf_counter()
+    draw_keys = jax.random.split(draw_key, num_chains)
     draws = _draw(
         plan, states, tuning, draw_keys, num_samples, thinning, block, rows, held_out_rows, progress
     )
     finished = time.perf_counter()
-    _warn_of_divergences(draws["sample_stats"], kernel)
-    _warn_of_heat(draws["sample_stats"], plan, tuning, thinning)
+    warn_of_divergences(draws["sample_stats"], kernel)
+    warn_of_heat(draws["sample_stats"], plan, tuning, thinning)
 
     seconds = {"warmup": warmed_up - mark, "sampling": finished - warmed_up, "total": finished - started}
     metadata = {
@@ -240,33 +240,48 @@ def _blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, total)
 
 
-def _warm_up(
+def _adapt(
     plan: Plan,
-    start_keys: jax.Array,
-    warmup_keys: jax.Array,
+    num_warmup: int,
+    keys: jax.Array,
     positions: Params,
     tuning: Tuning,
-    num_warmup: int,
     rows: Minibatch,
     progress: bool,
 ) -> tuple[Any, Tuning]:
-    with progress_bar(f"{plan.kernel} warmup", num_warmup, enabled=progress and num_warmup > 0) as advance:
-        if "step_size" not in tuning:
-            states, tuning = adapt_chains(plan, num_warmup, warmup_keys, positions, tuning, rows)
-            found = np.asarray(tuning["step_size"])
-            if not np.all(np.isfinite(found) & (found > 0)):
-                raise FloatingPointError(
-                    f"kernel {plan.kernel!r} adapted to the step sizes {found.tolist()}; give step_size and "
-                    "init_params, or a longer num_warmup"
-                )
-            advance(num_warmup)
-            return states, tuning
-        states = start_chains(plan, start_keys, positions, tuning, rows)
-        for first, last in _blocks(num_warmup, math.ceil(num_warmup / NUM_BLOCKS)):
-            states, finite = advance_chains(plan, states, tuning, warmup_keys, first, last, rows)
-            _check_finite(finite, plan, tuning, f"warmup steps {first} to {last}")
-            advance(last - first)
+    """Warmup that adapts, in one computation."""
+    with progress_bar(f"{plan.kernel} warmup", num_warmup, enabled=progress) as advance:
+        states, tuning = adapt_chains(plan, num_warmup, keys, positions, tuning, rows)
+        found = np.asarray(tuning["step_size"])
+        if not np.all(np.isfinite(found) & (found > 0)):
+            raise FloatingPointError(
+                f"kernel {plan.kernel!r} adapted to the step sizes {found.tolist()}; give step_size and "
+                "init_params, or a longer num_warmup"
+            )
+        advance(num_warmup)
     return states, tuning
+
+
+def _warm_up(
+    plan: Plan,
+    block: int,
+    states: Any,
+    tuning: Tuning,
+    keys: jax.Array,
+    num_warmup: int,
+    rows: Minibatch,
+    held_out: HeldOut,
+    progress: bool,
+) -> Any:
+    """Warmup that only moves."""
+    with progress_bar(f"{plan.kernel} warmup", num_warmup, enabled=progress and num_warmup > 0) as advance:
+        for first, last in _blocks(num_warmup, math.ceil(num_warmup / NUM_BLOCKS)):
+            states, _, finite = run_block(
+                plan, block, False, 1, states, tuning, keys, first, last, rows, held_out
+            )
+            check_finite(finite, plan, tuning, f"warmup steps {first} to {last}")
+            advance(last - first)
+    return states
 
 
 def _draw(
@@ -286,10 +301,10 @@ def _draw(
     kept: dict[str, Any] = {}
     with progress_bar(f"{plan.kernel} sampling", num_samples, enabled=progress) as advance:
         for first, last in _blocks(num_samples, block):
-            states, draws, finite = record_draws(
-                plan, block, thinning, states, tuning, keys, first, last, rows, held_out
+            states, draws, finite = run_block(
+                plan, block, True, thinning, states, tuning, keys, first, last, rows, held_out
             )
-            _check_finite(finite, plan, tuning, f"draws {first} to {last}")
+            check_finite(finite, plan, tuning, f"draws {first} to {last}")
             if not kept:
                 kept = jax.tree.map(
                     lambda b: np.empty((num_chains, num_samples, *b.shape[2:]), b.dtype), draws
@@ -301,53 +316,3 @@ def _draw(
 
 def _copy_block(kept: np.ndarray, block: jax.Array, *, first: int, last: int) -> None:
     kept[:, first:last] = np.asarray(block)[:, : last - first]
-
-
-def _warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, thinning: int) -> None:
-    """Warn if the momenta are far from their temperature by more than they can be by chance."""
-    if "kinetic_temperature" not in stats:
-        return
-    measured = stats["kinetic_temperature"]
-    # A squared momentum keeps this share of its deviation a step, hence so many independent ones a chain.
-    decay = math.exp(-2.0 * float(tuning["friction"][0]) * float(tuning["step_size"][0]))
-    independent = measured.shape[1] * min(1.0, thinning * (1 - decay) / (1 + decay))
-    if independent < MIN_REFRESHMENTS:
-        return
-    ratio = float(np.mean(measured, dtype=np.float64)) / float(tuning["temperature"][0])
-    error = math.sqrt(2 / (plan.model.num_params * len(measured) * independent))
-    if abs(ratio - 1) > 0.2 + 5 * error:
-        warnings.warn(
-            f"the kinetic temperature of the chains is {ratio:.2f} times the temperature asked for: gradient "
-            "noise heats them, or they have not settled. Try a larger batch_size, a smaller step_size, or "
-            "more num_warmup",
-            stacklevel=3,
-        )
-
-
-def _chains(indices: np.ndarray) -> str:
-    more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-    return f"chains {indices[:10].tolist()}{more}"
-
-
-def _check_finite(finite: jax.Array, plan: Plan, tuning: Tuning, where: str) -> None:
-    lost = np.flatnonzero(~np.asarray(finite))
-    if len(lost) == 0:
-        return
-    remedy = f"a smaller step_size (now {np.max(np.asarray(tuning['step_size'])[lost]):.3g})"
-    if plan.batch_size is not None:
-        remedy += f", a larger batch_size (now {plan.batch_size})"
-    raise FloatingPointError(
-        f"kernel {plan.kernel!r} left the finite numbers in {_chains(lost)} during {where}; "
-        f"try {remedy}, or init_params of high density"
-    )
-
-
-def _warn_of_divergences(stats: Mapping[str, np.ndarray], kernel: str) -> None:
-    diverging = stats.get("diverging")
-    if diverging is not None and diverging.any():
-        warnings.warn(
-            f"{int(diverging.sum())} of {diverging.size} {kernel} draws come from divergent transitions: "
-            "parts of the posterior may be missed. Try a higher target_acceptance_rate, a smaller step_size, "
-            "or reparameterise",
-            stacklevel=3,
-        )

@@ -22,13 +22,17 @@ the variance of the draws, tenfold at T = 0.1; this kernel takes BlackJAX's form
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.base import SamplingAlgorithm
-from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
-from blackjax.util import generate_gaussian_noise, pytree_size
+from jax.flatten_util import ravel_pytree
+
+from pseudocoreset.inference.lazy import load_blackjax
+
+if TYPE_CHECKING:
+    from blackjax.base import SamplingAlgorithm
+    from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 __all__ = ["SGHMCInfo", "SGHMCState", "as_top_level_api", "build_kernel", "init"]
 
@@ -66,7 +70,7 @@ def init(
     """Start at ``position`` with momentum from N(0, temperature), or at rest without a key."""
     if rng_key is None:
         return SGHMCState(position, jax.tree.map(jnp.zeros_like, position))
-    noise = generate_gaussian_noise(rng_key, position)
+    noise = _gaussian_noise(rng_key, position)
     return SGHMCState(position, jax.tree.map(lambda n: (jnp.sqrt(temperature) * n).astype(n.dtype), noise))
 
 
@@ -93,7 +97,7 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
 
         position, momentum = state
         gradient = grad_estimator(position, minibatch)
-        noise = generate_gaussian_noise(rng_key, momentum)
+        noise = _gaussian_noise(rng_key, momentum)
         momentum = _axpy(step_size, gradient, momentum)  # B
         position = _axpy(0.5 * step_size, momentum, position)  # A
         momentum = jax.tree.map(  # O
@@ -102,12 +106,22 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
         position = _axpy(0.5 * step_size, momentum, position)  # A
 
         info = SGHMCInfo(
-            kinetic_temperature=_sum_of_squares(momentum) / pytree_size(momentum),
+            kinetic_temperature=_sum_of_squares(momentum) / _size(momentum),
             gradient_norm=jnp.sqrt(_sum_of_squares(gradient)),
         )
         return SGHMCState(position, momentum), info
 
     return kernel
+
+
+def _gaussian_noise(rng_key: PRNGKey, tree: ArrayLikeTree) -> ArrayTree:
+    """Independent standard normals in the structure of ``tree``."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(rng_key, flat.shape, flat.dtype))
+
+
+def _size(tree: ArrayTree) -> int:
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _axpy(scale: float | Array, x: ArrayTree, y: ArrayTree) -> ArrayTree:
@@ -152,4 +166,4 @@ def as_top_level_api(
     ) -> tuple[SGHMCState, SGHMCInfo]:
         return kernel(rng_key, state, grad_estimator, minibatch, step_size, friction, temperature)
 
-    return SamplingAlgorithm(init_fn, step_fn)
+    return load_blackjax().base.SamplingAlgorithm(init_fn, step_fn)

@@ -147,7 +147,8 @@ def _constant_one_leaves(pure: _Network, names: list[str]) -> set[str]:
 
 
 def _as_network(network: Any, input_shape: tuple[int, ...], num_outputs: int | None) -> _Network:
-    linen, nnx, equinox = (sys.modules.get(name) for name in ("flax.linen", "flax.nnx", "equinox"))
+    linen = sys.modules.get("flax.linen")
+    nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
     if linen is not None and isinstance(network, linen.Module):
         return _from_linen(network, input_shape, num_outputs)
     factory = None
@@ -160,7 +161,7 @@ def _as_network(network: Any, input_shape: tuple[int, ...], num_outputs: int | N
             )
         factory, module = network, network(jax.random.key(0))
         # The factory may be what imported its framework.
-        nnx, equinox = (sys.modules.get(name) for name in ("flax.nnx", "equinox"))
+        nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
     if nnx is not None and isinstance(module, nnx.Module):
         return _from_nnx(module, factory)
     if equinox is not None and isinstance(module, equinox.Module):
@@ -189,7 +190,8 @@ def _from_linen(network: Any, input_shape: tuple[int, ...], num_outputs: int | N
 def _from_nnx(module: Any, factory: Callable[[jax.Array], Any] | None) -> _Network:
     from flax import nnx
 
-    graph, weights, rest = nnx.split(module, nnx.Param, ...)
+    graph, *states = nnx.split(module, nnx.Param, ...)
+    weights, rest = states
     _refuse_state(sorted({type(leaf).__name__ for leaf in jax.tree.leaves(rest, is_leaf=_is_variable)}))
 
     def init(key: jax.Array) -> Any:
@@ -232,7 +234,9 @@ def _permuted(key: jax.Array, weights: Any) -> Any:
     """Another initialisation from the same law: the entries of every array in a random order."""
     leaves, treedef = jax.tree.flatten(weights)
     keys = jax.random.split(key, len(leaves))
-    shuffled = [jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    shuffled = [
+        jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(treedef, shuffled)
 
 

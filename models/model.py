@@ -93,7 +93,7 @@ class Model:
         """
         if not callable(program):
             raise TypeError(f"program must be a callable program(x, y=None); got {type(program).__name__}")
-        return cls(program=program, name=name or getattr(program, "__name__", "model"))
+        return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
     def bind(self, x: ArrayLike | jax.ShapeDtypeStruct, y: ArrayLike | jax.ShapeDtypeStruct) -> Model:
         """The same model with the shape of one datum fixed.
@@ -301,7 +301,7 @@ def _class_log_probabilities(distribution: dist.Distribution, n: int) -> jax.Arr
     return jnp.broadcast_to(distribution.log_prob(values).T, (n, values.shape[0]))
 
 
-def _datum_shape(array: ArrayLike | jax.ShapeDtypeStruct, argument: str) -> jax.ShapeDtypeStruct:
+def _datum_shape(array: Any, argument: str) -> jax.ShapeDtypeStruct:
     if not hasattr(array, "shape"):
         raise TypeError(f"{argument} must be an array with a leading axis over data; got {type(array).__name__}")
     if len(array.shape) < 1:
@@ -327,14 +327,13 @@ def _inspect(program: Callable[..., Any], x: jax.ShapeDtypeStruct, y: jax.ShapeD
             site = found["observed"][0]
             found["log_prob_shape"] = jnp.shape(site["fn"].log_prob(site["value"]))
 
-    jax.eval_shape(
-        run, jax.ShapeDtypeStruct((n, *x.shape), x.dtype), jax.ShapeDtypeStruct((n, *y.shape), y.dtype)
-    )
+    jax.eval_shape(run, jax.ShapeDtypeStruct((n, *x.shape), x.dtype), jax.ShapeDtypeStruct((n, *y.shape), y.dtype))
     observed = found["observed"]
     if len(observed) != 1:
         names = [site["name"] for site in observed]
         raise ValueError(
-            f"the program must have exactly one observed site, numpyro.sample(..., obs=y); found {len(observed)} {names}"
+            f"the program must have exactly one observed site, numpyro.sample(..., obs=y); found {len(observed)} "
+            f"{names}"
         )
     if found["log_prob_shape"] != (n,):
         raise ValueError(

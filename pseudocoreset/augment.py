@@ -183,9 +183,7 @@ def _affine(x: jax.Array, matrix: jax.Array) -> jax.Array:
     out = jnp.zeros_like(x)
     for corner_row, row_weight in ((top, 1 - (row - top)), (top + 1, row - top)):
         for corner_column, column_weight in ((left, 1 - (column - left)), (left + 1, column - left)):
-            inside = (
-                (corner_row >= 0) & (corner_row < height) & (corner_column >= 0) & (corner_column < width)
-            )
+            inside = (corner_row >= 0) & (corner_row < height) & (corner_column >= 0) & (corner_column < width)
             i = jnp.clip(corner_row, 0, height - 1).astype(jnp.int32)
             j = jnp.clip(corner_column, 0, width - 1).astype(jnp.int32)
             weight = jnp.where(inside, row_weight * column_weight, 0.0)

@@ -18,10 +18,10 @@ app = typer.Typer(
     add_completion=False,
 )
 
-DataName = Annotated[str, typer.Option("--data", help="digits, mnist, fashion_mnist, svhn, cifar10, cifar100, tiny_imagenet")]
-DataDir = Annotated[
-    pathlib.Path | None, typer.Option(help="tensorflow-datasets folder; its own default if not given")
+DataName = Annotated[
+    str, typer.Option("--data", help="digits, mnist, fashion_mnist, svhn, cifar10, cifar100, tiny_imagenet")
 ]
+DataDir = Annotated[pathlib.Path | None, typer.Option(help="tensorflow-datasets folder; its own default if not given")]
 Seed = Annotated[int, typer.Option(help="the seed of everything random")]
 Depth = Annotated[int, typer.Option(help="blocks of the ConvNet")]
 Width = Annotated[int, typer.Option(help="filters of the ConvNet")]

@@ -198,13 +198,13 @@ def _choose(data: Dataset, images_per_class: int | None, size: int | None, key: 
         if size > data.train.num_data:
             raise ValueError(f"size={size} is more than the {data.train.num_data} training data")
         return np.asarray(jax.random.choice(key, data.train.num_data, (size,), replace=False))
-    check_integer(images_per_class, "images_per_class")
+    count = check_integer(images_per_class, "images_per_class")
     if data.num_classes is None:
         raise ValueError("images_per_class needs classes; these targets are real numbers, give size instead")
     chosen = []
     for label, k in enumerate(jax.random.split(key, data.num_classes)):
         members = np.flatnonzero(data.train.y == label)
-        if len(members) < images_per_class:
-            raise ValueError(f"images_per_class={images_per_class}, but class {label} has {len(members)} training data")
-        chosen.append(members[np.asarray(jax.random.permutation(k, len(members)))[:images_per_class]])
+        if len(members) < count:
+            raise ValueError(f"images_per_class={count}, but class {label} has {len(members)} training data")
+        chosen.append(members[np.asarray(jax.random.permutation(k, len(members)))[:count]])
     return np.concatenate(chosen)

@@ -19,6 +19,7 @@ from pseudocoreset.experts import train_experts
 from pseudocoreset.fitting import FitResult, fit_fbpc
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.models import ConvNet, bnn
+from pseudocoreset.proxies import Trajectory
 from pseudocoreset.storage import write_json
 from pseudocoreset.validation import check_key
 
@@ -32,6 +33,7 @@ class DemoSettings:
     """How much work the demonstration does.
 
     Attributes:
+        depth: blocks of the ConvNet.
         width: filters of the ConvNet.
         num_experts: experts trained.
         num_expert_epochs: their epochs.
@@ -40,6 +42,7 @@ class DemoSettings:
         steps: FBPC updates.
         step_size: of SGD on the inputs.
         inner_learning_rate: Adam step size of the networks trained on the coreset.
+        proxy_steps: further SGD steps that the proxies' variances are taken along.
         num_chains: SGHMC chains of each posterior.
         num_warmup: SGHMC steps before the first draw.
         num_samples: draws kept of each chain.
@@ -47,18 +50,20 @@ class DemoSettings:
         mass: total weight of the coresets.
     """
 
+    depth: int = 2
     width: int = 32
     num_experts: int = 4
     num_expert_epochs: int = 10
     expert_learning_rate: float = 0.1
     images_per_class: int = 1
     steps: int = 150
-    step_size: float = 300.0
+    step_size: float = 100.0
     inner_learning_rate: float = 0.01
+    proxy_steps: int = 10
     num_chains: int = 4
-    num_warmup: int = 500
+    num_warmup: int = 1000
     num_samples: int = 50
-    thinning: int = 10
+    thinning: int = 20
     mass: str = "data"
 
 
@@ -99,7 +104,7 @@ def run_demo(
     expert_key, start_key, fit_key, *sample_keys = jax.random.split(key, 6)
     data = load_dataset("digits")
     assert data.test is not None
-    model = bnn(ConvNet(depth=3, width=chosen.width), data)
+    model = bnn(ConvNet(depth=chosen.depth, width=chosen.width), data)
     experts = train_experts(
         model,
         data,
@@ -111,9 +116,7 @@ def run_demo(
         progress=progress,
     )
     lap("experts")
-    start = Pseudocoreset.from_data(
-        data, images_per_class=chosen.images_per_class, key=start_key, mass=chosen.mass
-    )
+    start = Pseudocoreset.from_data(data, images_per_class=chosen.images_per_class, key=start_key, mass=chosen.mass)
     fitted = fit_fbpc(
         model,
         data,
@@ -124,6 +127,7 @@ def run_demo(
         experts=experts,
         step_size=chosen.step_size,
         inner_learning_rate=chosen.inner_learning_rate,
+        proxy=Trajectory(num_steps=chosen.proxy_steps, batch_size=64),
         progress=progress,
     )
     lap("fbpc")

@@ -30,7 +30,14 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.storage import CorruptFileError, atomic_directory, read_json, verify, write_arrays, write_json
+from pseudocoreset.storage import (
+    CorruptFileError,
+    atomic_directory,
+    read_json,
+    verify,
+    write_arrays,
+    write_json,
+)
 from pseudocoreset.validation import check_integer, check_key, check_positive
 
 __all__ = ["Experts", "train_experts"]
@@ -85,8 +92,8 @@ class Experts:
         """
         if not (0 <= expert < self.num_experts and 0 <= epoch <= self.num_epochs):
             raise IndexError(
-                f"there is no snapshot (expert {expert}, epoch {epoch}): there are {self.num_experts} experts and epochs "
-                f"0 to {self.num_epochs}"
+                f"there is no snapshot (expert {expert}, epoch {epoch}): there are {self.num_experts} experts and "
+                f"epochs 0 to {self.num_epochs}"
             )
         group, index = 0, expert
         while index >= self.groups[group]:
@@ -132,7 +139,7 @@ class _Training:
     @functools.partial(jax.jit, static_argnums=0)
     def epoch(self, state: _State, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         """(state after one pass over the data, mean loss of every expert)."""
-        return map_stack(lambda item, d: self._one(*item, d), (state, keys), data)
+        return map_stack(lambda item, d: self._one(item[0], item[1], d), (state, keys), data)
 
     def _one(self, state: _State, key: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         order_key, augment_key = jax.random.split(key)
@@ -214,9 +221,7 @@ def train_experts(
     sgd = optax.sgd(learning_rate, momentum=momentum or None)
     optimizer = optax.chain(optax.add_decayed_weights(weight_decay), sgd) if weight_decay else sgd
     training = _Training(model, optimizer, batch_size, augmentation)
-    groups = tuple(
-        min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group)
-    )
+    groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))
     metadata = {
         "model": model.name,
         "num_params": model.num_params,
@@ -310,6 +315,10 @@ def fingerprint(data: Dataset) -> str:
     """A short hash of what the training data and their preprocessing are, to tell two data sets apart."""
     digest = hashlib.sha256()
     digest.update(json.dumps(data.preprocessing.metadata(), sort_keys=True).encode())
-    for array in (*data.preprocessing.arrays().values(), data.train.y, data.train.raw[:: max(1, len(data.train.y) // 64)]):
+    for array in (
+        *data.preprocessing.arrays().values(),
+        data.train.y,
+        data.train.raw[:: max(1, len(data.train.y) // 64)],
+    ):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

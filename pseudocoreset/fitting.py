@@ -143,7 +143,9 @@ def fit(
         )
 
     arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
-    states = tuple(o.init(k, arrays) for o, k in zip(objectives, jax.random.split(state_key, len(objectives)), strict=True))
+    states = tuple(
+        o.init(k, arrays) for o, k in zip(objectives, jax.random.split(state_key, len(objectives)), strict=True)
+    )
     loop = _Loop(arrays, optimizer.init({"inputs": arrays.inputs}), states, jnp.zeros((), jnp.int32))
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
     choices = [
@@ -177,8 +179,8 @@ def fit(
                     None if e is None or c is None else e.stack(c[done : done + block])
                     for e, c in zip(expert_sets, choices, strict=True)
                 )
-                loop, info = run_block(loop, loop_key, jnp.arange(done, done + block), snapshots, device)
-                info = {name: np.asarray(values) for name, values in info.items()}
+                loop, report = run_block(loop, loop_key, jnp.arange(done, done + block), snapshots, device)
+                info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)
                 done += block
@@ -319,7 +321,11 @@ def fit_fbpc(
     if coreset is None:
         # Chosen before the experts are trained: a size that the data do not have must not cost an hour first.
         coreset = Pseudocoreset.from_data(
-            data, images_per_class=images_per_class, size=size, key=jax.random.fold_in(fit_key, 0), mass=weights
+            data,
+            images_per_class=images_per_class,
+            size=size,
+            key=jax.random.fold_in(fit_key, 0),
+            mass=weights,
         )
     if experts is None:
         epochs = max(50, first) if num_expert_epochs is None else num_expert_epochs
@@ -404,7 +410,8 @@ def _compile_block(
 ) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
     def one_step(loop: _Loop, item: Any, key: jax.Array, data: DeviceData) -> tuple[_Loop, dict[str, jax.Array]]:
         step, snapshots = item
-        total, states, report = None, [], {}
+        total, states = None, []
+        report: dict[str, jax.Array] = {}
         for i, objective in enumerate(objectives):
             step_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
             gradient, state, info = objective.gradient(step_key, loop.objectives[i], loop.arrays, data, snapshots[i])
@@ -415,9 +422,9 @@ def _compile_block(
         updates, optimizer_state = optimizer.update(total, loop.optimizer, free)
         moved = optax.apply_updates(free, updates)
         proposal = _Loop(loop.arrays._replace(**moved), optimizer_state, tuple(states), jnp.zeros_like(loop.skipped))
-        finite = jnp.all(jnp.isfinite(optax.global_norm((total, moved))))
+        finite = jnp.all(jnp.isfinite(optax.tree.norm((total, moved))))
         stay = loop._replace(skipped=loop.skipped + 1)
-        report["gradient_norm"] = optax.global_norm(total)
+        report["gradient_norm"] = optax.tree.norm(total)
         report["inputs_rms"] = jnp.sqrt(jnp.mean(proposal.arrays.inputs**2))
         report["skipped"] = ~finite
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, stay), report
@@ -432,9 +439,9 @@ def _compile_block(
 
 
 def _with_arrays(coreset: Pseudocoreset, objectives: tuple[Objective, ...], arrays: CoresetArrays) -> Pseudocoreset:
-    values = {name: np.asarray(value) for name, value in arrays._asdict().items()}
+    inputs, targets, weights = map(np.asarray, arrays)
     metadata = {**coreset.metadata, "objective": "+".join(o.name for o in objectives)}
-    return replace(coreset, **values, metadata=metadata)
+    return replace(coreset, inputs=inputs, targets=targets, weights=weights, metadata=metadata)
 
 
 def _log_capped(info: dict[str, np.ndarray], done: int) -> None:
@@ -442,8 +449,8 @@ def _log_capped(info: dict[str, np.ndarray], done: int) -> None:
         if name.startswith("inner_capped") and np.any(capped):
             loss = info[name.replace("capped", "loss")]
             logger.info(
-                "steps up to %d: the training on the coreset met its cap (inner_max_steps) in %d of %d steps, at a mean "
-                "loss of %.3g",
+                "steps up to %d: the training on the coreset met its cap (inner_max_steps) in %d of %d steps, "
+                "at a mean loss of %.3g",
                 done,
                 int(np.sum(capped)),
                 len(capped),

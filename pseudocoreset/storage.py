@@ -19,7 +19,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-__all__ = ["CorruptFileError", "atomic_directory", "read_arrays", "read_json", "verify", "write_arrays", "write_json"]
+__all__ = [
+    "CorruptFileError",
+    "atomic_directory",
+    "read_arrays",
+    "read_json",
+    "verify",
+    "write_arrays",
+    "write_json",
+]
 
 MANIFEST = "manifest.json"
 

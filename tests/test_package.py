@@ -41,9 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(ROOT / name, copy / name)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation"], cwd=copy, check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation"], cwd=copy, check=True, capture_output=True)
     (built,) = (copy / "dist").glob("*.whl")
     with zipfile.ZipFile(built) as archive:
         return set(archive.namelist())
@@ -129,8 +127,6 @@ def test_constraints_pin_every_dependency() -> None:
         if "==" in line
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = project["dependencies"] + [
-        line for extra in project["optional-dependencies"].values() for line in extra
-    ]
+    required = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
     named = {canonical.sub("-", re.match(r"[\w.-]+", line).group()).lower() for line in required}
     assert named <= pinned

@@ -138,9 +138,7 @@ class Dataset:
             if split is None:
                 continue
             if split.feature_shape != self.train.feature_shape:
-                raise ValueError(
-                    f"{name} has data of shape {split.feature_shape}, train {self.train.feature_shape}"
-                )
+                raise ValueError(f"{name} has data of shape {split.feature_shape}, train {self.train.feature_shape}")
             if split.raw.dtype != self.train.raw.dtype:
                 raise ValueError(f"{name} has {split.raw.dtype} inputs, train has {self.train.raw.dtype}")
             if split.y.dtype != self.train.y.dtype:

@@ -114,9 +114,7 @@ class Preprocessing:
         if self.zca_mean is not None and self.zca_matrix is not None:
             size = self.zca_mean.shape[0]
             if self.zca_matrix.shape != (size, size):
-                raise ValueError(
-                    f"zca_matrix must be {(size, size)} like zca_mean, got {self.zca_matrix.shape}"
-                )
+                raise ValueError(f"zca_matrix must be {(size, size)} like zca_mean, got {self.zca_matrix.shape}")
 
     def _check(self, name: str, array: ArrayLike) -> None:
         shape = np.shape(array)
@@ -141,9 +139,7 @@ class Preprocessing:
             ValueError: the shape does not fit the channels or features of the preprocessing.
         """
         self._check("raw", raw)
-        return _forward(
-            jnp.asarray(raw), np.float32(self.scale), self.mean, self.std, self.zca_mean, self.zca_matrix
-        )
+        return _forward(jnp.asarray(raw), np.float32(self.scale), self.mean, self.std, self.zca_mean, self.zca_matrix)
 
     def apply_in_chunks(self, raw: np.ndarray) -> np.ndarray:
         """Do what `apply` does, a few thousand data at a time, and return a numpy array.
@@ -160,7 +156,9 @@ class Preprocessing:
         self._check("raw", raw)
         x = np.empty(raw.shape, np.float32)
         for start in range(0, len(raw), _CHUNK):
-            x[start : start + _CHUNK] = self.apply(raw[start : start + _CHUNK])
+            # Inside somebody's jit too this is a computation on concrete arrays.
+            with jax.ensure_compile_time_eval():
+                x[start : start + _CHUNK] = self.apply(raw[start : start + _CHUNK])
         return x
 
     @functools.cached_property

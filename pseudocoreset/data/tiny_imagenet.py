@@ -63,20 +63,18 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             wnids = sorted(_lines(archive, "wnids.txt"))
-            words = dict(line.split("\t", 1) for line in _lines(archive, "words.txt"))
+            words = {line[:9]: line[9:].strip() for line in _lines(archive, "words.txt")}
             annotations = [line.split("\t") for line in _lines(archive, "val/val_annotations.txt")]
         if len(wnids) != _NUM_CLASSES:
             raise ValueError(f"{path} lists {len(wnids)} classes in wnids.txt, wanted are {_NUM_CLASSES}")
-        self.info.features["label"].names = [words[wnid].strip() for wnid in wnids]
+        self.info.features["label"].names = [words[wnid] for wnid in wnids]
         labels = {wnid: label for label, wnid in enumerate(wnids)}
         pattern = re.compile(rf"{_ROOT}/train/(n\d+)/images/n\d+_(\d+)\.JPEG")
         found = [match for match in map(pattern.fullmatch, members) if match]
         train = sorted((labels[match[1]], int(match[2]), match[0]) for match in found)
         without = set(range(_NUM_CLASSES)) - {label for label, _, _ in train}
         if without:
-            raise ValueError(
-                f"{path} has no training image of {len(without)} classes: {wnids[min(without)]}, ..."
-            )
+            raise ValueError(f"{path} has no training image of {len(without)} classes: {wnids[min(without)]}, ...")
         held_out = sorted(
             (int(re.sub(r"\D", "", fields[0])), f"{_ROOT}/val/images/{fields[0]}", labels[fields[1]])
             for fields in annotations

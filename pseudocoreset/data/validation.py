@@ -52,9 +52,7 @@ def check_inputs(name: str, x: ArrayLike) -> np.ndarray:
     return values
 
 
-def check_targets(
-    name: str, y: ArrayLike, num_data: int, *, classification: bool | None = None
-) -> np.ndarray:
+def check_targets(name: str, y: ArrayLike, num_data: int, *, classification: bool | None = None) -> np.ndarray:
     """Check targets; integers mean classes, floats mean regression or counts.
 
     Args:
@@ -104,9 +102,7 @@ def check_classes(name: str, labels: np.ndarray, num_classes: int) -> None:
     """Raise a ValueError unless every label is below num_classes."""
     largest = int(labels.max())
     if largest >= num_classes:
-        raise ValueError(
-            f"{name} has the label {largest}; the {num_classes} classes are 0 to {num_classes - 1}"
-        )
+        raise ValueError(f"{name} has the label {largest}; the {num_classes} classes are 0 to {num_classes - 1}")
 
 
 def check_all_classes(labels: np.ndarray, num_classes: int, class_names: Sequence[str] | None) -> None:

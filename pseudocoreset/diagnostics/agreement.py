@@ -177,9 +177,7 @@ class Comparison:
             named[f"{self.reference}, half against half"] = self.noise_floor
         if self.is_classification:
             columns = ["same top class", "total variation", "KL"]
-            rows = [
-                [name, number(a.top1), number(a.total_variation), number(a.kl)] for name, a in named.items()
-            ]
+            rows = [[name, number(a.top1), number(a.total_variation), number(a.kl)] for name, a in named.items()]
         else:
             columns = ["difference of means", "KL"]
             rows = [[name, number(a.mean_difference), number(a.kl)] for name, a in named.items()]
@@ -250,9 +248,7 @@ def compare_posteriors(
             "pass reference=None for scores without agreement"
         )
     if UNIFORM in posteriors:
-        raise ValueError(
-            f"the name {UNIFORM!r} is taken by the uniform prediction; call the posterior something else"
-        )
+        raise ValueError(f"the name {UNIFORM!r} is taken by the uniform prediction; call the posterior something else")
     split = _as_split(split)
     model = bound(model, split)
     evaluated = {name: _evaluated(name, posterior, model, split) for name, posterior in posteriors.items()}
@@ -262,9 +258,7 @@ def compare_posteriors(
     agreements = {}
     if reference is not None:
         agreements = {
-            name: agreement(predictions[reference], other)
-            for name, other in predictions.items()
-            if name != reference
+            name: agreement(predictions[reference], other) for name, other in predictions.items() if name != reference
         }
     return Comparison(
         metrics={name: metrics_of(row, num_bins=num_bins) for name, row in predictions.items()},
@@ -281,14 +275,10 @@ def _noise_floor(posterior: Posterior, model: Model) -> Agreement | None:
     """Agreement of two halves of the chains, or of the draws of a single chain; None for one draw."""
     if posterior.num_chains >= NUM_HALVES:
         middle = posterior.num_chains // 2
-        halves = [
-            predict(posterior, model, chains=part) for part in (slice(None, middle), slice(middle, None))
-        ]
+        halves = [predict(posterior, model, chains=part) for part in (slice(None, middle), slice(middle, None))]
     elif posterior.num_draws >= NUM_HALVES:
         middle = posterior.num_draws // 2
-        halves = [
-            predict(posterior, model, draws=part) for part in (slice(None, middle), slice(middle, None))
-        ]
+        halves = [predict(posterior, model, draws=part) for part in (slice(None, middle), slice(middle, None))]
     else:
         return None
     return agreement(*halves)
@@ -314,9 +304,7 @@ def _same_data(left: Split, right: Split) -> bool:
         return False
     one, other = left.preprocessing, right.preprocessing
     arrays, others = one.arrays(), other.arrays()
-    return one.metadata() == other.metadata() and all(
-        np.array_equal(arrays[name], others[name]) for name in arrays
-    )
+    return one.metadata() == other.metadata() and all(np.array_equal(arrays[name], others[name]) for name in arrays)
 
 
 def _as_split(split: Any) -> Split:

@@ -127,9 +127,7 @@ def _blocks(
         index = np.arange(start, start + block)
         # the last block repeats the last draw, so that one compiled program serves all
         part = {name: leaf[np.minimum(index, total - 1)] for name, leaf in stack.items()}
-        yield np.asarray(_evaluate(model, quantity, split.feature_shape, part, x, y, index, key))[
-            : total - start
-        ]
+        yield np.asarray(_evaluate(model, quantity, split.feature_shape, part, x, y, index, key))[: total - start]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

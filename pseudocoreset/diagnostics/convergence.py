@@ -66,9 +66,7 @@ def spread_indices(num_data: int, num_wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, num_data - 1, min(num_data, num_wanted)).round().astype(int))
 
 
-def convergence(
-    posterior: Posterior, model: Model, *, max_inputs: int = 200, max_quantities: int = 400
-) -> Convergence:
+def convergence(posterior: Posterior, model: Model, *, max_inputs: int = 200, max_quantities: int = 400) -> Convergence:
     """R-hat and bulk effective sample size of predictions at held-out inputs, through arviz-stats.
 
     Args:
@@ -84,9 +82,7 @@ def convergence(
     import arviz_base
     import arviz_stats
 
-    _, predicted = predicted_quantities(
-        posterior, model, max_inputs=max_inputs, max_quantities=max_quantities
-    )
+    _, predicted = predicted_quantities(posterior, model, max_inputs=max_inputs, max_quantities=max_quantities)
     num_chains, num_draws = predicted.shape[:2]
     values = predicted.reshape(num_chains, num_draws, -1)
     num_quantities = values.shape[-1]

@@ -114,9 +114,7 @@ def to_arviz(
         groups.setdefault("constant_data", {}).update(constant)
         dims |= constant_dims
     # netCDF has no slash in names
-    groups = {
-        group: {name.replace("/", "."): v for name, v in content.items()} for group, content in groups.items()
-    }
+    groups = {group: {name.replace("/", "."): v for name, v in content.items()} for group, content in groups.items()}
     tree = arviz_base.from_dict(
         {group: content for group, content in groups.items() if content},
         dims=dims,
@@ -137,11 +135,7 @@ def _run_key(posterior: Posterior) -> jax.Array | None:
 
 def _class_labels(num_classes: int, coreset: Pseudocoreset | None) -> np.ndarray:
     names = None if coreset is None else coreset.class_names
-    return (
-        np.arange(num_classes)
-        if names is None or len(names) != num_classes
-        else np.asarray(names, dtype=object)
-    )
+    return np.arange(num_classes) if names is None or len(names) != num_classes else np.asarray(names, dtype=object)
 
 
 def _coreset_variables(coreset: Pseudocoreset) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
@@ -165,9 +159,7 @@ def _attributes(posterior: Posterior, coreset: Pseudocoreset | None) -> dict[str
         values |= {"coreset_mass": float(np.sum(coreset.weights, dtype=np.float64))}
         values |= {"coreset_metadata": json_values(coreset.metadata)}
     return {
-        name: value
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
-        else json.dumps(value)
+        name: value if isinstance(value, int | float | str) and not isinstance(value, bool) else json.dumps(value)
         for name, value in values.items()
         if value is not None
     }

@@ -65,8 +65,7 @@ def html_table(table: Table) -> str:
         for row in rows
     )
     return (
-        f"<table><caption>{html.escape(heading)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<table><caption>{html.escape(heading)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
 

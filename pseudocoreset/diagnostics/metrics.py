@@ -140,9 +140,7 @@ def predictive_metrics(
     """
     if hasattr(posterior_or_probabilities, "function_values"):
         if model is None:
-            raise ValueError(
-                "model is needed to score a Posterior: predictive_metrics(posterior, model=model)"
-            )
+            raise ValueError("model is needed to score a Posterior: predictive_metrics(posterior, model=model)")
         return metrics_of(predict(cast("Posterior", posterior_or_probabilities), model, y), num_bins=num_bins)
     if y is None:
         raise ValueError("y is needed to score probabilities: predictive_metrics(probabilities, y)")

@@ -56,9 +56,7 @@ def plot_coreset(
     split = getattr(data, "train", data)
     shape = coreset.inputs.shape[1:]
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))
-    return (
-        _image_grid(coreset, split, max_per_class, max_classes) if is_image else _point_cloud(coreset, split)
-    )
+    return _image_grid(coreset, split, max_per_class, max_classes) if is_image else _point_cloud(coreset, split)
 
 
 def plot_reliability(
@@ -121,9 +119,7 @@ def plot_agreement(comparison: Comparison) -> Figure:
     """
     names = [name for name in comparison.agreement if name != UNIFORM]
     if comparison.reference is None or not names:
-        raise ValueError(
-            "plot_agreement needs a reference and another posterior; compare_posteriors(..., reference=)"
-        )
+        raise ValueError("plot_agreement needs a reference and another posterior; compare_posteriors(..., reference=)")
     reference = comparison.predictions[comparison.reference]
     shown = spread_indices(comparison.num_data, _MAX_POINTS)
     figure = _figure(4.2 * len(names), 4.2)
@@ -146,9 +142,7 @@ def plot_agreement(comparison: Comparison) -> Figure:
         groups = [("C0", same, "same top class"), ("C3", ~same, "another top class")]
         for colour, group, label in groups:
             keep = shown[group[shown]]
-            axes.scatter(
-                horizontal[keep], vertical[keep], s=10, alpha=0.5, linewidths=0, color=colour, label=label
-            )
+            axes.scatter(horizontal[keep], vertical[keep], s=10, alpha=0.5, linewidths=0, color=colour, label=label)
         if comparison.is_classification:
             axes.legend(frameon=False, fontsize="small")
         axes.set(xlabel=f"{comparison.reference}", ylabel=f"{name}", title=what)
@@ -215,9 +209,7 @@ def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes, (name, values) in zip(panels, series.items(), strict=False):
         steps = arrays.get("step")
-        axes.plot(
-            steps if steps is not None and steps.shape == values.shape else np.arange(values.size), values
-        )
+        axes.plot(steps if steps is not None and steps.shape == values.shape else np.arange(values.size), values)
         axes.set(title=name, xlabel="step")
     for axes in panels[len(series) :]:
         axes.set_axis_off()
@@ -269,13 +261,8 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
     real: list[np.ndarray] = []
     if split is not None:
         y = np.asarray(split.y)
-        picked = [
-            np.flatnonzero(y == row)[:count] if is_class else np.arange(min(count, len(y))) for row in rows
-        ]
-        real = [
-            _pictures(np.asarray(split.raw[index], np.float64) * split.preprocessing.scale)
-            for index in picked
-        ]
+        picked = [np.flatnonzero(y == row)[:count] if is_class else np.arange(min(count, len(y))) for row in rows]
+        real = [_pictures(np.asarray(split.raw[index], np.float64) * split.preprocessing.scale) for index in picked]
         low = min(low, *(float(part.min()) for part in real if part.size), 0.0)
         high = max(high, *(float(part.max()) for part in real if part.size), 1.0)
     clipped = float(((synthetic < low) | (synthetic > high)).mean())

@@ -72,9 +72,7 @@ def check_labels(y: ArrayLike, num_data: int, num_classes: int) -> np.ndarray:
         raise ValueError(f"y must have shape ({num_data},) to match the predictions; got {labels.shape}")
     wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.round(labels))))
     if wrong.size:
-        raise ValueError(
-            f"y[{wrong[0]}] = {labels[wrong[0]]} is no class; labels are integers 0 to {num_classes - 1}"
-        )
+        raise ValueError(f"y[{wrong[0]}] = {labels[wrong[0]]} is no class; labels are integers 0 to {num_classes - 1}")
     return labels.astype(np.int64)
 
 
@@ -104,9 +102,7 @@ def predict_from_probabilities(values: np.ndarray, y: ArrayLike, *, log: bool = 
     sums = np.exp(logs).sum(-1)
     # half-precision softmax rounds to about 1e-3
     if not np.all(np.abs(sums - 1) < 1e-2):
-        raise ValueError(
-            f"each row of probabilities must sum to one; sums run from {sums.min()} to {sums.max()}"
-        )
+        raise ValueError(f"each row of probabilities must sum to one; sums run from {sums.min()} to {sums.max()}")
     labels = check_labels(y, *values.shape[-2:])
     num_chains, num_draws = values.shape[:2] if values.ndim == 4 else (1, 1)
     return _average(iter([logs]), labels, num_chains, num_draws)
@@ -193,14 +189,10 @@ def _average(blocks: Iterator[np.ndarray], labels: np.ndarray, num_chains: int, 
     )
 
 
-def _predict_real(
-    posterior: Posterior, model: Model, y: np.ndarray, chains: slice, draws: slice
-) -> Predictive:
+def _predict_real(posterior: Posterior, model: Model, y: np.ndarray, chains: slice, draws: slice) -> Predictive:
     """Mean and variance of the predicted mean; likelihoods come from the posterior itself."""
     if posterior.log_likelihood is None:
-        raise ValueError(
-            "the posterior has no log-likelihood of held-out targets; sample with predict_on=..."
-        )
+        raise ValueError("the posterior has no log-likelihood of held-out targets; sample with predict_on=...")
     if not np.array_equal(held_out(posterior).y, y):
         raise ValueError(
             "y differs from the targets that the posterior's log-likelihood was evaluated on; "

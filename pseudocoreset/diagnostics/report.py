@@ -131,13 +131,14 @@ def _verdict(comparison: Comparison, coreset: Pseudocoreset | None) -> str:
 def _tables(comparison: Comparison) -> str:
     notes = [
         "Predictions are averaged over all draws of all chains before they are scored. NLL is the mean of "
-        "-log of the probability given to the truth, in nats; lower is better. “NLL of one draw” is what a single "
-        "draw scores on average."
+        "-log of the probability given to the truth, in nats; lower is better. “NLL of one draw” is what a "
+        "single draw scores on average."
     ]
     if comparison.reference is not None:
         notes.append(
             f"How close the predictions are to those of “{comparison.reference}”. The last row holds one "
-            "half of the reference's own chains against the other: no coreset can be expected to do much better."
+            "half of the reference's own chains against the other: no coreset can be expected to do much "
+            "better."
         )
     notes.append(
         "Chains are judged by what they predict, not by weights, whose symmetries would hide agreement. "
@@ -145,8 +146,7 @@ def _tables(comparison: Comparison) -> str:
     )
     tables = zip(comparison.tables(), notes, strict=True)
     return "".join(
-        f'<section><div class="wide">{html_table(table)}</div>'
-        f'<p class="note">{html.escape(note)}</p></section>'
+        f'<section><div class="wide">{html_table(table)}</div><p class="note">{html.escape(note)}</p></section>'
         for table, note in tables
     )
 
@@ -155,9 +155,7 @@ def _calibration_and_agreement(comparison: Comparison) -> str:
     parts = []
     if comparison.is_classification:
         figure = plot_reliability(comparison)
-        caption = (
-            "Calibrated predictions lie on the diagonal: of those made with confidence 0.8, 80% are right."
-        )
+        caption = "Calibrated predictions lie on the diagonal: of those made with confidence 0.8, 80% are right."
         parts.append(_section("Calibration", _figure(figure, caption)))
     has_predictions = comparison.is_classification or all(
         row.mean is not None for row in comparison.predictions.values()
@@ -166,9 +164,7 @@ def _calibration_and_agreement(comparison: Comparison) -> str:
         others = [name for name in comparison.agreement if name != UNIFORM]
         if others:
             caption = "One dot a held-out example; posteriors that agree lie on the diagonal."
-            parts.append(
-                _section("Agreement with the reference", _figure(plot_agreement(comparison), caption))
-            )
+            parts.append(_section("Agreement with the reference", _figure(plot_agreement(comparison), caption)))
     return "".join(parts)
 
 
@@ -196,9 +192,7 @@ def _closing(collection: Any) -> Any:
         pyplot.close(figure)
 
 
-def _how_it_was_made(
-    comparison: Comparison, coreset: Pseudocoreset | None, details: Mapping[str, Any] | None
-) -> str:
+def _how_it_was_made(comparison: Comparison, coreset: Pseudocoreset | None, details: Mapping[str, Any] | None) -> str:
     record: dict[str, Any] = {f"posterior {name}": made for name, made in comparison.settings.items()}
     if coreset is not None:
         record["coreset"] = {"size": coreset.size, "mass": coreset.mass, **coreset.metadata}

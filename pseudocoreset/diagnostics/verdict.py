@@ -52,16 +52,12 @@ def _size_and_mass(coreset: Pseudocoreset) -> str:
 def _targets(comparison: Comparison) -> list[str]:
     """What each posterior is a posterior of: total weight of its data, and temperature."""
     sentences = []
-    weights = {
-        name: made["total_weight"] for name, made in comparison.settings.items() if "total_weight" in made
-    }
+    weights = {name: made["total_weight"] for name, made in comparison.settings.items() if "total_weight" in made}
     if weights:
         listed = ", ".join(f"{name!r} {value:g}" for name, value in weights.items())
         sentences.append(f"Total weight of the data behind each posterior: {listed}.")
     tempered = {
-        name: made["temperature"]
-        for name, made in comparison.settings.items()
-        if made.get("temperature", 1.0) != 1.0
+        name: made["temperature"] for name, made in comparison.settings.items() if made.get("temperature", 1.0) != 1.0
     }
     if tempered:
         listed = ", ".join(f"{name!r} at temperature {value:g}" for name, value in tempered.items())
@@ -79,9 +75,7 @@ def _quality(comparison: Comparison, name: str) -> str:
         said += "" if against is None else f" ({reference!r}: NLL {number(against.nll)})"
         difference = None if reference is None else comparison.agreement[name].mean_difference
         if difference is not None:
-            said += (
-                f"; its predicted means are {number(difference)} standard deviations of {reference!r} away"
-            )
+            said += f"; its predicted means are {number(difference)} standard deviations of {reference!r} away"
         return said + "."
     said = f"{name!r} is right on {scores.accuracy:.1%} of held-out examples with NLL {number(scores.nll)}"
     if against is not None:
@@ -113,9 +107,7 @@ def _convergence_sentence(comparison: Comparison) -> str:
     poor = [name for name in comparison.convergence if name not in good and name not in unknown]
     said = []
     if good:
-        said.append(
-            f"The chains of {', '.join(map(repr, good))} agree (R-hat at most 1.01, ESS 100 a chain or more)."
-        )
+        said.append(f"The chains of {', '.join(map(repr, good))} agree (R-hat at most 1.01, ESS 100 a chain or more).")
     if poor:
         worst = ", ".join(
             f"{name!r} (R-hat up to {number(comparison.convergence[name].rhat_max)}, "
@@ -131,9 +123,7 @@ def _convergence_sentence(comparison: Comparison) -> str:
             f"Convergence cannot be judged for {', '.join(map(repr, unknown))}: it takes two chains or more, "
             "of four draws or more, whose predictions vary."
         )
-    divergent = {
-        name: row.num_divergences for name, row in comparison.convergence.items() if row.num_divergences
-    }
+    divergent = {name: row.num_divergences for name, row in comparison.convergence.items() if row.num_divergences}
     if divergent:
         counts = ", ".join(f"{name!r} {count}" for name, count in divergent.items())
         said.append(f"Divergent transitions: {counts}.")

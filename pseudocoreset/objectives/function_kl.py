@@ -152,9 +152,7 @@ def function_kl(
             loss, gradient = jax.value_and_grad(loss_fn)(state.params, *points)
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
-            params = jax.tree.map(
-                lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates
-            )
+            params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
             return _Map(params, optimizer, loss, state.steps + 1)
 
         params = model.init(init_key)

@@ -76,9 +76,7 @@ def tiny_imagenet_archive(path: Path, images_per_class: int = 2, num_test: int =
 @pytest.fixture(scope="session")
 def archives() -> SimpleNamespace:
     """The writers of archives."""
-    return SimpleNamespace(
-        cifar=cifar_archive, idx=idx_file, tiny_imagenet=tiny_imagenet_archive, wnids=WNIDS
-    )
+    return SimpleNamespace(cifar=cifar_archive, idx=idx_file, tiny_imagenet=tiny_imagenet_archive, wnids=WNIDS)
 
 
 @pytest.fixture

@@ -25,10 +25,7 @@ def cifar10(tmp_path, register, archives):
     """CIFAR-10 of 50 + 10 images: (data_dir, images, labels)."""
     images, labels = random_images(0, 60, 32, 32, 3), np.arange(60) * 7 % 10
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
-    parts = {
-        name: (images[10 * k : 10 * k + 10], labels[10 * k : 10 * k + 10, None])
-        for k, name in enumerate(names)
-    }
+    parts = {name: (images[10 * k : 10 * k + 10], labels[10 * k : 10 * k + 10, None]) for k, name in enumerate(names)}
     classes = {"batches.meta.txt": [f"thing {k}" for k in range(10)]}
     archives.cifar(tmp_path / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", parts, classes)
     register("cifar10", tmp_path / "tfds", tmp_path)
@@ -65,9 +62,7 @@ def test_prepared_data_are_read_without_network_and_without_archives(cifar10):
     data_dir, images, _ = cifar10
     load_dataset("cifar10", data_dir=data_dir)
     shutil.rmtree(data_dir / "downloads")
-    np.testing.assert_array_equal(
-        load_dataset("cifar10", data_dir=data_dir, download=False).train.raw, images[:50]
-    )
+    np.testing.assert_array_equal(load_dataset("cifar10", data_dir=data_dir, download=False).train.raw, images[:50])
 
 
 def test_decoded_images_are_reused_and_a_stale_or_damaged_copy_is_not(cifar10):
@@ -100,9 +95,7 @@ def test_decoded_images_are_reused_and_a_stale_or_damaged_copy_is_not(cifar10):
 
 
 def test_archives_at_hand_are_named_in_the_error_when_preparing_is_forbidden(cifar10):
-    with pytest.raises(
-        FileNotFoundError, match=re.escape("its archives are here: call load_dataset('cifar10'")
-    ):
+    with pytest.raises(FileNotFoundError, match=re.escape("its archives are here: call load_dataset('cifar10'")):
         load_dataset("cifar10", data_dir=cifar10[0], download=False)
 
 
@@ -142,9 +135,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path, register, archives):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_mnist_keeps_images_with_their_labels_in_an_order_that_never_changes(
-    tmp_path, register, archives, name
-):
+def test_mnist_keeps_images_with_their_labels_in_an_order_that_never_changes(tmp_path, register, archives, name):
     images, labels = random_images(2, 30, 28, 28), (np.arange(30) * 3 % 10).astype(np.uint8)
     for prefix, part in (("train", slice(0, 20)), ("t10k", slice(20, 30))):
         archives.idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images[part])
@@ -198,13 +189,9 @@ def test_tiny_imagenet_from_an_archive_put_there_by_hand(tmp_path, archives):
     source = tfds.data_source("tiny_imagenet", split="test", data_dir=tmp_path, download=False)
     assert {example["image"].shape for example in source} == {(64, 64, 3)}
     decoders = {"image": tfds.decode.SkipDecoding()}
-    source = tfds.data_source(
-        "tiny_imagenet", split="test", data_dir=tmp_path, download=False, decoders=decoders
-    )
+    source = tfds.data_source("tiny_imagenet", split="test", data_dir=tmp_path, download=False, decoders=decoders)
     assert {bytes(example["image"]) for example in source} == set(content["test"])
-    assert {bytes(example["file_name"]).decode() for example in source} == {
-        f"val_{8 + i}.JPEG" for i in range(7)
-    }
+    assert {bytes(example["file_name"]).decode() for example in source} == {f"val_{8 + i}.JPEG" for i in range(7)}
 
 
 def test_tiny_imagenet_without_images_of_a_class_is_refused(tmp_path, archives):

@@ -243,3 +243,10 @@ def test_a_dataset_of_unequal_splits_is_refused():
         Split(train.raw, train.y[:3], preprocessing)
     with pytest.raises(ValueError, match="uint8 or float32"):
         Split(X, train.y, preprocessing)
+
+
+def test_model_inputs_are_concrete_inside_jit() -> None:
+    """The first use of ``x`` may be inside a compiled function that closes over the split."""
+    split = Dataset.from_arrays(np.arange(12.0).reshape(6, 2), np.arange(6) % 2, normalize=True).train
+    inside = jax.jit(lambda: jax.numpy.sum(split.x, axis=0))()
+    np.testing.assert_allclose(inside, split.x.sum(0), atol=1e-6)

@@ -35,9 +35,7 @@ def test_zca_equals_the_inverse_root_of_the_regularised_covariance(images):
     covariance = np.cov(x, rowvar=False)
     matrix = np.linalg.inv(scipy.linalg.sqrtm(covariance + 0.1 * np.eye(60)).real)
     np.testing.assert_allclose(preprocessing.zca_matrix, matrix, atol=2e-5)
-    np.testing.assert_allclose(
-        preprocessing.apply(images).reshape(len(x), -1), (x - x.mean(0)) @ matrix, atol=2e-4
-    )
+    np.testing.assert_allclose(preprocessing.apply(images).reshape(len(x), -1), (x - x.mean(0)) @ matrix, atol=2e-4)
 
 
 def test_zca_shrinks_the_covariance_towards_the_identity(images):

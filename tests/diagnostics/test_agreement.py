@@ -54,11 +54,7 @@ def test_two_inputs_by_hand(tools: SimpleNamespace) -> None:
 def test_a_posterior_agrees_with_itself(softmax: tuple[Model, object], softmax_posterior: Posterior) -> None:
     found = compare_posteriors({"same": softmax_posterior, "full": softmax_posterior}, *softmax)
     assert found.agreement["same"] == Agreement(top1=1.0, total_variation=0.0, kl=0.0)
-    assert (
-        found.metrics["same"]
-        == found.metrics["full"]
-        == predictive_metrics(softmax_posterior, model=softmax[0])
-    )
+    assert found.metrics["same"] == found.metrics["full"] == predictive_metrics(softmax_posterior, model=softmax[0])
 
 
 def test_noise_floor_lies_below_a_real_difference_and_above_zero(
@@ -196,9 +192,7 @@ def test_divergences_are_counted(softmax: tuple[Model, object], tools: SimpleNam
     assert compare_posteriors({"full": posterior}, *softmax).convergence["full"].num_divergences == 3
 
 
-def test_without_reference_there_are_scores_alone(
-    softmax: tuple[Model, object], softmax_posterior: Posterior
-) -> None:
+def test_without_reference_there_are_scores_alone(softmax: tuple[Model, object], softmax_posterior: Posterior) -> None:
     found = compare_posteriors({"mine": softmax_posterior}, *softmax, reference=None)
     assert found.agreement == {}
     assert found.noise_floor is None
@@ -223,9 +217,7 @@ def test_what_is_printed(run: dict[str, Posterior], network: Model, images: obje
     assert f"{found.metrics['full'].nll:.3f}" in table
 
 
-def test_json_holds_everything_but_predictions(
-    run: dict[str, Posterior], network: Model, images: object
-) -> None:
+def test_json_holds_everything_but_predictions(run: dict[str, Posterior], network: Model, images: object) -> None:
     found = compare_posteriors(run, network, images.test)
     content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert content["metrics"]["full"]["nll"] == found.metrics["full"].nll

@@ -44,9 +44,7 @@ def test_groups_and_dimensions(tree: xarray.DataTree) -> None:
     assert list(posterior["class"].values) == ["top", "<middle>", "bottom & last"]
 
 
-def test_values_are_those_of_the_kept_inputs(
-    tree: xarray.DataTree, run: dict[str, Posterior], images: Dataset
-) -> None:
+def test_values_are_those_of_the_kept_inputs(tree: xarray.DataTree, run: dict[str, Posterior], images: Dataset) -> None:
     kept = tree["posterior/input"].values
     assert kept[0] == 0
     assert kept[-1] == 29
@@ -107,9 +105,7 @@ def test_predictive_targets_follow_the_probabilities(
         assert abs((drawn == label).sum() - p.sum()) < 4.5 * error
     again = to_arviz(softmax_posterior, model, key=jax.random.key(3))
     assert (again["posterior_predictive/y"].values == drawn).all()
-    assert (
-        to_arviz(softmax_posterior, model, key=jax.random.key(4))["posterior_predictive/y"].values != drawn
-    ).any()
+    assert (to_arviz(softmax_posterior, model, key=jax.random.key(4))["posterior_predictive/y"].values != drawn).any()
 
 
 def test_predictive_targets_need_a_key_from_somewhere(

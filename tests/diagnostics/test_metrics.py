@@ -187,6 +187,12 @@ def test_calibrated_predictions_have_no_calibration_error() -> None:
     assert expected_calibration_error(probabilities, np.zeros(50, int)) == pytest.approx(0.2)
 
 
+def test_bins_hold_their_upper_edge() -> None:
+    # 0.6 = 9/15 is in the bin below 0.65, so the two gaps do not cancel
+    probabilities = [[0.6, 0.4], [0.65, 0.35]]
+    assert expected_calibration_error(probabilities, [0, 1]) == pytest.approx((0.4 + 0.65) / 2)
+
+
 def test_calibration_error_is_not_a_mean_over_batches(logits: np.ndarray) -> None:
     p = softmax_of(logits[0, 0])
     drawn = np.array([np.random.default_rng(i).choice(C, p=row) for i, row in enumerate(p)])
@@ -239,9 +245,7 @@ def test_bad_arguments(probabilities: np.ndarray, labels: object, error: type, m
         predictive_metrics(probabilities, labels)
 
 
-def test_bad_posteriors(
-    softmax: tuple[Model, object], softmax_posterior: Posterior, tools: SimpleNamespace
-) -> None:
+def test_bad_posteriors(softmax: tuple[Model, object], softmax_posterior: Posterior, tools: SimpleNamespace) -> None:
     model, split = softmax
     with pytest.raises(ValueError, match="model is needed"):
         predictive_metrics(softmax_posterior)
@@ -251,9 +255,7 @@ def test_bad_posteriors(
     with pytest.raises(ValueError, match="num_bins"):
         predictive_metrics(softmax_posterior, model=model, num_bins=0)
     with pytest.raises(ValueError, match="features of shape"):
-        predictive_metrics(
-            softmax_posterior, model=Model.from_numpyro(tools.softmax).bind(np.zeros((2, 5)), split.y)
-        )
+        predictive_metrics(softmax_posterior, model=Model.from_numpyro(tools.softmax).bind(np.zeros((2, 5)), split.y))
 
 
 def test_labels_may_be_given(softmax: tuple[Model, object], softmax_posterior: Posterior) -> None:

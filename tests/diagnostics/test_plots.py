@@ -130,9 +130,7 @@ def test_agreement_needs_a_reference(run: dict[str, Posterior], network: Model, 
 
 
 @pytest.mark.parametrize("plot", [plot_trace, plot_rank])
-def test_chains_are_plotted_where_predictions_vary(
-    plot: object, run: dict[str, Posterior], network: Model
-) -> None:
+def test_chains_are_plotted_where_predictions_vary(plot: object, run: dict[str, Posterior], network: Model) -> None:
     collection = plot(run["coreset"], network, num_inputs=2)
     figure = collection.viz["figure"].item()
     panels = collection.viz["plot"]["probability"]
@@ -172,9 +170,7 @@ def test_regressions(tools: SimpleNamespace) -> None:
 
 
 def test_history() -> None:
-    figure = plot_history(
-        {"step": np.array([10, 20]), "loss": np.array([2.0, 1.0]), "name": np.array(["a", "b"])}
-    )
+    figure = plot_history({"step": np.array([10, 20]), "loss": np.array([2.0, 1.0]), "name": np.array(["a", "b"])})
     (axes,) = (axes for axes in figure.axes if axes.lines)
     assert axes.get_title() == "loss"
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[10, 2], [20, 1]])

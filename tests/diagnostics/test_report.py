@@ -101,10 +101,7 @@ def test_everything_is_escaped(page: Page) -> None:
 def test_it_says_the_numbers(page: Page, comparison: Comparison) -> None:
     scores = comparison.metrics["coreset"]
     assert f"{scores.accuracy:.3f} ±" in page.text
-    assert (
-        f"'coreset' is right on {scores.accuracy:.1%} of held-out examples with NLL {scores.nll:.3f}"
-        in page.text
-    )
+    assert f"'coreset' is right on {scores.accuracy:.1%} of held-out examples with NLL {scores.nll:.3f}" in page.text
     assert f"Both name the same class on {comparison.agreement['coreset'].top1:.1%}" in page.text
     assert f"differ by {comparison.noise_floor.total_variation:.3f}" in page.text
     assert "full, half against half" in page.text
@@ -112,10 +109,7 @@ def test_it_says_the_numbers(page: Page, comparison: Comparison) -> None:
 
 
 def test_the_mass_is_always_said(page: Page) -> None:
-    assert (
-        "The coreset has 6 points for 60 data (10.00%); the mass of the weights is 6, 0.100 times"
-        in page.text
-    )
+    assert "The coreset has 6 points for 60 data (10.00%); the mass of the weights is 6, 0.100 times" in page.text
     assert "Total weight of the data behind each posterior: 'coreset' 6, 'full' 60." in page.text
     assert "'full' at temperature 0.5" in page.text
 
@@ -132,9 +126,7 @@ def test_mass_of_the_full_data_is_recognised(
     comparison: Comparison, coreset: Pseudocoreset, tmp_path: pathlib.Path
 ) -> None:
     path = report(comparison, tmp_path / "r.html", coreset=coreset.with_mass("data"))
-    assert (
-        "the mass of the weights is 60, the scale of the full-data posterior" in Page(path.read_text()).text
-    )
+    assert "the mass of the weights is 60, the scale of the full-data posterior" in Page(path.read_text()).text
 
 
 def test_verdict_follows_the_numbers(
@@ -156,18 +148,14 @@ def test_verdict_follows_the_numbers(
     assert "no better than that of uniform guessing" in text
     good = dataclasses.replace(
         same,
-        convergence={
-            n: dataclasses.replace(c, rhat_max=1.0, ess_min=1e4) for n, c in same.convergence.items()
-        },
+        convergence={n: dataclasses.replace(c, rhat_max=1.0, ess_min=1e4) for n, c in same.convergence.items()},
     )
     text = Page(report(good, tmp_path / "good.html").read_text()).text
     assert "The chains of 'coreset', 'full' agree" in text
     assert "Not converged" not in text
     bad = dataclasses.replace(
         same,
-        convergence={
-            n: dataclasses.replace(c, rhat_max=1.7, num_divergences=2) for n, c in same.convergence.items()
-        },
+        convergence={n: dataclasses.replace(c, rhat_max=1.7, num_divergences=2) for n, c in same.convergence.items()},
     )
     text = Page(report(bad, tmp_path / "bad.html").read_text()).text
     assert "Not converged by the usual standard: 'coreset' (R-hat up to 1.700" in text
@@ -202,9 +190,7 @@ def test_a_failed_write_leaves_the_old_page(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_chains_need_the_model(
-    comparison: Comparison, run: dict[str, Posterior], tmp_path: pathlib.Path
-) -> None:
+def test_chains_need_the_model(comparison: Comparison, run: dict[str, Posterior], tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="model"):
         report(comparison, tmp_path / "r.html", posteriors=run)
     assert list(tmp_path.iterdir()) == []

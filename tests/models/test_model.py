@@ -63,7 +63,12 @@ def networks(norm):
 MODELS = {
     **{f"convnet_{n}": (networks, n, IMAGES, LABELS) for n in ("instance", "group", "layer", "batch", "none")},
     "mlp": (bnn, (MLP((6,)), dict(input_shape=(4,), num_outputs=3)), FEATURES, LABELS),
-    "mlp_unit_prior": (bnn, (MLP((6,)), dict(input_shape=(4,), num_outputs=3, prior_scale=1.0)), FEATURES, LABELS),
+    "mlp_unit_prior": (
+        bnn,
+        (MLP((6,)), dict(input_shape=(4,), num_outputs=3, prior_scale=1.0)),
+        FEATURES,
+        LABELS,
+    ),
     "mlp_regression": (bnn, (MLP((6,)), dict(input_shape=(4,), likelihood="gaussian")), FEATURES, REAL),
     "nnx": (bnn, (NnxNet(nnx.Rngs(0)), dict(input_shape=(4,), num_outputs=3)), FEATURES, LABELS),
     "nnx_factory": (

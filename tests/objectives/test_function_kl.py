@@ -98,7 +98,12 @@ def test_the_objective_estimates_equation_17(proxy):
     with jax.enable_x64(True):
         model = Model.from_numpyro(linear).bind(X, Y)
         objective = function_kl(
-            model, proxy=proxy, num_draws=2000, inner_loss=1e-9, inner_learning_rate=0.05, inner_max_steps=4000
+            model,
+            proxy=proxy,
+            num_draws=2000,
+            inner_loss=1e-9,
+            inner_learning_rate=0.05,
+            inner_max_steps=4000,
         )
         coreset = CoresetArrays(jnp.asarray(U), jnp.asarray(V), jnp.asarray(W))
         data = DeviceData(jnp.asarray(X), jnp.asarray(Y), Float64())
@@ -194,7 +199,7 @@ def test_duplicating_a_point_at_half_the_weight_halves_its_gradient():
                 x_draws, u_draws = draws([1.0, 0.5, -0.2]), draws([0.1, -0.4, 0.9])
                 return function_kl_surrogate(model, {}, x_draws, u_draws, inputs, v, w)[0]
 
-            return jax.grad(loss)(jnp.asarray(u))
+            return np.asarray(jax.grad(loss)(jnp.asarray(u)))
 
         whole = gradient(U, V, W)
         twice = gradient(U[[0, 0, 1, 2, 3]], V[[0, 0, 1, 2, 3]], np.array([0.5, 0.5, 2.0, 0.5, 3.0]))

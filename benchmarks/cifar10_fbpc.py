@@ -1,0 +1,148 @@
+"""CIFAR-10, small ConvNet, 2 CPU cores: FBPC against the random real images that it started from.
+
+    python benchmarks/cifar10_fbpc.py --data-dir DIR --work DIR --out benchmarks/results/cifar10_fbpc.json
+
+``--data-dir`` is a tensorflow-datasets folder with CIFAR-10 prepared (or to be downloaded into), ``--work`` keeps
+experts, coresets and finished cells: a run that was stopped goes on there. Every cell is one (images a class, seed): a
+coreset of random real images, FBPC learned from it, and SGHMC on both with the same settings, scored on the 10,000
+test images by the average of the draws. Step sizes were chosen on other seeds, by accuracy on training images held out.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from dataclasses import asdict, dataclass, replace
+
+import jax
+import numpy as np
+from machine import describe_machine
+
+from pseudocoreset import Dataset, Pseudocoreset, fit_fbpc, load_dataset, train_experts
+from pseudocoreset.diagnostics import predictive_metrics
+from pseudocoreset.inference import sample
+from pseudocoreset.models import ConvNet, Model, bnn
+from pseudocoreset.proxies import Isotropic, Trajectory
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Settings of one cell; the defaults are those of one image a class."""
+
+    images_per_class: int = 1
+    steps: int = 200
+    step_size: float = 1000.0
+    proxy: str = "trajectory"
+    inner_loss: float = 0.1
+    inner_learning_rate: float = 5e-3
+    inner_max_steps: int = 200
+    first_epoch: int = 0
+    last_epoch: int | None = None
+    augment: str | None = None
+    mass: str = "data"
+    sghmc_warmup: int = 600
+    sghmc_draws: int = 10
+    sghmc_thinning: int = 40
+    sghmc_chains: int = 2
+
+
+CELLS = (Cell(), Cell(images_per_class=10, steps=100, inner_loss=0.2))
+EXPERTS = dict(num_experts=4, num_epochs=4, learning_rate=0.01, batch_size=128, augment=None, experts_per_group=1)
+WIDTH = 32
+
+
+def setup(data_dir: str | None, work: pathlib.Path) -> tuple[Dataset, Model, object]:
+    data = load_dataset("cifar10", data_dir=data_dir)
+    model = bnn(ConvNet(depth=3, width=WIDTH), data)
+    experts = train_experts(model, data, key=jax.random.key(0), directory=work / "experts", **EXPERTS)
+    return data, model, experts
+
+
+def score(model: Model, coreset: Pseudocoreset, split: object, cell: Cell, key: jax.Array) -> dict[str, object]:
+    began = time.perf_counter()
+    posterior = sample(
+        model, coreset, kernel="sghmc", num_chains=cell.sghmc_chains, num_warmup=cell.sghmc_warmup,
+        num_samples=cell.sghmc_draws, thinning=cell.sghmc_thinning, key=key, predict_on=split, progress=False,
+    )  # fmt: skip
+    metrics = predictive_metrics(posterior, model=model)
+    return {**metrics.as_dict(), "seconds": round(time.perf_counter() - began, 1)}
+
+
+def run_cell(data: Dataset, model: Model, experts: object, cell: Cell, seed: int, split: object) -> dict[str, object]:
+    start_key, fit_key, score_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(1000 + seed), cell.images_per_class), 3
+    )
+    start = Pseudocoreset.from_data(data, images_per_class=cell.images_per_class, key=start_key, mass=cell.mass)
+    proxy = Isotropic() if cell.proxy == "isotropic" else Trajectory(num_steps=10, batch_size=64)
+    result = fit_fbpc(
+        model, data, coreset=start, images_per_class=cell.images_per_class, key=fit_key, steps=cell.steps,
+        experts=experts, proxy=proxy, step_size=cell.step_size, inner_loss=cell.inner_loss,
+        inner_learning_rate=cell.inner_learning_rate, inner_max_steps=cell.inner_max_steps,
+        first_epoch=cell.first_epoch, last_epoch=cell.last_epoch, augment=cell.augment, progress=False,
+    )  # fmt: skip
+    record = {
+        "seed": seed,
+        "images_per_class": cell.images_per_class,
+        "random": score(model, start, split, cell, score_key),
+        "fbpc": score(model, result.coreset, split, cell, score_key),
+        "fit_seconds": round(result.seconds, 1),
+        "seconds_a_step": round(result.seconds / cell.steps, 3),
+        "outcome": result.outcome.name,
+        "inner_steps_mean": float(np.mean(result.history["inner_steps"])),
+        "inner_capped_share": float(np.mean(result.history["inner_capped"])),
+        "data_loss_first_last": [float(np.mean(result.history["data_loss"][s])) for s in (slice(10), slice(-10, None))],
+    }
+    return record, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
+    args = parser.parse_args()
+    data, model, experts = setup(args.data_dir, args.work)
+    records = []
+    for cell in CELLS:
+        chosen = replace(cell, steps=2, sghmc_warmup=10, sghmc_draws=2, sghmc_thinning=2) if args.smoke else cell
+        for seed in range(args.seeds):
+            file = args.work / f"cell-{chosen.images_per_class}-{seed}.json"
+            if file.is_file():
+                records.append(json.loads(file.read_text()))
+                continue
+            record, result = run_cell(data, model, experts, chosen, seed, data.test)
+            result.coreset.save(args.work / f"coreset-{chosen.images_per_class}-{seed}")
+            file.write_text(json.dumps(record))
+            records.append(record)
+            print(json.dumps(record), flush=True)
+    summary = []
+    for cell in CELLS:
+        rows = [r for r in records if r["images_per_class"] == cell.images_per_class]
+        entry = {"images_per_class": cell.images_per_class, "seeds": len(rows)}
+        for name in ("random", "fbpc"):
+            for metric in ("accuracy", "nll", "brier", "ece"):
+                values = np.array([r[name][metric] for r in rows])
+                entry[f"{name}_{metric}"] = [
+                    round(float(values.mean()), 4),
+                    round(float(values.std(ddof=1)), 4),
+                ]
+        summary.append(entry)
+    content = {
+        "what": "mean and standard deviation over seeds, 10,000 test images, uniform prediction has NLL 2.3026",
+        "summary": summary,
+        "cells": [asdict(c) for c in CELLS],
+        "experts": EXPERTS,
+        "network": {"depth": 3, "width": WIDTH, "norm": "instance"},
+        "records": records,
+        "machine": describe_machine(),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    for entry in summary:
+        print(entry)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Sampling that went wrong says so: chains that left the finite numbers, divergences, chains that run hot."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from pseudocoreset.inference.chains import Plan
+from pseudocoreset.inference.kernels import Tuning
+
+__all__ = ["check_finite", "warn_of_divergences", "warn_of_heat"]
+
+# Shorter chains say nothing about the temperature of their momenta.
+MIN_REFRESHMENTS = 20
+
+
+def warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, thinning: int) -> None:
+    """Warn if the momenta are far from their temperature by more than they can be by chance."""
+    if "kinetic_temperature" not in stats:
+        return
+    measured = stats["kinetic_temperature"]
+    # A squared momentum keeps this share of its deviation a step, hence so many independent ones a chain.
+    decay = math.exp(-2.0 * float(tuning["friction"][0]) * float(tuning["step_size"][0]))
+    independent = measured.shape[1] * min(1.0, thinning * (1 - decay) / (1 + decay))
+    if independent < MIN_REFRESHMENTS:
+        return
+    ratio = float(np.mean(measured, dtype=np.float64)) / float(tuning["temperature"][0])
+    error = math.sqrt(2 / (plan.model.num_params * len(measured) * independent))
+    if abs(ratio - 1) > 0.2 + 5 * error:
+        warnings.warn(
+            f"the kinetic temperature of the chains is {ratio:.2f} times the temperature asked for: gradient "
+            "noise heats them, or they have not settled. Try a larger batch_size, a smaller step_size, or "
+            "more num_warmup",
+            stacklevel=3,
+        )
+
+
+def _chains(indices: np.ndarray) -> str:
+    more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+    return f"chains {indices[:10].tolist()}{more}"
+
+
+def check_finite(finite: jax.Array, plan: Plan, tuning: Tuning, where: str) -> None:
+    """Raise a ``FloatingPointError`` that names the chains for which ``finite`` (chain,) is false."""
+    lost = np.flatnonzero(~np.asarray(finite))
+    if len(lost) == 0:
+        return
+    remedy = f"a smaller step_size (now {np.max(np.asarray(tuning['step_size'])[lost]):.3g})"
+    if plan.batch_size is not None:
+        remedy += f", a larger batch_size (now {plan.batch_size})"
+    raise FloatingPointError(
+        f"kernel {plan.kernel!r} left the finite numbers in {_chains(lost)} during {where}; "
+        f"try {remedy}, or init_params of high density"
+    )
+
+
+def warn_of_divergences(stats: Mapping[str, np.ndarray], kernel: str) -> None:
+    """Warn if transitions of HMC or NUTS diverged."""
+    diverging = stats.get("diverging")
+    if diverging is not None and diverging.any():
+        warnings.warn(
+            f"{int(diverging.sum())} of {diverging.size} {kernel} draws come from divergent transitions: "
+            "parts of the posterior may be missed. Try a higher target_acceptance_rate, a smaller step_size, "
+            "or reparameterise",
+            stacklevel=3,
+        )

@@ -1,0 +1,142 @@
+"""Coresets: choice of real data, mass, files."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pseudocoreset import Dataset, Pseudocoreset
+from pseudocoreset.storage import CorruptFileError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    images = RNG.integers(0, 256, size=(60, 4, 4, 3), dtype=np.uint8)
+    labels = (np.arange(60) % 3).astype(np.int32)
+    return Dataset.from_arrays(images, labels, class_names=("a", "b", "c"), normalize=True)
+
+
+@pytest.fixture(scope="module")
+def coreset(data):
+    return Pseudocoreset.from_data(data, images_per_class=2, key=jax.random.key(0))
+
+
+def test_real_data_are_chosen_by_class(data, coreset):
+    assert coreset.size == 6
+    assert coreset.targets.tolist() == [0, 0, 1, 1, 2, 2]
+    for point, label in zip(coreset.inputs, coreset.targets, strict=True):
+        matches = np.flatnonzero(np.isclose(data.train.x, point, atol=1e-5).all((1, 2, 3)))
+        assert data.train.y[matches].tolist() == [label]
+    assert len(np.unique(coreset.inputs.reshape(6, -1), axis=0)) == 6
+    again = Pseudocoreset.from_data(data, images_per_class=2, key=jax.random.key(0))
+    np.testing.assert_array_equal(coreset.inputs, again.inputs)
+
+
+def test_mass_is_explicit(coreset):
+    assert coreset.mass == 6
+    assert coreset.num_data == 60
+    heavy = coreset.with_mass("data")
+    np.testing.assert_allclose(heavy.weights, 10.0)
+    assert "mass 60 for 60 data" in repr(heavy)
+    assert heavy.with_mass("ones").mass == pytest.approx(6)
+    assert coreset.with_mass(2.5).mass == pytest.approx(2.5)
+
+
+def test_saving_keeps_everything_needed_to_use_it(coreset, tmp_path):
+    path = tmp_path / "a folder with a näme"
+    coreset.save(path)
+    loaded = Pseudocoreset.load(path)
+    for name in ("inputs", "targets", "weights"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(coreset, name))
+    assert loaded.class_names == ("a", "b", "c")
+    assert loaded.metadata == coreset.metadata
+    np.testing.assert_allclose(loaded.preprocessing.invert(loaded.inputs), coreset.preprocessing.invert(coreset.inputs))
+    coreset.with_mass("data").save(path)
+    assert Pseudocoreset.load(path).mass == pytest.approx(60)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_files_are_readable_without_this_package(coreset, tmp_path):
+    coreset.save(tmp_path / "c")
+    assert load_file(tmp_path / "c" / "coreset.safetensors")["inputs"].shape == (6, 4, 4, 3)
+    assert json.loads((tmp_path / "c" / "coreset.json").read_text())["class_names"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "newer"])
+def test_damage_is_noticed(coreset, tmp_path, damage):
+    folder = tmp_path / "c"
+    coreset.save(folder)
+    file = folder / "coreset.safetensors"
+    content = file.read_bytes()
+    error = CorruptFileError
+    if damage == "truncate":
+        file.write_bytes(content[:-10])
+    elif damage == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "remove":
+        file.unlink()
+    elif damage == "manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        record = json.loads((folder / "coreset.json").read_text()) | {"schema": 99}
+        (folder / "coreset.json").write_text(json.dumps(record))
+    with pytest.raises(error):
+        Pseudocoreset.load(folder)
+
+
+def test_a_kill_while_saving_leaves_the_old_one(coreset, tmp_path):
+    """A process that dies between its files leaves nothing that a reader takes for a coreset."""
+    folder = tmp_path / "c"
+    coreset.save(folder)
+    script = (
+        "import os, pathlib, sys\n"
+        "from pseudocoreset import Pseudocoreset\n"
+        "import pseudocoreset.coreset as module\n"
+        "coreset = Pseudocoreset.load(sys.argv[1]).with_mass('data')\n"
+        "module.write_json = lambda *_: os._exit(9)\n"
+        "coreset.save(sys.argv[1])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(folder)], check=False).returncode == 9
+    assert Pseudocoreset.load(folder).mass == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(), ValueError, "one of images_per_class and size"),
+        (dict(images_per_class=1, size=3), ValueError, "one of images_per_class and size"),
+        (dict(images_per_class=21), ValueError, "images_per_class=21, but class 0 has 20"),
+        (dict(images_per_class=0), ValueError, "images_per_class must be at least 1"),
+        (dict(images_per_class=1.5), TypeError, "images_per_class must be an integer"),
+        (dict(size=61), ValueError, "size=61 is more than the 60"),
+        (dict(size=3, key=0), TypeError, "jax.random.key"),
+        (dict(size=3, key=np.zeros(2, np.uint32)), TypeError, "jax.random.key"),
+        (dict(size=3, key=jax.random.split(jax.random.key(0))), ValueError, "one key"),
+        (dict(size=3, mass="all"), ValueError, "mass='all'"),
+    ],
+)
+def test_bad_arguments_are_named(data, arguments, error, message):
+    with pytest.raises(error, match=message):
+        Pseudocoreset.from_data(data, **{"key": jax.random.key(0), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(inputs=np.full((6, 4, 4, 3), np.nan, np.float32)), "inputs has 288 values"),
+        (dict(weights=np.array([1, 1, 1, 1, 1, -1], np.float32)), "non-negative"),
+        (dict(weights=np.zeros(6, np.float32)), "not all zero"),
+        (dict(weights=np.ones(5, np.float32)), "agree in length"),
+        (dict(inputs=np.zeros((0, 4, 4, 3), np.float32)), "empty"),
+    ],
+)
+def test_impossible_coresets_are_refused(coreset, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(coreset, **change)

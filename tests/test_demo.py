@@ -1,0 +1,113 @@
+"""The demonstration and the examples, at a small size."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+import xarray
+from typer.testing import CliRunner
+
+from pseudocoreset import Pseudocoreset
+from pseudocoreset.cli import app
+from pseudocoreset.demo import DemoSettings, run_demo
+
+SMALL = DemoSettings(
+    width=4,
+    num_experts=1,
+    num_expert_epochs=1,
+    steps=2,
+    num_chains=2,
+    num_warmup=10,
+    num_samples=4,
+    thinning=1,
+)
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_the_demo_writes_what_it_promises(tmp_path):
+    returned = run_demo(tmp_path / "demo", key=jax.random.key(0), settings=SMALL, progress=False)
+    folder = tmp_path / "demo"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == returned
+    for name in ("fbpc", "random", "full"):
+        assert {"accuracy", "nll", "brier", "ece"} <= metrics[name].keys()
+        assert 0 <= metrics[name]["accuracy"] <= 1
+        tree = xarray.open_datatree(folder / f"{name}.nc", engine="h5netcdf")
+        assert {
+            "posterior",
+            "sample_stats",
+            "log_likelihood",
+            "posterior_predictive",
+            "constant_data",
+        } <= set(tree.children)
+        assert tree["posterior"].sizes["chain"] == 2
+        tree.close()
+    assert metrics["agreement"].keys() == {"fbpc", "random"}
+    assert metrics["seconds"]["total"] > 0
+    fbpc, random = Pseudocoreset.load(folder / "coreset"), Pseudocoreset.load(folder / "random")
+    assert fbpc.size == random.size == 10
+    assert not np.array_equal(fbpc.inputs, random.inputs)
+    assert (folder / "coreset.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    assert len(example.read_text().splitlines()) < 100
+    monkeypatch.setenv("PSEUDOCORESET_EXAMPLE_SMALL", "1")
+    monkeypatch.setenv("PSEUDOCORESET_EXAMPLE_OUT", str(tmp_path))
+    runpy.run_path(str(example), run_name="__main__")
+    assert "accuracy" in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file()
+
+
+def readme_code():
+    text = (ROOT / "README.md").read_text()
+    return text.split("```python\n", 1)[1].split("```", 1)[0]
+
+
+def test_the_readmes_ten_lines_compile():
+    code = readme_code()
+    compile(code, "README.md", "exec")
+    assert len([line for line in code.splitlines() if line.strip() and "import" not in line]) <= 10
+
+
+@pytest.mark.slow
+def test_the_readmes_ten_lines_run(capsys):
+    exec(readme_code(), {})
+    assert "coreset" in capsys.readouterr().out
+
+
+def test_the_command_explains_itself():
+    runner = CliRunner()
+    listing = runner.invoke(app, ["--help"])
+    assert listing.exit_code == 0
+    for name in ("demo", "experts", "fit", "sample", "compare"):
+        assert name in listing.output
+        assert runner.invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_the_command_goes_all_the_way(tmp_path):
+    """experts, fit, sample, compare on the bundled digits, each from the files of the one before."""
+    runner = CliRunner()
+    network = ["--data", "digits", "--width", "4"]
+
+    def run(*arguments):
+        result = runner.invoke(app, [*map(str, arguments)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    experts, coreset = tmp_path / "experts", tmp_path / "coreset"
+    run("experts", "--out", experts, "--num-experts", 1, "--num-epochs", 1, "--batch-size", 128, *network)
+    run("fit", "--out", coreset, "--experts", experts, "--steps", 2, "--proxy", "isotropic", *network)
+    few = ["--num-chains", 2, "--num-warmup", 5, "--num-samples", 4, "--thinning", 1]
+    run("sample", "--out", tmp_path / "full", *few, *network)
+    run("sample", "--out", tmp_path / "small", "--coreset", coreset, "--mass", "data", *few, *network)
+    html = tmp_path / "report.html"
+    pairs = [f"full={tmp_path / 'full'}", f"small={tmp_path / 'small'}"]
+    table = run("compare", *pairs, "--html", html, "--coreset", coreset, *network)
+    assert "small" in table
+    assert html.is_file()
