@@ -51,7 +51,9 @@ result = fit_fbpc(
 result.coreset.save(f"{OUT}/coreset")
 
 # %% SGHMC on all three
-settings = dict(num_warmup=20, num_samples=5, thinning=2) if SMALL else dict(num_warmup=1000, num_samples=50, thinning=20)
+settings = (
+    dict(num_warmup=20, num_samples=5, thinning=2) if SMALL else dict(num_warmup=1000, num_samples=50, thinning=20)
+)
 posteriors = {
     name: sample(model, source, kernel="sghmc", predict_on=data.test, key=key, **settings)
     for name, source, key in (

@@ -116,9 +116,7 @@ def prior_curvature(plan: Plan, positions: Params) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _start(
-    plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch
-) -> tuple[Any, jax.Array]:
+def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch) -> tuple[Any, jax.Array]:
     density = plan.density(data)
 
     def chain(item: Any) -> tuple[Any, jax.Array]:

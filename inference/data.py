@@ -122,9 +122,7 @@ def gradient_estimator(
 
     Its mean over uniformly drawn minibatches is the gradient of the full log density, weights included.
     """
-    return jax.grad(
-        log_density_estimator(model, num_data, preprocessing=preprocessing, chunk_size=chunk_size)
-    )
+    return jax.grad(log_density_estimator(model, num_data, preprocessing=preprocessing, chunk_size=chunk_size))
 
 
 def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatch:

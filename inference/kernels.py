@@ -266,9 +266,7 @@ KERNELS: Mapping[str, KernelSpec] = {
         options={"friction": None},
         uses_minibatches=True,
     ),
-    "sgld": KernelSpec(
-        init=_position_init, step=_sgld_step, position=_itself, options={}, uses_minibatches=True
-    ),
+    "sgld": KernelSpec(init=_position_init, step=_sgld_step, position=_itself, options={}, uses_minibatches=True),
     "blackjax_sghmc": KernelSpec(
         init=_position_init,
         step=_blackjax_sghmc_step,

@@ -138,9 +138,7 @@ class Posterior:
         Args:
             path: directory to make; an existing one is replaced.
         """
-        arrays = {
-            f"{group}/{name}": a for group in GROUPS for name, a in (getattr(self, group) or {}).items()
-        }
+        arrays = {f"{group}/{name}": a for group in GROUPS for name, a in (getattr(self, group) or {}).items()}
         for name in ("function_values", "log_likelihood"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
@@ -175,13 +173,10 @@ class Posterior:
         record = read_json(folder / "posterior.json")
         if record["schema"] > SCHEMA:
             raise ValueError(
-                f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; "
-                "upgrade it"
+                f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
             )
         arrays = read_arrays(folder / "posterior.safetensors")
-        groups: dict[str, dict[str, np.ndarray]] = {
-            name: {} for name in (*GROUPS, "predict_on", "preprocessing")
-        }
+        groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*GROUPS, "predict_on", "preprocessing")}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
             if rest:
@@ -191,9 +186,7 @@ class Posterior:
             function_values=arrays.get("function_values"),
             log_likelihood=arrays.get("log_likelihood"),
             sample_stats=groups["sample_stats"],
-            predict_on=_restored_split(
-                groups["predict_on"], groups["preprocessing"], record["preprocessing"]
-            ),
+            predict_on=_restored_split(groups["predict_on"], groups["preprocessing"], record["preprocessing"]),
             metadata=record["metadata"],
             unconstrained=groups["unconstrained"] if record["keeps_weights"] else None,
         )
@@ -240,9 +233,7 @@ def _evaluate_block(
     return map_stack(one, stack) if evaluation.model.is_network else jax.vmap(one)(stack)
 
 
-def _restored_split(
-    arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray], metadata: Any
-) -> Split | None:
+def _restored_split(arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray], metadata: Any) -> Split | None:
     if not arrays:
         return None
     from pseudocoreset.data import Preprocessing, Split

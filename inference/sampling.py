@@ -113,9 +113,11 @@ def sample(
         chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input.
         progress: whether to show a bar.
         **kernel_options: for NUTS and HMC ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix`` (adapted
-            if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True); NUTS
-            ``max_num_doublings`` (10); HMC ``num_integration_steps`` (10); SGHMC ``friction`` (by default the
-            momentum keeps a factor 0.9 a step: -log(0.9) / step_size); ``"blackjax_sghmc"`` the latter two.
+            if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True). NUTS:
+            ``max_num_doublings`` (10). HMC: ``num_integration_steps`` (10; on a nearly Gaussian posterior
+            a trajectory, step size times this, close to a multiple of pi mixes slowly, which NUTS avoids).
+            SGHMC: ``friction`` (-log(0.9) / step_size, so that the momentum keeps a factor 0.9 a step).
+            ``"blackjax_sghmc"``: ``friction`` and ``num_integration_steps``.
 
     Returns:
         ``Posterior``. Its ``sample_stats`` hold ``lp``, the log density at temperature one, or
@@ -166,9 +168,7 @@ def sample(
         has_metric=metric is not None,
     )
     kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
-    bytes_per_draw = num_chains * sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)
-    )
+    bytes_per_draw = num_chains * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     _check_size(bytes_per_draw * num_samples)
 
     rows = Minibatch(
@@ -193,9 +193,7 @@ def sample(
         states, tuning = _adapt(plan, num_warmup, warmup_keys, positions, tuning, rows, progress)
     warmed_up = time.perf_counter()
     draw_keys = jax.random.split(draw_key, num_chains)
-    draws = _draw(
-        plan, states, tuning, draw_keys, num_samples, thinning, block, rows, held_out_rows, progress
-    )
+    draws = _draw(plan, states, tuning, draw_keys, num_samples, thinning, block, rows, held_out_rows, progress)
     finished = time.perf_counter()
     warn_of_divergences(draws["sample_stats"], kernel)
     warn_of_heat(draws["sample_stats"], plan, tuning, thinning)
@@ -276,9 +274,7 @@ def _warm_up(
     """Warmup that only moves."""
     with progress_bar(f"{plan.kernel} warmup", num_warmup, enabled=progress and num_warmup > 0) as advance:
         for first, last in _blocks(num_warmup, math.ceil(num_warmup / NUM_BLOCKS)):
-            states, _, finite = run_block(
-                plan, block, False, 1, states, tuning, keys, first, last, rows, held_out
-            )
+            states, _, finite = run_block(plan, block, False, 1, states, tuning, keys, first, last, rows, held_out)
             check_finite(finite, plan, tuning, f"warmup steps {first} to {last}")
             advance(last - first)
     return states
@@ -306,9 +302,7 @@ def _draw(
             )
             check_finite(finite, plan, tuning, f"draws {first} to {last}")
             if not kept:
-                kept = jax.tree.map(
-                    lambda b: np.empty((num_chains, num_samples, *b.shape[2:]), b.dtype), draws
-                )
+                kept = jax.tree.map(lambda b: np.empty((num_chains, num_samples, *b.shape[2:]), b.dtype), draws)
             jax.tree.map(functools.partial(_copy_block, first=first, last=last), kept, draws)
             advance(last - first)
     return kept

@@ -64,9 +64,7 @@ class SGHMCInfo(NamedTuple):
     gradient_norm: Array
 
 
-def init(
-    position: ArrayLikeTree, rng_key: PRNGKey | None = None, temperature: float | Array = 1.0
-) -> SGHMCState:
+def init(position: ArrayLikeTree, rng_key: PRNGKey | None = None, temperature: float | Array = 1.0) -> SGHMCState:
     """Start at ``position`` with momentum from N(0, temperature), or at rest without a key."""
     if rng_key is None:
         return SGHMCState(position, jax.tree.map(jnp.zeros_like, position))

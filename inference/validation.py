@@ -47,9 +47,7 @@ def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any
     unknown = sorted(set(given) - set(defaults))
     if unknown:
         valid = ", ".join(defaults) or "none"
-        raise ValueError(
-            f"kernel {kernel!r} has no option {', '.join(map(repr, unknown))}; its options are: {valid}"
-        )
+        raise ValueError(f"kernel {kernel!r} has no option {', '.join(map(repr, unknown))}; its options are: {valid}")
     options = {**defaults, **given}
     for name in ("num_integration_steps", "max_num_doublings"):
         if name in options:
@@ -72,9 +70,7 @@ def check_step_size_and_metric(
     if step_size is not None:
         step_size = check_positive(step_size, "step_size")
     elif not KERNELS[kernel].uses_minibatches and num_warmup == 0:
-        raise ValueError(
-            f"num_warmup=0 leaves kernel {kernel!r} no steps to adapt in; give step_size, or some warmup"
-        )
+        raise ValueError(f"num_warmup=0 leaves kernel {kernel!r} no steps to adapt in; give step_size, or some warmup")
     matrix = options.get("inverse_mass_matrix")
     return step_size, None if matrix is None else check_inverse_mass_matrix(matrix, num_params)
 
@@ -110,8 +106,7 @@ def check_inverse_mass_matrix(matrix: Any, num_params: int) -> np.ndarray:
     array = np.asarray(matrix, dtype=float)
     if array.shape not in ((num_params,), (num_params, num_params)):
         raise ValueError(
-            f"inverse_mass_matrix has shape {array.shape}; wanted ({num_params},) "
-            f"or ({num_params}, {num_params})"
+            f"inverse_mass_matrix has shape {array.shape}; wanted ({num_params},) or ({num_params}, {num_params})"
         )
     if array.ndim == 1:
         valid = bool(np.all(np.isfinite(array) & (array > 0)))
@@ -119,9 +114,7 @@ def check_inverse_mass_matrix(matrix: Any, num_params: int) -> np.ndarray:
         valid = bool(np.all(np.isfinite(array))) and np.allclose(array, array.T)
         valid = valid and bool(np.all(np.linalg.eigvalsh(array) > 0))
     if not valid:
-        raise ValueError(
-            "inverse_mass_matrix must be positive: a positive diagonal, or symmetric positive definite"
-        )
+        raise ValueError("inverse_mass_matrix must be positive: a positive diagonal, or symmetric positive definite")
     return array
 
 
@@ -228,23 +221,17 @@ def check_targets(model: Model, struct: jax.ShapeDtypeStruct, y: np.ndarray, arg
     if y.shape[1:] != wanted_y:
         also = "" if classes is None else f" or class probabilities (n, {classes})"
         raise ValueError(
-            f"{argument}: y has shape {y.shape}; wanted (n, {', '.join(map(str, wanted_y))}){also}".replace(
-                ", )", ",)"
-            )
+            f"{argument}: y has shape {y.shape}; wanted (n, {', '.join(map(str, wanted_y))}){also}".replace(", )", ",)")
         )
     if classes is None:
         return y
     bad = np.flatnonzero(((y < 0) | (y >= classes) | (y != np.round(y))).reshape(len(y), -1).any(axis=1))
     if len(bad):
-        raise ValueError(
-            f"{argument}: labels must be integers from 0 to {classes - 1}; row {bad[0]} has {y[bad[0]]}"
-        )
+        raise ValueError(f"{argument}: labels must be integers from 0 to {classes - 1}; row {bad[0]} has {y[bad[0]]}")
     return y.astype(np.int32)
 
 
-def resolve_init_params(
-    init_params: Any, shapes: dict[str, Any], num_chains: int
-) -> dict[str, jax.Array] | None:
+def resolve_init_params(init_params: Any, shapes: dict[str, Any], num_chains: int) -> dict[str, jax.Array] | None:
     """Starting points stacked over chains; a single one is broadcast.
 
     Args:

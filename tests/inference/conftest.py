@@ -37,9 +37,7 @@ class Regression:
 @pytest.fixture(scope="session")
 def regression() -> Regression:
     generator = np.random.default_rng(0)
-    x = (generator.normal(size=(40, 3)) @ np.array([[1, 0.6, 0], [0, 1, 0.3], [0, 0, 0.7]])).astype(
-        np.float32
-    )
+    x = (generator.normal(size=(40, 3)) @ np.array([[1, 0.6, 0], [0, 1, 0.3], [0, 0, 0.7]])).astype(np.float32)
     y = (x @ [1.0, -2.0, 0.5] + NOISE * generator.normal(size=40)).astype(np.float32)
     precision = x.T.astype(float) @ x / NOISE**2 + np.eye(3) / PRIOR_SCALE**2
     mean = np.linalg.solve(precision, x.T.astype(float) @ y / NOISE**2)

@@ -50,9 +50,7 @@ def test_networks_keep_functions_and_small_sites(functions: Posterior, data: Dat
     assert (functions.num_chains, functions.num_draws) == (2, 4)
 
 
-def test_weights_give_the_same_functions(
-    model: Model, data: Dataset, functions: Posterior, weights: Posterior
-) -> None:
+def test_weights_give_the_same_functions(model: Model, data: Dataset, functions: Posterior, weights: Posterior) -> None:
     np.testing.assert_allclose(weights.function_values, functions.function_values, rtol=1e-4, atol=1e-4)
     assert sum(array[0, 0].size for array in weights.unconstrained.values()) == model.num_params
     by_hand = {name: array[1, 2] for name, array in weights.unconstrained.items()}
@@ -86,9 +84,7 @@ def test_evaluate_of_many_draws(regression) -> None:
     np.testing.assert_allclose(evaluated.log_likelihood, log_likelihood, rtol=1e-3, atol=1e-4)
 
 
-def test_evaluate_needs_the_weights_and_the_model(
-    functions: Posterior, model: Model, weights: Posterior, data
-) -> None:
+def test_evaluate_needs_the_weights_and_the_model(functions: Posterior, model: Model, weights: Posterior, data) -> None:
     with pytest.raises(ValueError, match=r"weights of this posterior were not kept.*keep='weights'"):
         functions.evaluate(model, data.test)
     with pytest.raises(ValueError, match="draws are of a model with"):
@@ -142,9 +138,7 @@ def test_repr_is_short(functions: Posterior, weights: Posterior) -> None:
 
 def test_metadata_says_how_to_repeat_the_run(functions: Posterior) -> None:
     about = functions.metadata
-    key = jax.random.wrap_key_data(
-        np.array(about["key"]["data"], np.uint32), impl=about["key"]["implementation"]
-    )
+    key = jax.random.wrap_key_data(np.array(about["key"]["data"], np.uint32), impl=about["key"]["implementation"])
     assert np.array_equal(jax.random.key_data(key), jax.random.key_data(SETTINGS["key"]))
     assert about["versions"]["jax"] == jax.__version__
     assert about["total_weight"] == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -43,9 +44,7 @@ def run(regression, **settings):
 @pytest.mark.parametrize("kernel", ["nuts", "hmc", "sghmc"])
 def test_posterior_of_a_linear_regression(regression, kernel: str, temperature: float) -> None:
     posterior = run(regression, kernel=kernel, temperature=temperature)
-    scores = moment_scores(
-        draws_of(posterior), regression.mean, temperature * np.linalg.inv(regression.precision)
-    )
+    scores = moment_scores(draws_of(posterior), regression.mean, temperature * np.linalg.inv(regression.precision))
     assert max(scores) < 5, scores
 
 
@@ -85,9 +84,7 @@ def test_no_finite_start_is_an_error() -> None:
 
     x = np.ones((3, 1), np.float32)
     with pytest.raises(ValueError, match="no starting point with a finite log density"):
-        sample(
-            Model.from_numpyro(impossible), (x, np.array([1, 2, 3])), key=jax.random.key(0), progress=False
-        )
+        sample(Model.from_numpyro(impossible), (x, np.array([1, 2, 3])), key=jax.random.key(0), progress=False)
 
 
 def test_sghmc_of_blackjax_is_selectable_and_wrong(regression) -> None:
@@ -97,17 +94,22 @@ def test_sghmc_of_blackjax_is_selectable_and_wrong(regression) -> None:
     assert np.all(variances > 2 * temperature * np.diag(np.linalg.inv(regression.precision)))
 
 
-@pytest.mark.parametrize("is_dense", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_hmc_takes_a_step_size_and_mass_matrix(regression, is_dense: bool) -> None:
+def test_hmc_takes_a_step_size_and_mass_matrix(regression) -> None:
     covariance = np.linalg.inv(regression.precision)
-    matrix = covariance if is_dense else np.diag(covariance)
-    fixed = run(regression, kernel="hmc", step_size=0.2, inverse_mass_matrix=matrix)
-    np.testing.assert_allclose(fixed.sample_stats["step_size"], 0.2, rtol=1e-6)
-    assert max(moment_scores(draws_of(fixed), regression.mean, covariance)) < 5
-    # In coordinates in which the posterior has unit variances the step is of order one.
-    adapted = run(regression, kernel="hmc", inverse_mass_matrix=matrix)
-    assert 0.3 < np.median(adapted.sample_stats["step_size"]) < 2
-    assert adapted.metadata["options"]["inverse_mass_matrix"] == "given"
+    posterior = run(regression, kernel="hmc", step_size=0.2, inverse_mass_matrix=np.diag(covariance))
+    np.testing.assert_allclose(posterior.sample_stats["step_size"], 0.2, rtol=1e-6)
+    assert max(moment_scores(draws_of(posterior), regression.mean, covariance)) < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["hmc", "nuts"])
+def test_step_sizes_adapt_to_a_given_mass_matrix(regression, kernel: str) -> None:
+    covariance = np.linalg.inv(regression.precision)
+    posterior = run(regression, kernel=kernel, inverse_mass_matrix=covariance)
+    # In coordinates in which the posterior is a standard normal the step is of order one.
+    assert 0.3 < np.median(posterior.sample_stats["step_size"]) < 2
+    assert posterior.metadata["options"]["inverse_mass_matrix"] == "given"
+    assert moment_scores(draws_of(posterior), regression.mean, covariance)[0] < 5
 
 
 def test_minibatches_keep_the_mean(regression) -> None:
@@ -140,25 +142,20 @@ def test_weights_act_as_multiplicities(regression) -> None:
     assert np.max(np.abs(draws_of(weighted) - draws_of(different))) > 0.01
 
 
-def test_energy_of_hmc_is_that_of_the_draw(regression) -> None:
-    """Also where the proposal was rejected: H + lp / T is a kinetic energy, never negative."""
-    start = {"b": regression.mean}
-    limit = 2 / np.sqrt(np.max(np.linalg.eigvalsh(regression.precision)))
-    posterior = run(regression, kernel="hmc", step_size=0.995 * limit, num_warmup=0, init_params=start)
-    stats = posterior.sample_stats
-    assert np.mean(stats["acceptance_rate"] < 0.5) > 0.05
-    assert np.all(stats["energy"] + stats["lp"] > -1e-3)
-
-
 def test_thinning_takes_steps_between_draws(regression) -> None:
     posterior = run(regression, kernel="hmc", step_size=0.01, num_warmup=0, thinning=4)
     np.testing.assert_array_equal(posterior.sample_stats["n_steps"], 40)
 
 
 def test_divergences_are_warned_of(regression) -> None:
-    with pytest.warns(UserWarning, match=r"divergent transitions.*target_acceptance_rate"):
-        posterior = run(regression, kernel="hmc", step_size=1.0, num_warmup=0)
-    assert posterior.sample_stats["diverging"].any()
+    """Far above the stability limit every proposal is rejected, and the energy is that of the start."""
+    with pytest.warns(UserWarning, match=r"5000 of 5000 hmc draws.*target_acceptance_rate"):
+        posterior = run(regression, kernel="hmc", step_size=1.0, num_warmup=0, init_params={"b": regression.mean})
+    stats = posterior.sample_stats
+    np.testing.assert_allclose(draws_of(posterior), np.broadcast_to(regression.mean, (200, 25, 3)), rtol=1e-6)
+    kinetic = (stats["energy"] + stats["lp"]).astype(float)
+    assert kinetic.min() > -1e-3
+    assert abs(kinetic.mean() - 1.5) < 5 * np.sqrt(1.5 / kinetic.size)
 
 
 def test_the_key_decides(regression) -> None:
@@ -239,8 +236,6 @@ def test_a_chain_that_leaves_the_finite_numbers_is_reported(regression) -> None:
 
 
 def test_importing_touches_no_device() -> None:
-    code = (
-        "import sys, pseudocoreset.inference, jax._src.xla_bridge as bridge; "
-        "sys.exit(bool(bridge._backends) or 'matplotlib' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    """Without a platform, whatever makes an array fails."""
+    nowhere = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
+    subprocess.run([sys.executable, "-c", "import pseudocoreset.inference"], env=nowhere, check=True)

@@ -13,7 +13,7 @@ from blackjax.base import SamplingAlgorithm
 
 from pseudocoreset.inference import sghmc
 
-NUM_CHAINS = 20_000
+NUM_CHAINS = 10_000
 STEP_SIZE = 0.3
 PRECISION = np.array([[2.0, 0.8], [0.8, 0.7]])
 CENTRE = np.array([1.0, -3.0])
@@ -94,7 +94,7 @@ def test_the_same_test_fails_for_blackjax(friction: float) -> None:
 @pytest.mark.parametrize(("temperature", "friction"), [(1.0, 0.2), (1.0, 10.0), (0.3, 0.2), (0.1, 10.0)])
 def test_a_correlated_gaussian_is_reached_from_a_wrong_start(temperature: float, friction: float) -> None:
     start = {"first": jnp.full(NUM_CHAINS, 8.0), "second": jnp.full(NUM_CHAINS, 5.0)}
-    state = run_chains(jax.random.key(3), start, correlated_gradient, 1000, STEP_SIZE, friction, temperature)
+    state = run_chains(jax.random.key(3), start, correlated_gradient, 600, STEP_SIZE, friction, temperature)
     centred = np.stack([state.position["first"], state.position["second"]], axis=1) - CENTRE
     covariance = temperature * np.linalg.inv(PRECISION)
 
@@ -148,9 +148,7 @@ def test_takes_gradient_estimators_of_blackjax() -> None:
             state, _ = algorithm.step(key, state, data, 0.05)
             return state, state.position
 
-        return jax.lax.scan(step, algorithm.init(jnp.zeros(()), init_key), jax.random.split(key, 2000))[1][
-            500:
-        ]
+        return jax.lax.scan(step, algorithm.init(jnp.zeros(()), init_key), jax.random.split(key, 2000))[1][500:]
 
     draws = jax.vmap(run)(jax.random.split(jax.random.key(4), 200))
     means = np.asarray(draws).mean(axis=1)
