@@ -53,7 +53,7 @@ def fbpc(experts, model=MODEL, **changes):
 
 def test_fbpc_lowers_the_loss_of_the_experts(experts):
     start = Pseudocoreset.from_data(DATA, images_per_class=1, key=jax.random.key(3))
-    result = fbpc(experts, steps=40, step_size=3.0, proxy="trajectory", coreset=start, images_per_class=None)
+    result = fbpc(experts, steps=40, step_size=20.0, proxy="trajectory", coreset=start, images_per_class=None)
 
     def loss(coreset):
         """Mean over all snapshots that may be drawn."""
