@@ -21,7 +21,7 @@ expert_key, start_key, fit_key, full_key, coreset_key, random_key = jax.random.s
 
 # %% The data, and a Bayesian network as a NumPyro program
 data = load_dataset("digits")
-model = bnn(ConvNet(depth=2, width=8 if SMALL else 32), data)
+model = bnn(ConvNet(depth=1, width=2) if SMALL else ConvNet(depth=2, width=32), data)
 
 # %% Expert trajectories on the full data
 experts = train_experts(

@@ -119,7 +119,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """A safetensors file of named arrays."""
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

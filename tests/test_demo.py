@@ -15,7 +15,9 @@ from pseudocoreset.cli import app
 from pseudocoreset.demo import DemoSettings, run_demo
 
 SMALL = DemoSettings(
-    width=4,
+    depth=1,
+    width=2,
+    proxy_steps=2,
     num_experts=1,
     num_expert_epochs=1,
     steps=2,
@@ -93,7 +95,7 @@ def test_the_command_explains_itself():
 def test_the_command_goes_all_the_way(tmp_path):
     """experts, fit, sample, compare on the bundled digits, each from the files of the one before."""
     runner = CliRunner()
-    network = ["--data", "digits", "--width", "4"]
+    network = ["--data", "digits", "--width", "2", "--depth", "1"]
 
     def run(*arguments):
         result = runner.invoke(app, [*map(str, arguments)], catch_exceptions=False)

@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
             if step == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
         result = fit_fbpc(model, data, images_per_class=1, key=jax.random.key(1), steps=40, experts=experts,
-                          inner_max_steps=5, step_size=10.0, progress=False, callbacks=[callback],
+                          proxy="isotropic", inner_max_steps=5, step_size=10.0, progress=False, callbacks=[callback],
                           checkpoint_dir=sys.argv[2])
         np.savez(sys.argv[2] + "/result.npz", inputs=result.coreset.inputs, **result.history)
         """
