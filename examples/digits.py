@@ -55,11 +55,11 @@ settings = (
     dict(num_warmup=20, num_samples=5, thinning=2) if SMALL else dict(num_warmup=1000, num_samples=50, thinning=20)
 )
 posteriors = {
-    name: sample(model, source, kernel="sghmc", predict_on=data.test, key=key, **settings)
-    for name, source, key in (
-        ("full", data, full_key),
-        ("fbpc", result.coreset, coreset_key),
-        ("random", start, random_key),
+    name: sample(model, source, batch_size=batch, predict_on=data.test, key=key, **settings)
+    for name, source, batch, key in (
+        ("full", data, 64, full_key),
+        ("fbpc", result.coreset, None, coreset_key),
+        ("random", start, None, random_key),
     )
 }
 

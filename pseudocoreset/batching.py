@@ -3,8 +3,9 @@
 Experts, chains and posterior draws are the same thing to a compiler: a network applied to many parameter
 sets. Vectorising a convolution over its kernel turns it into a grouped convolution, and a batched matrix
 product of the unfolded images needs the memory of all networks at once. On CPU a sequential map of the
-unfolded form is both the fastest and the smallest (``benchmarks/results/batching.json``); on accelerators
-the vectorised form keeps the device busy.
+unfolded form takes the memory of one network and is the fastest at the size of CIFAR
+(``benchmarks/results/batching.json``); on accelerators the vectorised form should keep the device busy, which is
+still to be measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def convolves_by_matmul() -> bool:
     """Whether convolutions are written as unfold and matrix product on the current backend.
 
     On CPU a ``lax.conv`` inside a loop body (``scan``, ``map``, ``while_loop``) falls off XLA's fast path
-    and is about 26 times slower than outside it; the matrix product is as fast in loops as out of them.
+    and is an order of magnitude slower than outside it; the matrix product is as fast in loops as out of them.
     """
     return _on_cpu()
 

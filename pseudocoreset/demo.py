@@ -47,6 +47,7 @@ class DemoSettings:
         num_warmup: SGHMC steps before the first draw.
         num_samples: draws kept of each chain.
         thinning: SGHMC steps between draws.
+        batch_size: data a step of SGHMC on the full data; the coresets are used whole.
         mass: total weight of the coresets.
     """
 
@@ -64,6 +65,7 @@ class DemoSettings:
     num_warmup: int = 1000
     num_samples: int = 50
     thinning: int = 20
+    batch_size: int = 64
     mass: str = "data"
 
 
@@ -143,6 +145,7 @@ def run_demo(
             num_warmup=chosen.num_warmup,
             num_samples=chosen.num_samples,
             thinning=chosen.thinning,
+            batch_size=chosen.batch_size if name == "full" else None,
             key=sample_key,
             predict_on=data.test,
             progress=progress,
