@@ -1,7 +1,7 @@
 # %% [markdown]
 # A Bayesian pseudocoreset of handwritten digits
 #
-# Ten synthetic images, one a digit, stand in for 1,437 real ones. We learn them with FBPC, sample the posterior of a
+# Ten synthetic images, one a digit, stand in for 1,442 real ones. We learn them with FBPC, sample the posterior of a
 # small Bayesian ConvNet given the ten and given all, and compare what the two predict.
 
 # %%
