@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pathlib
 import time
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.data import load_dataset
+from pseudocoreset.data import Dataset, load_dataset
 from pseudocoreset.diagnostics import Comparison, compare_posteriors, plot_coreset, report, to_arviz
 from pseudocoreset.experts import train_experts
 from pseudocoreset.fitting import FitResult, fit_fbpc
@@ -47,6 +48,7 @@ class DemoSettings:
         num_warmup: SGHMC steps before the first draw.
         num_samples: draws kept of each chain.
         thinning: SGHMC steps between draws.
+        sghmc_step: step size of SGHMC, times the square root of the total weight of the data.
         batch_size: data a step of SGHMC on the full data; the coresets are used whole.
         mass: total weight of the coresets.
     """
@@ -65,6 +67,7 @@ class DemoSettings:
     num_warmup: int = 1000
     num_samples: int = 50
     thinning: int = 20
+    sghmc_step: float = 0.2
     batch_size: int = 64
     mass: str = "data"
 
@@ -134,9 +137,9 @@ def run_demo(
     )
     lap("fbpc")
     posteriors: dict[str, Posterior] = {}
-    for (name, source), sample_key in zip(
-        {"full": data, "fbpc": fitted.coreset, "random": start}.items(), sample_keys, strict=True
-    ):
+    sources: dict[str, Dataset | Pseudocoreset] = {"full": data, "fbpc": fitted.coreset, "random": start}
+    for (name, source), sample_key in zip(sources.items(), sample_keys, strict=True):
+        weight = source.mass if isinstance(source, Pseudocoreset) else source.train.num_data
         posteriors[name] = sample(
             model,
             source,
@@ -145,6 +148,7 @@ def run_demo(
             num_warmup=chosen.num_warmup,
             num_samples=chosen.num_samples,
             thinning=chosen.thinning,
+            step_size=chosen.sghmc_step / math.sqrt(weight),
             batch_size=chosen.batch_size if name == "full" else None,
             key=sample_key,
             predict_on=data.test,
