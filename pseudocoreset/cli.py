@@ -212,6 +212,9 @@ def main() -> None:
     """Run the command; progress and log lines go to standard error."""
     from rich.console import Console
     from rich.logging import RichHandler
+    from rich.markup import escape
+
+    from pseudocoreset.storage import CorruptFileError
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
     logger = logging.getLogger("pseudocoreset")
@@ -219,6 +222,6 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+    except (ValueError, TypeError, OSError, FloatingPointError, CorruptFileError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(1) from error

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import runpy
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -113,3 +115,20 @@ def test_the_command_goes_all_the_way(tmp_path):
     table = run("compare", *pairs, "--html", html, "--coreset", coreset, *network)
     assert "small" in table
     assert html.is_file()
+
+
+def test_the_command_answers_bad_input_in_one_line():
+    command = [
+        sys.executable,
+        "-c",
+        "from pseudocoreset.cli import main; main()",
+        "fit",
+        "--out",
+        "x",
+        "--experts",
+        "x",
+    ]
+    answer = subprocess.run([*command, "--data", "cifar[10]"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert "cifar[10]" in answer.stderr
+    assert "Traceback" not in answer.stderr
