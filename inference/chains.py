@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference.data import (
     Minibatch,
@@ -60,6 +61,7 @@ class Plan:
         held_out_chunk_size: rows of held-out data evaluated at once.
         keep_weights: whether draws hold all sites, or the small ones only.
         has_metric: whether the mass matrix is given.
+        augment: a new augmentation of the inputs for each gradient, None for the inputs as they are.
     """
 
     model: Model
@@ -73,6 +75,7 @@ class Plan:
     held_out_chunk_size: int
     keep_weights: bool
     has_metric: bool
+    augment: Augmentation | None = None
 
     @property
     def spec(self) -> KernelSpec:
@@ -81,13 +84,25 @@ class Plan:
 
     def density(self, data: Minibatch) -> Density:
         """The target given its data."""
-        form: dict[str, Any] = {"preprocessing": self.preprocessing, "chunk_size": self.chunk_size}
-        estimate = log_density_estimator(self.model, self.num_data, **form)
-        size = self.batch_size
+        augment, size = self.augment, self.batch_size
+        form: dict[str, Any] = {
+            # What is augmented is preprocessed first, where the minibatch is made.
+            "preprocessing": self.preprocessing if augment is None else None,
+            "chunk_size": self.chunk_size,
+        }
+
+        def minibatch(key: jax.Array) -> Minibatch:
+            batch_key, view_key = (key, key) if augment is None else jax.random.split(key)
+            rows = data if size is None else draw_minibatch(batch_key, data, size)
+            if augment is None:
+                return rows
+            inputs = rows.inputs if self.preprocessing is None else self.preprocessing.apply(rows.inputs)
+            return rows._replace(inputs=augment(view_key, inputs))
+
         return Density(
-            log_density=estimate,
+            log_density=log_density_estimator(self.model, self.num_data, **form),
             gradient=gradient_estimator(self.model, self.num_data, **form),
-            minibatch=lambda key: data if size is None else draw_minibatch(key, data, size),
+            minibatch=minibatch,
             data=data,
         )
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_choice, check_integer, check_positive
@@ -19,6 +20,7 @@ __all__ = [
     "check_step_size_and_metric",
     "check_targets",
     "input_struct",
+    "resolve_augment",
     "resolve_batch_size",
     "resolve_data",
     "resolve_init_params",
@@ -38,6 +40,7 @@ class Source(NamedTuple):
     targets: np.ndarray
     weights: np.ndarray
     preprocessing: Any
+    name: str = ""
 
 
 def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +93,16 @@ def resolve_batch_size(batch_size: Any, num_data: int, kernel: str) -> int | Non
     if size > num_data:
         raise ValueError(f"batch_size={size} is more than the {num_data} data")
     return None if size == num_data else size
+
+
+def resolve_augment(augment: Any, kernel: str, source: Source) -> Augmentation | None:
+    """The augmentation of every gradient, None for none."""
+    if augment is not None and not KERNELS[kernel].uses_minibatches:
+        raise ValueError(
+            f"augment={augment!r}: kernel {kernel!r} accepts or rejects by the exact density, which a random "
+            "augmentation does not have; leave augment out, or take kernel='sghmc'"
+        )
+    return resolve_augmentation(augment, source.inputs.shape[1:], source.name)
 
 
 def resolve_keep(keep: Any, model: Model, has_predict_on: bool) -> bool:
@@ -160,7 +173,8 @@ def resolve_data(data: Any) -> Source:
         raise ValueError("data: weights must be finite and not negative")
     if not np.any(weights > 0):
         raise ValueError("data: all weights are zero; the posterior would be the prior")
-    return Source(inputs, targets, weights, preprocessing)
+    name = getattr(data, "name", None) or getattr(data, "metadata", {}).get("data", "")
+    return Source(inputs, targets, weights, preprocessing, str(name))
 
 
 def resolve_predict_on(predict_on: Any, data: Any) -> Any:

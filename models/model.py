@@ -20,6 +20,8 @@ from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from pseudocoreset.models.gaussian import Gaussian
+
 __all__ = ["Model", "Params"]
 
 Params = dict[str, jax.Array]
@@ -69,6 +71,7 @@ class Model:
         program: ``program(x, y=None)`` with one observed site in a plate over the data.
         is_network: made by ``bnn``.
         name: shown in logs and saved with coresets.
+        conjugate: ``(x, y, weights) -> Gaussian``, the exact posterior where it is a Gaussian, else None.
     """
 
     program: Callable[..., Any]
@@ -76,6 +79,7 @@ class Model:
     name: str = "model"
     initializer: Callable[[jax.Array], Params] | None = None
     structure: _Structure | None = None
+    conjugate: Callable[[jax.Array, jax.Array, jax.Array], Gaussian] | None = None
 
     @classmethod
     def from_numpyro(cls, program: Callable[..., Any], *, name: str | None = None) -> Model:
@@ -184,8 +188,7 @@ class Model:
         Returns:
             Array (n,).
         """
-        _, placeholder = self._placeholders(x.shape[0])
-        trace, _ = self._trace(params, x, placeholder)
+        trace, _ = self._trace(params, x, self._hard(y, x.shape[0]))
         return self._score(trace, y)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -221,12 +224,12 @@ class Model:
         Returns:
             Array (n,).
         """
-        return self._score(self._function_trace(params, f), y)
+        return self._score(self._function_trace(params, f, y), y)
 
     @functools.partial(jax.jit, static_argnums=0)
     def function_probabilities(self, params: Params, f: jax.Array) -> jax.Array:
         """Class probabilities (n, num_classes) given function values ``f`` (n, d); see ``function_log_likelihood``."""
-        observed = self._function_trace(params, f)[self._bound.observed]
+        observed = self._function_trace(params, f, None)[self._bound.observed]
         return jnp.exp(_class_log_probabilities(observed["fn"], f.shape[0]))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -234,6 +237,20 @@ class Model:
         """Values of the latent sites as the program sees them."""
         trace, _ = self._trace(params, *self._placeholders(1))
         return {site.name: trace[site.name]["value"] for site in self._bound.sites}
+
+    def flatten(self, params: Params) -> jax.Array:
+        """Unconstrained parameters as one vector (p,), sites in the order of their names."""
+        return jnp.concatenate([jnp.ravel(params[name]) for name in sorted(params)])
+
+    def unflatten(self, vector: jax.Array) -> Params:
+        """The inverse of ``flatten``."""
+        shapes = {site.name: site.unconstrained_shape for site in self._bound.sites}
+        params, start = {}, 0
+        for name in sorted(shapes):
+            size = math.prod(shapes[name])
+            params[name] = vector[start : start + size].reshape(shapes[name])
+            start += size
+        return params
 
     def _require_function(self) -> None:
         if not self.has_function:
@@ -268,7 +285,13 @@ class Model:
         program = handlers.substitute(handlers.seed(self.program, jax.random.key(0)), substitute_fn=value_of)
         return handlers.trace(program).get_trace(x, y), log_det
 
-    def _function_trace(self, params: Params, f: jax.Array) -> dict[str, Any]:
+    def _hard(self, y: jax.Array | None, n: int) -> jax.Array:
+        """``y`` as the program takes it; a placeholder where there are class probabilities or nothing."""
+        if y is None or jnp.ndim(y) != len(self._bound.y.shape) + 1:
+            return self._placeholders(n)[1]
+        return y
+
+    def _function_trace(self, params: Params, f: jax.Array, y: jax.Array | None) -> dict[str, Any]:
         self._require_function()
         absent = {
             site.name: jnp.zeros(site.unconstrained_shape, site.dtype)
@@ -276,13 +299,15 @@ class Model:
             if site.name not in params
         }
         native = f[:, 0] if self._bound.function_ndim == 1 else f
-        trace, _ = self._trace({**absent, **params}, *self._placeholders(f.shape[0]), f=native)
+        x, _ = self._placeholders(f.shape[0])
+        trace, _ = self._trace({**absent, **params}, x, self._hard(y, f.shape[0]), f=native)
         return trace
 
     def _score(self, trace: dict[str, Any], y: jax.Array) -> jax.Array:
         site = trace[self._bound.observed]
         if jnp.ndim(y) == len(self._bound.y.shape) + 1:
-            return _scaled(site["fn"].log_prob(y), site)
+            # The program may observe its inputs, or a transform of y.
+            return _scaled(site["fn"].log_prob(site["value"]), site)
         if self.num_classes is None or y.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"targets have shape {y.shape}; wanted (n, {', '.join(map(str, self._bound.y.shape))}) or, for a "

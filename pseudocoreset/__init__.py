@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from pseudocoreset.experts import train_experts as train_experts
     from pseudocoreset.fitting import FitResult as FitResult
     from pseudocoreset.fitting import fit as fit
-    from pseudocoreset.fitting import fit_fbpc as fit_fbpc
+    from pseudocoreset.methods import fit_bpc_fkl as fit_bpc_fkl
+    from pseudocoreset.methods import fit_bpc_rkl as fit_bpc_rkl
+    from pseudocoreset.methods import fit_bpc_w as fit_bpc_w
+    from pseudocoreset.methods import fit_fbpc as fit_fbpc
 
 __version__ = "0.1.0"
 
@@ -26,7 +29,10 @@ _HOMES = {
     "Pseudocoreset": "coreset",
     "compare_posteriors": "diagnostics",
     "fit": "fitting",
-    "fit_fbpc": "fitting",
+    "fit_bpc_fkl": "methods",
+    "fit_bpc_rkl": "methods",
+    "fit_bpc_w": "methods",
+    "fit_fbpc": "methods",
     "load_dataset": "data",
     "train_experts": "experts",
 }
@@ -39,6 +45,9 @@ __all__ = [
     "__version__",
     "compare_posteriors",
     "fit",
+    "fit_bpc_fkl",
+    "fit_bpc_rkl",
+    "fit_bpc_w",
     "fit_fbpc",
     "load_dataset",
     "train_experts",

@@ -71,28 +71,29 @@ class Augmentation:
         return jax.lax.switch(chosen, branches, parameter_key, images)
 
 
-def resolve_augmentation(augment: Any, data: Any) -> Augmentation | None:
+def resolve_augmentation(augment: Any, feature_shape: tuple[int, ...], data_name: str = "") -> Augmentation | None:
     """The augmentation that an ``augment`` argument means for a data set.
 
     Args:
         augment: ``"auto"`` (the full strategy for images of more than 8 pixels a side, without flips for digits; none
             otherwise), a strategy string, an ``Augmentation``, or None.
-        data: a ``Dataset``.
+        feature_shape: shape of one input.
+        data_name: name of the data set; digits are never flipped.
 
     Raises:
         ValueError: if images are wanted and the inputs are not images.
     """
-    is_image = len(data.train.feature_shape) == 3
+    is_image = len(feature_shape) == 3
     if augment == "auto":
-        if not is_image or min(data.train.feature_shape[:2]) <= 8:
+        if not is_image or min(feature_shape[:2]) <= 8:
             return None
-        return Augmentation(DIGITS_STRATEGY if data.name.startswith(_UNFLIPPABLE) else FULL_STRATEGY)
+        return Augmentation(DIGITS_STRATEGY if data_name.startswith(_UNFLIPPABLE) else FULL_STRATEGY)
     if augment is None:
         return None
     if not is_image:
         raise ValueError(
-            f"augment={augment!r} needs images (height, width, channels); the inputs have shape "
-            f"{data.train.feature_shape}. Use augment=None"
+            f"augment={augment!r} needs images (height, width, channels); the inputs have shape {feature_shape}. "
+            "Use augment=None"
         )
     if isinstance(augment, Augmentation):
         return augment

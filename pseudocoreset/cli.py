@@ -111,7 +111,7 @@ def fit(
     import jax
 
     from pseudocoreset.experts import Experts
-    from pseudocoreset.fitting import fit_fbpc
+    from pseudocoreset.methods import fit_fbpc
 
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     result = fit_fbpc(

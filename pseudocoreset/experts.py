@@ -217,7 +217,7 @@ def train_experts(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
     model = model.bind(data.train.raw, data.train.y)
-    augmentation = resolve_augmentation(augment, data)
+    augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     sgd = optax.sgd(learning_rate, momentum=momentum or None)
     optimizer = optax.chain(optax.add_decayed_weights(weight_decay), sgd) if weight_decay else sgd
     training = _Training(model, optimizer, batch_size, augmentation)

@@ -1,4 +1,4 @@
-"""The one optimisation loop, and the ``fit_*`` front doors."""
+"""The one optimisation loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,20 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
-from pseudocoreset.experts import Experts, fingerprint, train_experts
-from pseudocoreset.models import Model
-from pseudocoreset.objectives import CoresetArrays, Objective, function_kl
+from pseudocoreset.experts import Experts, fingerprint
+from pseudocoreset.leaves import Free, from_free, project, pull_back, soften, to_free
+from pseudocoreset.objectives import CoresetArrays, Objective
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.proxies import FunctionProxy, Trajectory
-from pseudocoreset.recipes import fbpc_recipe
-from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
+from pseudocoreset.validation import check_integer, check_key
 
-__all__ = ["FitResult", "Outcome", "fit", "fit_fbpc"]
+__all__ = ["FitResult", "Outcome", "fit"]
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10
@@ -76,6 +73,7 @@ class _Loop(NamedTuple):
     """Everything that is carried from step to step."""
 
     arrays: CoresetArrays
+    free: Free
     optimizer: Any
     objectives: tuple[Any, ...]
     skipped: jax.Array  # steps in a row with a gradient that was not finite
@@ -90,7 +88,7 @@ def fit(
     size: int | None = None,
     key: jax.Array,
     steps: int,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
     experts: Experts | Sequence[Experts] | None = None,
     weights: str = "ones",
     callbacks: Sequence[Callback] = (),
@@ -98,9 +96,11 @@ def fit(
     block_size: int = 10,
     progress: bool = True,
 ) -> FitResult:
-    """Optimise the inputs of a coreset under one objective, or under the sum of several (one a model).
+    """Optimise the free leaves of a coreset under one objective, or under the sum of several (one a model).
 
-    Steps run in compiled blocks without a return to the host. A step whose gradient is not finite is skipped. With a
+    Steps run in compiled blocks without a return to the host. Free weights are projected onto non-negative numbers
+    after each step; free class targets become probabilities, 0.9 on the label at the start, learned through their
+    logits. A step whose gradient is not finite, or that leaves no weight above zero, is skipped. With a
     ``checkpoint_dir`` the whole state is written between blocks, and a run that was stopped, called again with the
     same arguments, ends with the same bits as one that was not.
 
@@ -112,7 +112,8 @@ def fit(
         size: number of points in all.
         key: one typed key.
         steps: number of steps.
-        optimizer: acts on ``{"inputs": array}``.
+        optimizer: acts on a dictionary of the free leaves, ``{"inputs": array}``; or one optimiser for each of them,
+            by name.
         experts: snapshots for objectives that take them, one set for each objective.
         weights: mass of the weights of the start, ``"ones"`` or ``"data"``.
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
@@ -129,6 +130,13 @@ def fit(
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     if not objectives:
         raise ValueError("objective is empty; give at least one")
+    names = objectives[0].free
+    if any(o.free != names for o in objectives):
+        raise ValueError(f"objective: all must free the same leaves; got {[o.free for o in objectives]}")
+    if isinstance(optimizer, Mapping):
+        if set(optimizer) != set(names):
+            raise ValueError(f"optimizer names {sorted(optimizer)}; the free leaves are {sorted(names)}")
+        optimizer = optax.partition(dict(optimizer), {name: name for name in names})
     expert_sets = _match_experts(objectives, experts)
     init_key, loop_key, expert_key, state_key = jax.random.split(key, 4)
     if coreset is None:
@@ -143,16 +151,19 @@ def fit(
         )
 
     arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
+    if "targets" in names:
+        arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
+    device = DeviceData.from_dataset(data)
     states = tuple(
-        o.init(k, arrays) for o, k in zip(objectives, jax.random.split(state_key, len(objectives)), strict=True)
+        o.init(k, arrays, device) for o, k in zip(objectives, jax.random.split(state_key, len(objectives)), strict=True)
     )
-    loop = _Loop(arrays, optimizer.init({"inputs": arrays.inputs}), states, jnp.zeros((), jnp.int32))
+    free = to_free(arrays, names)
+    loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32))
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
     choices = [
         None if o.window is None or e is None else _snapshot_choices(jax.random.fold_in(expert_key, i), o, e, steps)
         for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
     ]
-    device = DeviceData.from_dataset(data)
     run_block = _compile_block(objectives, optimizer)
     history: dict[str, list[np.ndarray]] = {}
     outcome, done, began = Outcome.COMPLETED, 0, time.perf_counter()
@@ -176,8 +187,8 @@ def fit(
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(
-                    None if e is None or c is None else e.stack(c[done : done + block])
-                    for e, c in zip(expert_sets, choices, strict=True)
+                    () if e is None or c is None else tuple(e.stack(part) for part in _pairs(o, c[done : done + block]))
+                    for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
                 loop, report = run_block(loop, loop_key, jnp.arange(done, done + block), snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
@@ -213,153 +224,6 @@ def fit(
     )
 
 
-def fit_fbpc(
-    model: Model | Sequence[Model],
-    data: Dataset,
-    *,
-    images_per_class: int | None = None,
-    size: int | None = None,
-    key: jax.Array,
-    steps: int | None = None,
-    experts: Experts | Sequence[Experts] | None = None,
-    proxy: str | FunctionProxy = "trajectory",
-    optimizer: optax.GradientTransformation | None = None,
-    step_size: float | None = None,
-    augment: Augmentation | str | None = "auto",
-    weights: str = "ones",
-    num_draws: int = 30,
-    first_epoch: int | None = None,
-    last_epoch: int | None = None,
-    inner_loss: float | None = None,
-    inner_learning_rate: float = 1e-3,
-    inner_max_steps: int = 500,
-    coreset_batch_size: int | None = None,
-    num_experts: int = 10,
-    num_expert_epochs: int | None = None,
-    coreset: Pseudocoreset | None = None,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> FitResult:
-    """Function space Bayesian pseudocoreset (FBPC; Kim, Lee and Lee 2023, Algorithm 1).
-
-    Defaults that are None come from Table 4 of the paper for the data sets it names (nearest number of images a
-    class), and are sensible elsewhere.
-
-    Args:
-        model: a model with function values, or several (multi-architecture: their gradients are summed).
-        data: the data set.
-        images_per_class: points of each class.
-        size: number of points in all; give this or ``images_per_class``.
-        key: one typed key.
-        steps: N, updates of the coreset.
-        experts: trajectories from ``train_experts``, one set a model; trained here if None.
-        proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), or one of ``pseudocoreset.proxies``.
-        optimizer: acts on the inputs; SGD of step ``step_size`` by default.
-        step_size: alpha.
-        augment: ``"auto"``, a strategy, an ``Augmentation`` or None (see ``resolve_augmentation``).
-        weights: mass of the weights, ``"ones"`` (as published) or ``"data"``. It does not change the fit, whose
-            gradient is divided by it; it is carried by the coreset into its posterior.
-        num_draws: S, draws of the function values a step.
-        first_epoch: T, the earliest expert epoch used.
-        last_epoch: the latest.
-        inner_loss: gamma, the loss at which the training of a network on the coreset stops.
-        inner_learning_rate: its Adam step size.
-        inner_max_steps: its cap; a log line says when it is hit.
-        coreset_batch_size: B, points used a step.
-        num_experts: experts to train if none are given.
-        num_expert_epochs: their epochs; 50, or what ``first_epoch`` asks for.
-        coreset: where to start instead of random real data.
-        callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
-        checkpoint_dir: where to keep checkpoints; experts trained here are kept there too.
-        progress: show progress bars.
-
-    Returns:
-        ``FitResult``.
-
-    Raises:
-        ValueError: for arguments out of range or that do not go together.
-    """
-    check_key(key)
-    check_choice(weights, "weights", ("ones", "data"))
-    models = (model,) if isinstance(model, Model) else tuple(model)
-    if not models or not all(isinstance(m, Model) for m in models):
-        raise TypeError(f"model must be a Model or a sequence of them; got {model!r}")
-    if coreset is None and (images_per_class is None) == (size is None):
-        raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
-    recipe = fbpc_recipe(data.name, images_per_class)
-    models = tuple(m.bind(data.train.raw, data.train.y) for m in models)
-    augmentation = resolve_augmentation(augment, data)
-    expert_key, fit_key = jax.random.split(key)
-    first = recipe.first_epoch if first_epoch is None else check_integer(first_epoch, "first_epoch", minimum=0)
-    if proxy == "trajectory":
-        proxy = Trajectory(
-            data_learning_rate=recipe.data_learning_rate,
-            coreset_learning_rate=recipe.coreset_learning_rate,
-            batch_size=min(256, data.train.num_data),
-        )
-    objectives = [
-        function_kl(
-            m,
-            proxy=proxy,
-            num_draws=num_draws,
-            first_epoch=first,
-            last_epoch=last_epoch,
-            inner_loss=recipe.inner_loss if inner_loss is None else inner_loss,
-            inner_learning_rate=inner_learning_rate,
-            inner_max_steps=inner_max_steps,
-            coreset_batch_size=recipe.coreset_batch_size if coreset_batch_size is None else coreset_batch_size,
-            augment=augmentation,
-        )
-        for m in models
-    ]
-    if optimizer is None:
-        alpha = recipe.step_size if step_size is None else check_positive(step_size, "step_size")
-        optimizer = optax.sgd(alpha)
-    elif step_size is not None:
-        raise ValueError("give optimizer or step_size, not both")
-    if coreset is None:
-        # Chosen before the experts are trained: a size that the data do not have must not cost an hour first.
-        coreset = Pseudocoreset.from_data(
-            data,
-            images_per_class=images_per_class,
-            size=size,
-            key=jax.random.fold_in(fit_key, 0),
-            mass=weights,
-        )
-    if experts is None:
-        epochs = max(50, first) if num_expert_epochs is None else num_expert_epochs
-        logger.info("no experts given: training %d of %d epochs for each model", num_experts, epochs)
-        experts = [
-            train_experts(
-                m,
-                data,
-                num_experts=num_experts,
-                num_epochs=epochs,
-                key=jax.random.fold_in(expert_key, i),
-                batch_size=min(256, data.train.num_data),
-                augment=augmentation,
-                directory=None if checkpoint_dir is None else os.path.join(checkpoint_dir, f"experts-{i}"),
-                progress=progress,
-            )
-            for i, m in enumerate(models)
-        ]
-    result = fit(
-        objectives,
-        data,
-        coreset=coreset,
-        key=fit_key,
-        steps=recipe.steps if steps is None else steps,
-        optimizer=optimizer,
-        experts=experts,
-        callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir,
-        progress=progress,
-    )
-    metadata = {**result.coreset.metadata, "objective": "fbpc", "images_per_class": images_per_class}
-    return replace(result, coreset=replace(result.coreset, metadata=metadata))
-
-
 def _match_experts(
     objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None
 ) -> tuple[Experts | None, ...]:
@@ -375,10 +239,12 @@ def _match_experts(
             continue
         if one is None:
             raise ValueError(f"experts: {objective.name} takes expert trajectories; make them with train_experts")
-        last = one.num_epochs if objective.window.last is None else objective.window.last
-        if not objective.window.first <= last <= one.num_epochs:
+        first, last = _epochs(objective, one)
+        ahead = objective.window.ahead or 0
+        if not first <= last <= one.num_epochs - ahead:
+            further = f" and {ahead} epochs ahead" if ahead else ""
             raise ValueError(
-                f"first_epoch={objective.window.first} and last_epoch={objective.window.last} do not fit experts of "
+                f"first_epoch={first} and last_epoch={objective.window.last}{further} do not fit experts of "
                 f"{one.num_epochs} epochs"
             )
         wanted = {site.name: list(site.unconstrained_shape) for site in objective.model._bound.sites}
@@ -390,11 +256,23 @@ def _match_experts(
     return sets
 
 
+def _epochs(objective: Objective, experts: Experts) -> tuple[int, int]:
+    """First and last epoch of the first snapshot that an objective takes."""
+    assert objective.window is not None
+    first, last, ahead = objective.window
+    return first, experts.num_epochs - (ahead or 0) if last is None else last
+
+
+def _pairs(objective: Objective, choices: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The choices of the first and, where the window asks for it, of the second snapshot."""
+    assert objective.window is not None
+    ahead = objective.window.ahead
+    return [choices] if ahead is None else [choices, [(expert, epoch + ahead) for expert, epoch in choices]]
+
+
 def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, steps: int) -> list[tuple[int, int]]:
     """(expert, epoch) for every step; that of a step depends on nothing but the key and the step."""
-    assert objective.window is not None
-    first = objective.window.first
-    last = experts.num_epochs if objective.window.last is None else objective.window.last
+    first, last = _epochs(objective, experts)
 
     def choose(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         expert_key, epoch_key = jax.random.split(jax.random.fold_in(key, step))
@@ -410,22 +288,26 @@ def _compile_block(
 ) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
     def one_step(loop: _Loop, item: Any, key: jax.Array, data: DeviceData) -> tuple[_Loop, dict[str, jax.Array]]:
         step, snapshots = item
-        total, states = None, []
+        total: dict[str, jax.Array] = {}
+        states = []
         report: dict[str, jax.Array] = {}
         for i, objective in enumerate(objectives):
             step_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
             gradient, state, info = objective.gradient(step_key, loop.objectives[i], loop.arrays, data, snapshots[i])
-            total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+            total = {name: total[name] + leaf if total else leaf for name, leaf in gradient.items()}
             states.append(state)
             report |= {name if len(objectives) == 1 else f"{name}_{i}": value for name, value in info.items()}
-        free = {"inputs": loop.arrays.inputs}
-        updates, optimizer_state = optimizer.update(total, loop.optimizer, free)
-        moved = optax.apply_updates(free, updates)
-        proposal = _Loop(loop.arrays._replace(**moved), optimizer_state, tuple(states), jnp.zeros_like(loop.skipped))
-        finite = jnp.all(jnp.isfinite(optax.tree.norm((total, moved))))
+        total = pull_back(loop.arrays, loop.free, total)
+        updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
+        free = project(optax.apply_updates(loop.free, updates))
+        arrays = from_free(loop.arrays, free)
+        proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped))
+        finite = jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
         stay = loop._replace(skipped=loop.skipped + 1)
         report["gradient_norm"] = optax.tree.norm(total)
-        report["inputs_rms"] = jnp.sqrt(jnp.mean(proposal.arrays.inputs**2))
+        report["inputs_rms"] = jnp.sqrt(jnp.mean(arrays.inputs**2))
+        if "weights" in free:
+            report["mass"] = jnp.sum(arrays.weights)
         report["skipped"] = ~finite
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, stay), report
 

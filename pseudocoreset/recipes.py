@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FBPCRecipe", "fbpc_recipe"]
+__all__ = ["BPCRecipe", "FBPCRecipe", "bpc_recipe", "fbpc_recipe"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,25 @@ def fbpc_recipe(data_name: str, images_per_class: int | None) -> FBPCRecipe:
     if not published or images_per_class is None:
         return _ELSEWHERE
     return _FBPC_TABLE_4[data_name, min(published, key=lambda count: abs(count - images_per_class))]
+
+
+@dataclass(frozen=True)
+class BPCRecipe:
+    """Training of networks on the coreset in the reference code of Kim et al. 2022.
+
+    Attributes:
+        num_inner_steps: L.
+        inner_learning_rate: alpha.
+    """
+
+    num_inner_steps: int
+    inner_learning_rate: float
+
+
+_BPC = {1: BPCRecipe(50, 0.01), 10: BPCRecipe(30, 0.03), 20: BPCRecipe(30, 0.03)}
+
+
+def bpc_recipe(images_per_class: int | None) -> BPCRecipe:
+    """The recipe of the nearest number of images a class; that of 10 for coresets not counted by class."""
+    count = 10 if images_per_class is None else images_per_class
+    return _BPC[min(_BPC, key=lambda published: abs(published - count))]

@@ -160,11 +160,11 @@ def test_two_processes_do_not_share_a_directory(tmp_path):
 def poisoned(probability):
     """An objective whose gradient is all ones, but not finite in a random share of the steps."""
 
-    def gradient(key, state, coreset, data, snapshot):
+    def gradient(key, state, coreset, data, snapshots):
         value = jnp.where(jax.random.bernoulli(key, probability), jnp.nan, 1.0)
         return {"inputs": jnp.full_like(coreset.inputs, value)}, state, {"loss": value}
 
-    return Objective("poisoned", MODEL, lambda key, coreset: (), gradient, None, {})
+    return Objective("poisoned", MODEL, lambda key, coreset, data: (), gradient, None, {})
 
 
 def test_steps_that_are_not_finite_are_skipped_and_too_many_end_the_run():
@@ -303,4 +303,4 @@ def test_the_name_of_the_front_door():
     from pseudocoreset import fit_fbpc as front_door
 
     assert front_door is fit_fbpc
-    assert pathlib.Path(sys.modules[front_door.__module__].__file__).name == "fitting.py"
+    assert pathlib.Path(sys.modules[front_door.__module__].__file__).name == "fbpc.py"

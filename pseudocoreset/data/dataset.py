@@ -152,7 +152,7 @@ class Dataset:
     def from_arrays(
         cls,
         x: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         test: tuple[ArrayLike, ArrayLike] | None = None,
         name: str = "custom",
@@ -169,7 +169,8 @@ class Dataset:
 
         Args:
             x: (n, *feature_shape) uint8 images (n, height, width, channels) or real features.
-            y: (n,) class labels 0 to num_classes - 1, each with at least one example, or real targets.
+            y: (n,) class labels 0 to num_classes - 1, each with at least one example, or real targets; None for
+                programs that observe their inputs, whose targets are zeros that nobody reads.
             test: `(x, y)` held out, with the same feature shape, or None.
             name: what the dataset is called.
             class_names: one name a class; then there are that many classes, and whole floats in y are
@@ -188,6 +189,8 @@ class Dataset:
                 names, or a test split that does not fit.
         """
         raw = check_inputs("x", x)
+        if y is None:
+            y = np.zeros(len(raw), np.float32)
         names = None if class_names is None else tuple(class_names)
         if names is not None:
             if not names or not all(isinstance(entry, str) for entry in names):

@@ -1,6 +1,23 @@
 """Objectives: what a coreset is optimised for. One file each; all are pairs of pure functions."""
 
 from pseudocoreset.objectives.base import CoresetArrays, Objective, SnapshotWindow
+from pseudocoreset.objectives.chains import Chains
+from pseudocoreset.objectives.forward_kl import forward_kl
 from pseudocoreset.objectives.function_kl import function_kl, function_kl_surrogate
+from pseudocoreset.objectives.posteriors import InnerTraining
+from pseudocoreset.objectives.reverse_kl import reverse_kl
+from pseudocoreset.objectives.wasserstein import trajectory_matching, wasserstein
 
-__all__ = ["CoresetArrays", "Objective", "SnapshotWindow", "function_kl", "function_kl_surrogate"]
+__all__ = [
+    "Chains",
+    "CoresetArrays",
+    "InnerTraining",
+    "Objective",
+    "SnapshotWindow",
+    "forward_kl",
+    "function_kl",
+    "function_kl_surrogate",
+    "reverse_kl",
+    "trajectory_matching",
+    "wasserstein",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ import jax
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 
-__all__ = ["CoresetArrays", "Gradient", "Objective", "SnapshotWindow"]
+__all__ = ["LEAVES", "CoresetArrays", "Gradient", "Objective", "SnapshotWindow", "check_free", "differentiate"]
+
+LEAVES = ("inputs", "targets", "weights")
 
 
 class CoresetArrays(NamedTuple):
@@ -23,14 +25,20 @@ class CoresetArrays(NamedTuple):
 
 
 class SnapshotWindow(NamedTuple):
-    """Which expert snapshots an objective takes: one epoch drawn uniformly from ``first`` to ``last``."""
+    """Which expert snapshots an objective takes: one epoch drawn uniformly from ``first`` to ``last``.
+
+    With ``ahead`` it takes a second one too, that many epochs later in the same trajectory.
+    """
 
     first: int
-    last: int | None = None  # the last there is
+    last: int | None = None  # the last that there is
+    ahead: int | None = None
 
 
-# Of the free leaves by name ("inputs"), the next state, and scalars to report.
+# Of the free leaves by name, the next state, and scalars to report.
 Gradient = tuple[dict[str, jax.Array], Any, dict[str, jax.Array]]
+# (key, state, coreset, data, snapshots): the snapshots that the window names, one or two, none without a window.
+GradientFn = Callable[[jax.Array, Any, CoresetArrays, DeviceData, tuple[Params, ...]], Gradient]
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,42 @@ class Objective:
     Attributes:
         name: shown in logs and saved with the coreset.
         model: the model whose posteriors it matches.
-        init: ``(key, coreset) -> state``, what is carried from step to step.
-        gradient: ``(key, state, coreset, data, snapshot) -> (gradient, state, info)``.
+        init: ``(key, coreset, data) -> state``, what is carried from step to step.
+        gradient: ``(key, state, coreset, data, snapshots) -> (gradient, state, info)``; the gradient is a dictionary
+            with the derivative in every free leaf.
         window: the expert snapshots that ``gradient`` takes, None if it takes none.
         settings: hyperparameters, JSON-able.
+        free: the leaves of the coreset that it has a gradient for, among ``"inputs"``, ``"targets"``, ``"weights"``.
     """
 
     name: str
     model: Model
-    init: Callable[[jax.Array, CoresetArrays], Any]
-    gradient: Callable[[jax.Array, Any, CoresetArrays, DeviceData, Params | None], Gradient]
+    init: Callable[[jax.Array, CoresetArrays, DeviceData], Any]
+    gradient: GradientFn
     window: SnapshotWindow | None
     settings: dict[str, Any]
+    free: tuple[str, ...] = ("inputs",)
+
+
+def check_free(free: Sequence[str]) -> tuple[str, ...]:
+    """The free leaves in their order, each once.
+
+    Raises:
+        ValueError: for none, or an unknown name.
+    """
+    names = (free,) if isinstance(free, str) else tuple(free)
+    unknown = [name for name in names if name not in LEAVES]
+    if unknown or not names:
+        raise ValueError(f"free must name some of {', '.join(map(repr, LEAVES))}; got {names}")
+    return tuple(name for name in LEAVES if name in names)
+
+
+def differentiate(
+    loss_fn: Callable[[CoresetArrays], tuple[jax.Array, Any]], coreset: CoresetArrays, free: tuple[str, ...]
+) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
+    """Value, auxiliary output and gradient of ``loss_fn(coreset) -> (scalar, aux)`` in the free leaves."""
+
+    def of_free(leaves: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        return loss_fn(coreset._replace(**leaves))
+
+    return jax.value_and_grad(of_free, has_aux=True)({name: getattr(coreset, name) for name in free})

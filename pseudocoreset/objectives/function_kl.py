@@ -11,7 +11,7 @@ estimates the gradient from draws (Eq. 17).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,15 @@ import optax
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, SnapshotWindow
-from pseudocoreset.proxies import FunctionProxy, resolve_proxy
+from pseudocoreset.objectives.base import (
+    CoresetArrays,
+    Gradient,
+    Objective,
+    SnapshotWindow,
+    check_free,
+    differentiate,
+)
+from pseudocoreset.proxies import Batch, BatchFn, Covariance, Side, mean_loss, resolve_covariance
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["function_kl", "function_kl_surrogate"]
@@ -44,7 +51,8 @@ def function_kl_surrogate(
     (1/S) sum_s sum_j w_j [ log p(y_j | f^u_s(u_j)) - log p(y_j | f^x_s(u_j)) ] / sum_j w_j
 
     with f^x_s and f^u_s draws from the two posteriors *as functions*, so that the gradient goes through u at fixed
-    draws. The division makes step sizes independent of m, as in the published recipes.
+    draws; likewise in targets and weights. The division, by a constant as far as the gradient is concerned, makes
+    step sizes independent of m, as in the published recipes.
 
     Args:
         model: gives log p(y | f).
@@ -61,7 +69,7 @@ def function_kl_surrogate(
 
     def negative_log_likelihood(draws: FunctionDraws) -> jax.Array:
         values = jax.vmap(lambda f: model.function_log_likelihood(params, f, targets))(draws(inputs))
-        return -jnp.sum(weights * jnp.mean(values, axis=0)) / jnp.sum(weights)
+        return -jnp.sum(weights * jnp.mean(values, axis=0)) / jax.lax.stop_gradient(jnp.sum(weights))
 
     data_loss, coreset_loss = negative_log_likelihood(data_draws), negative_log_likelihood(coreset_draws)
     return data_loss - coreset_loss, (data_loss, coreset_loss)
@@ -79,7 +87,7 @@ class _Map(NamedTuple):
 def function_kl(
     model: Model,
     *,
-    proxy: str | FunctionProxy = "trajectory",
+    proxy: str | Covariance = "trajectory",
     num_draws: int = 30,
     first_epoch: int = 1,
     last_epoch: int | None = None,
@@ -88,12 +96,14 @@ def function_kl(
     inner_max_steps: int = 500,
     coreset_batch_size: int | None = None,
     augment: Augmentation | None = None,
+    free: Sequence[str] = ("inputs",),
 ) -> Objective:
     """FBPC's objective for one model (Kim et al. 2023, Algorithm 1 and Eq. 17).
 
     Args:
         model: a model with function values (a site ``"f"``).
-        proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), or a proxy of ``pseudocoreset.proxies``.
+        proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), ``"linearized"`` (Eq. 11 to 13), or a proxy
+            of ``pseudocoreset.proxies``.
         num_draws: S, draws of the function values a step.
         first_epoch: T, the earliest epoch that an expert snapshot is taken from.
         last_epoch: the latest; the last there is by default.
@@ -102,6 +112,7 @@ def function_kl(
         inner_max_steps: its cap, since a loss under augmentation may never come down to gamma.
         coreset_batch_size: B, coreset points used a step; all by default.
         augment: augmentation of coreset and data, one draw for both proxies; none by default.
+        free: leaves of the coreset to differentiate.
 
     Raises:
         ValueError: for arguments out of range, or a model without function values.
@@ -115,7 +126,8 @@ def function_kl(
     check_positive(inner_learning_rate, "inner_learning_rate")
     if coreset_batch_size is not None:
         check_integer(coreset_batch_size, "coreset_batch_size")
-    covariance = resolve_proxy(proxy)
+    free = check_free(free)
+    covariance = resolve_covariance(proxy)
     adam = optax.adam(inner_learning_rate)
 
     def view(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -128,11 +140,19 @@ def function_kl(
         chosen = jax.random.choice(key, size, (coreset_batch_size,), replace=False)
         return jax.tree.map(lambda a: a[chosen], coreset)
 
-    def batches_of(coreset: CoresetArrays) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-        def batch(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def batches_of(coreset: CoresetArrays) -> BatchFn:
+        def batch(key: jax.Array) -> Batch:
             choice_key, view_key = jax.random.split(key)
             points = choose(choice_key, coreset)
             return view(view_key, points.inputs), points.targets, points.weights
+
+        return batch
+
+    def batches_of_data(data: DeviceData) -> BatchFn:
+        def batch(key: jax.Array) -> Batch:
+            batch_key, view_key = jax.random.split(key)
+            x, y = data.sample(batch_key, covariance.batch_size)
+            return view(view_key, x), y, jnp.ones(x.shape[0], x.dtype)
 
         return batch
 
@@ -141,15 +161,12 @@ def function_kl(
         init_key, step_key = jax.random.split(key)
         batch = batches_of(coreset)
 
-        def loss_fn(params: Params, x: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
-            return -jnp.sum(w * model.log_likelihood(params, x, y)) / jnp.sum(w)
-
         def unfinished(state: _Map) -> jax.Array:
             return (state.loss > inner_loss) & (state.steps < inner_max_steps)
 
         def step(state: _Map) -> _Map:
             points = batch(jax.random.fold_in(step_key, state.steps))
-            loss, gradient = jax.value_and_grad(loss_fn)(state.params, *points)
+            loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(model, state.params, points)
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
@@ -159,61 +176,52 @@ def function_kl(
         start = _Map(params, adam.init(params), jnp.asarray(jnp.inf, coreset.inputs.dtype), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, step, start)
 
-    def init(key: jax.Array, coreset: CoresetArrays) -> tuple[()]:
+    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
         return ()
 
     def gradient(
-        key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshot: Params | None
+        key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
-        assert snapshot is not None
-        map_key, choice_key, view_key, proxy_key, data_key, coreset_key = jax.random.split(key, 6)
+        (snapshot,) = snapshots
+        map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
         fixed = jax.lax.stop_gradient(coreset)
         solution = coreset_map(map_key, fixed)
 
         seen = choose(choice_key, fixed)
-        scales = covariance.scales(
-            proxy_key,
-            model,
-            snapshot,
-            solution.params,
-            view(view_key, seen.inputs),
-            data,
-            batches_of(fixed),
-            view,
+        at = view(view_key, seen.inputs)
+        full = Side(snapshot, batches_of_data(data), data.num_data, True)
+        small = Side(solution.params, batches_of(fixed), jnp.sum(fixed.weights), False)
+        noise = jax.lax.stop_gradient(
+            [covariance.noise(k, model, s, at, num_draws) for k, s in ((data_key, full), (coreset_key, small))]
         )
 
-        def draws(key: jax.Array, params: Params, scale: jax.Array) -> FunctionDraws:
-            def at(inputs: jax.Array) -> jax.Array:
-                mean = model.apply(params, inputs)  # (m, d)
-                noise = jax.random.normal(key, (num_draws, *mean.shape), mean.dtype)
-                return mean[None] + jnp.broadcast_to(scale, mean.shape)[None] * noise  # f = g(u) + Psi^(1/2) eps
+        def draws(params: Params, deviations: jax.Array) -> FunctionDraws:
+            return lambda inputs: model.apply(params, inputs)[None] + deviations  # f = g(u) + Psi^(1/2) eps
 
-            return at
-
-        def loss_fn(inputs: jax.Array) -> Any:
-            points = choose(choice_key, coreset._replace(inputs=inputs))
+        def loss_fn(arrays: CoresetArrays) -> Any:
+            points = choose(choice_key, arrays)
             return function_kl_surrogate(
                 model,
                 snapshot,
-                draws(data_key, snapshot, scales.data),
-                draws(coreset_key, solution.params, scales.coreset),
+                draws(snapshot, noise[0]),
+                draws(solution.params, noise[1]),
                 view(view_key, points.inputs),
                 points.targets,
                 points.weights,
             )
 
-        (loss, (data_loss, coreset_loss)), inputs_gradient = jax.value_and_grad(loss_fn, has_aux=True)(coreset.inputs)
+        (loss, (data_loss, coreset_loss)), leaves = differentiate(loss_fn, coreset, free)
         info = {
             "loss": loss,
             "data_loss": data_loss,
             "coreset_loss": coreset_loss,
-            "data_scale": jnp.mean(scales.data),
-            "coreset_scale": jnp.mean(scales.coreset),
+            "data_scale": jnp.sqrt(jnp.mean(noise[0] ** 2)),
+            "coreset_scale": jnp.sqrt(jnp.mean(noise[1] ** 2)),
             "inner_steps": solution.steps,
             "inner_loss": solution.loss,
             "inner_capped": solution.loss > inner_loss,
         }
-        return {"inputs": inputs_gradient}, state, info
+        return leaves, state, info
 
     settings = {
         **covariance.describe(),
@@ -226,4 +234,4 @@ def function_kl(
         "coreset_batch_size": coreset_batch_size,
         "augment": None if augment is None else augment.strategy,
     }
-    return Objective("function_kl", model, init, gradient, SnapshotWindow(first_epoch, last_epoch), settings)
+    return Objective("function_kl", model, init, gradient, SnapshotWindow(first_epoch, last_epoch), settings, free)

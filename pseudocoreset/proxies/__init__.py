@@ -1,5 +1,26 @@
 """Gaussian stand-ins for the full-data and the coreset posterior."""
 
-from pseudocoreset.proxies.function_space import FunctionProxy, Isotropic, Trajectory, resolve_proxy
+from pseudocoreset.proxies.covariance import (
+    Covariance,
+    Isotropic,
+    Laplace,
+    Linearized,
+    Side,
+    Trajectory,
+    resolve_covariance,
+)
+from pseudocoreset.proxies.training import Batch, BatchFn, descend, mean_loss
 
-__all__ = ["FunctionProxy", "Isotropic", "Trajectory", "resolve_proxy"]
+__all__ = [
+    "Batch",
+    "BatchFn",
+    "Covariance",
+    "Isotropic",
+    "Laplace",
+    "Linearized",
+    "Side",
+    "Trajectory",
+    "descend",
+    "mean_loss",
+    "resolve_covariance",
+]

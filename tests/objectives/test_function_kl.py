@@ -14,7 +14,7 @@ from pseudocoreset import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.objectives import CoresetArrays, function_kl, function_kl_surrogate
-from pseudocoreset.proxies import Isotropic, Trajectory
+from pseudocoreset.proxies import Isotropic, Side, Trajectory
 
 NOISE = 0.7
 RNG = np.random.default_rng(3)
@@ -111,7 +111,7 @@ def test_the_objective_estimates_equation_17(proxy):
 
         @jax.jit
         def gradient(key):
-            out, _, info = objective.gradient(key, (), coreset, data, snapshot)
+            out, _, info = objective.gradient(key, (), coreset, data, (snapshot,))
             return out["inputs"], info
 
         results = [gradient(k) for k in jax.random.split(jax.random.key(1), 30)]
@@ -135,26 +135,24 @@ def test_trajectory_scales_are_the_empirical_standard_deviations():
     """Eq. 16 along full-batch gradient descent on the coreset, recomputed by hand in NumPy."""
     with jax.enable_x64(True):
         model = Model.from_numpyro(linear).bind(X, Y)
-        proxy = Trajectory(num_steps=6, data_learning_rate=1e-3, coreset_learning_rate=0.02, batch_size=8)
+        proxy = Trajectory(num_steps=6, coreset_learning_rate=0.02)
         start = np.array([0.5, 0.5, -0.5])
-        scales = proxy.scales(
-            jax.random.key(0),
-            model,
-            {"theta": jnp.zeros(3)},
-            {"theta": jnp.asarray(start)},
-            jnp.asarray(U),
-            DeviceData(jnp.asarray(X), jnp.asarray(Y), Float64()),
-            lambda key: (jnp.asarray(U), jnp.asarray(V), jnp.asarray(W)),
-            lambda key, x: x,
-        )
-    theta, values = start.copy(), []
+
+        def coreset(key):
+            return jnp.asarray(U), jnp.asarray(V), jnp.asarray(W)
+
+        side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False)
+        scales = proxy.scales(jax.random.key(0), model, side, jnp.asarray(U))
+        gaussian = proxy.around(jax.random.key(0), model, side)
+    theta, values, thetas = start.copy(), [], []
     for _ in range(6):
         # mean weighted negative log-likelihood: gradient of sum_j w_j (v_j - u_j theta)^2 / (2 noise^2) / sum_j w_j
         theta = theta - 0.02 * (U.T * W) @ (U @ theta - V) / NOISE**2 / W.sum()
         values.append(U @ theta)
-    np.testing.assert_allclose(scales.coreset[:, 0], np.std(values, axis=0), rtol=1e-8)
-    assert scales.data.shape == (4, 1)
-    assert np.all(np.asarray(scales.data) > 0)
+        thetas.append(theta)
+    np.testing.assert_allclose(scales[:, 0], np.std(values, axis=0), rtol=1e-8)
+    np.testing.assert_allclose(gaussian.mean, start)
+    np.testing.assert_allclose(gaussian.scale, np.std(thetas, axis=0), rtol=1e-8)
 
 
 def classification():
@@ -170,7 +168,7 @@ def test_the_inner_training_stops_at_gamma_and_keeps_those_parameters():
     objective = function_kl(model, proxy="isotropic", inner_loss=0.5, inner_learning_rate=0.02, inner_max_steps=300)
     coreset = CoresetArrays(jnp.asarray(data.train.x[:6]), jnp.asarray(data.train.y[:6]), jnp.ones(6))
     snapshot = model.init(jax.random.key(0))
-    _, _, info = objective.gradient(jax.random.key(1), (), coreset, DeviceData.from_dataset(data), snapshot)
+    _, _, info = objective.gradient(jax.random.key(1), (), coreset, DeviceData.from_dataset(data), (snapshot,))
     assert float(info["inner_loss"]) <= 0.5
     assert 1 < int(info["inner_steps"]) < 300
     assert not bool(info["inner_capped"])
@@ -182,7 +180,7 @@ def test_a_batch_of_the_coreset_leaves_the_other_points_alone():
     objective = function_kl(model, proxy="isotropic", coreset_batch_size=2, inner_max_steps=5)
     coreset = CoresetArrays(jnp.asarray(data.train.x[:6]), jnp.asarray(data.train.y[:6]), jnp.ones(6))
     snapshot = model.init(jax.random.key(0))
-    gradient, _, _ = objective.gradient(jax.random.key(1), (), coreset, DeviceData.from_dataset(data), snapshot)
+    gradient, _, _ = objective.gradient(jax.random.key(1), (), coreset, DeviceData.from_dataset(data), (snapshot,))
     assert int(jnp.sum(jnp.any(gradient["inputs"] != 0, axis=1))) == 2
 
 
@@ -221,7 +219,7 @@ def test_models_without_function_values_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(proxy="laplace"), "proxy='laplace' is unknown; use one of 'trajectory', 'isotropic'"),
+        (dict(proxy="laplace"), "proxy='laplace' is unknown; use one of 'trajectory', 'isotropic', 'linearized'"),
         (dict(num_draws=0), "num_draws"),
         (dict(inner_loss=-1.0), "inner_loss"),
         (dict(first_epoch=-1), "first_epoch"),

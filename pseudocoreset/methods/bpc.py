@@ -1,0 +1,357 @@
+"""``fit_bpc_rkl``, ``fit_bpc_fkl`` and ``fit_bpc_w``: pseudocoresets under divergences between weight posteriors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.experts import Experts
+from pseudocoreset.fitting import Callback, FitResult
+from pseudocoreset.methods.common import Common, Optimizer, run
+from pseudocoreset.models import Model, Params
+from pseudocoreset.objectives import Chains, InnerTraining, Objective, forward_kl, reverse_kl, wasserstein
+from pseudocoreset.proxies import Covariance
+from pseudocoreset.recipes import bpc_recipe
+
+__all__ = ["fit_bpc_fkl", "fit_bpc_rkl", "fit_bpc_w"]
+
+Proxy = str | Covariance | Chains | None
+
+
+def fit_bpc_rkl(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 500,
+    experts: Experts | Sequence[Experts] | None = None,
+    proxy: Proxy = None,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    targets: str = "fixed",
+    num_draws: int | None = None,
+    batch_size: int | None = 256,
+    estimator: str = "monte_carlo",
+    target: str = "posterior",
+    num_inner_steps: int | None = None,
+    inner_learning_rate: float | None = None,
+    expert_epochs: int = 1,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    num_experts: int = 10,
+    num_expert_epochs: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Reverse KL: PSVI (Manousakas et al. 2020) for any model, BPC-rKL (Kim et al. 2022) for networks.
+
+    Args:
+        model: a model, or several (multi-architecture: their gradients are summed).
+        data: the data set.
+        images_per_class: points of each class.
+        size: number of points in all; give this or ``images_per_class``.
+        key: one typed key.
+        steps: updates of the coreset.
+        experts: for networks: trajectories from ``train_experts``, one set a model; trained here if None.
+        proxy: where draws of the coreset posterior come from: ``"conjugate"`` (exact, where there is one),
+            ``"laplace"``, ``"chains"`` (NUTS, warm from step to step, or ``Chains(...)``), for networks
+            ``"isotropic"``, ``"trajectory"`` or one of ``pseudocoreset.proxies``; by default the first of conjugate,
+            Laplace and chains that the model has, isotropic for networks.
+        optimizer: acts on the free leaves, or one a leaf by name. By default Adam (second-moment decay 0.9) on all
+            of them with steps ``step_size`` * cosine decay; with ``target="tempered"`` SGD on the inputs.
+        step_size: of the optimiser; 0.1, or 1,000 with ``target="tempered"``.
+        augment: of the coreset in the training of networks; ``"auto"``, a strategy, an ``Augmentation`` or None.
+        weights: ``"learned"`` (from n / m each), ``"data"`` (n / m each) or ``"ones"``; None learns them, and takes
+            ones for networks (Kim et al. 2022).
+        targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
+        num_draws: S, draws a step; 100, and 10 for networks.
+        batch_size: B, data that the residual is estimated from at a step; None for all.
+        estimator: ``"monte_carlo"``, or ``"closed_form"`` where both posteriors are Gaussian.
+        target: ``"posterior"``, or ``"tempered"``, as published for networks; see ``objectives.reverse_kl``.
+        num_inner_steps: L, of networks on the coreset.
+        inner_learning_rate: alpha, of networks on the coreset.
+        expert_epochs: E, from the snapshot where this starts to the next.
+        first_epoch: the earliest start.
+        last_epoch: the latest start.
+        num_experts: experts to train if none are given.
+        num_expert_epochs: their epochs.
+        coreset: where to start instead of random real data.
+        callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show progress bars.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+    ).checked()  # fmt: skip
+    inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
+
+    def build(one: Model) -> Objective:
+        draws = (10 if one.is_network else 100) if num_draws is None else num_draws
+        return reverse_kl(
+            one,
+            proxy=proxy,
+            num_draws=draws,
+            batch_size=batch_size,
+            estimator=estimator,
+            target=target,
+            inner=inner,
+            free=common.free,
+        )
+
+    default = _published_sgd(common, 1000.0, momentum=0.0) if target == "tempered" else _adam(common)
+    return run("bpc_rkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def fit_bpc_fkl(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 500,
+    experts: Experts | Sequence[Experts] | None = None,
+    proxy: Proxy = None,
+    data_draws: Any = None,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    targets: str = "fixed",
+    num_draws: int = 30,
+    estimator: str = "monte_carlo",
+    num_inner_steps: int | None = None,
+    inner_learning_rate: float | None = None,
+    expert_epochs: int = 1,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    num_experts: int = 10,
+    num_expert_epochs: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Forward KL: BPC-fKL (Kim et al. 2022), for networks and for any other model.
+
+    Arguments are those of ``fit_bpc_rkl``, but for these.
+
+    Args:
+        model: a model, or several.
+        data: the data set.
+        images_per_class: points of each class.
+        size: number of points in all.
+        key: one typed key.
+        steps: updates of the coreset.
+        experts: for networks.
+        proxy: as in ``fit_bpc_rkl``; ``"chains"`` takes the draws of the full data from ``data_draws``.
+        data_draws: draws of the full-data posterior instead of the proxy's: a ``Posterior`` that kept its weights, or
+            unconstrained parameters with a leading axis over draws.
+        optimizer: SGD with momentum 0.5 on the inputs of networks by default, Adam elsewhere.
+        step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
+        augment: of the coreset, in the training of networks and, one a draw, in both terms of the gradient.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        targets: ``"fixed"`` or ``"learned"``.
+        num_draws: S, draws a step; memory does not grow with it.
+        estimator: ``"monte_carlo"``, or ``"closed_form"`` where both posteriors are Gaussian.
+        num_inner_steps: L.
+        inner_learning_rate: alpha.
+        expert_epochs: E.
+        first_epoch: the earliest start.
+        last_epoch: the latest start.
+        num_experts: experts to train if none are given.
+        num_expert_epochs: their epochs.
+        coreset: where to start.
+        callbacks: called between blocks.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show progress bars.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+    ).checked()  # fmt: skip
+    inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
+    given = _stacked(data_draws)
+
+    def build(one: Model) -> Objective:
+        return forward_kl(
+            one,
+            proxy=proxy,
+            data_draws=given,
+            num_draws=num_draws,
+            estimator=estimator,
+            augment=common.augmentation if one.is_network else None,
+            inner=inner,
+            free=common.free,
+        )
+
+    networks = all(m.is_network for m in common.models)
+    default = _published_sgd(common, 1000.0, momentum=0.5) if networks else _adam(common)
+    return run("bpc_fkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def fit_bpc_w(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 500,
+    experts: Experts | Sequence[Experts] | None = None,
+    proxy: str | None = None,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    targets: str = "fixed",
+    num_inner_steps: int | None = None,
+    inner_learning_rate: float | None = None,
+    learn_step_size: float = 1e-3,
+    rematerialise: str = "step",
+    expert_epochs: int = 2,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    num_experts: int = 10,
+    num_expert_epochs: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Wasserstein distance: BPC-W (Kim et al. 2022), for networks the same as trajectory matching.
+
+    Arguments are those of ``fit_bpc_rkl``, but for these.
+
+    Args:
+        model: a model, or several.
+        data: the data set.
+        images_per_class: points of each class.
+        size: number of points in all.
+        key: one typed key.
+        steps: updates of the coreset.
+        experts: for networks.
+        proxy: ``"conjugate"``, ``"laplace"``, or ``"isotropic"`` for networks; by default what suits the model.
+        optimizer: SGD with momentum 0.5 on the inputs of networks by default, Adam elsewhere.
+        step_size: of the optimiser; 100 for networks, 0.1 elsewhere.
+        augment: of the coreset in the training of networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        targets: ``"fixed"`` or ``"learned"``.
+        num_inner_steps: L; gradients flow through all of them.
+        inner_learning_rate: alpha at the start.
+        learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
+        rematerialise: ``"none"``, ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
+        expert_epochs: E.
+        first_epoch: the earliest start.
+        last_epoch: the latest start.
+        num_experts: experts to train if none are given.
+        num_expert_epochs: their epochs.
+        coreset: where to start.
+        callbacks: called between blocks.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show progress bars.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+    ).checked()  # fmt: skip
+    inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
+
+    def build(one: Model) -> Objective:
+        return wasserstein(
+            one,
+            proxy=proxy,
+            inner=inner,
+            learn_step_size=learn_step_size,
+            rematerialise=rematerialise,
+            free=common.free,
+        )
+
+    networks = all(m.is_network for m in common.models)
+    default = _published_sgd(common, 100.0, momentum=0.5) if networks else _adam(common)
+    return run("bpc_w", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def _inner(
+    common: Common,
+    num_steps: int | None,
+    learning_rate: float | None,
+    expert_epochs: int,
+    first_epoch: int,
+    last_epoch: int | None,
+) -> InnerTraining:
+    """Settings of the training on the coreset, by the reference's table where they are not given."""
+    recipe = bpc_recipe(common.images_per_class)
+    return InnerTraining(
+        num_steps=recipe.num_inner_steps if num_steps is None else num_steps,
+        learning_rate=recipe.inner_learning_rate if learning_rate is None else learning_rate,
+        expert_epochs=expert_epochs,
+        first_epoch=first_epoch,
+        last_epoch=last_epoch,
+        augment=common.augmentation,
+    )
+
+
+def _adam(common: Common) -> Any:
+    def default(alpha: float | None) -> Optimizer:
+        # Near the optimum the gradient falls by orders of magnitude; a long memory of its square would stall there.
+        return optax.adam(optax.cosine_decay_schedule(0.1 if alpha is None else alpha, common.steps), b2=0.9)
+
+    return default
+
+
+def _published_sgd(common: Common, published: float, momentum: float) -> Any:
+    def default(alpha: float | None) -> Optimizer:
+        each: dict[str, optax.GradientTransformation] = {name: optax.adam(0.01) for name in common.free}
+        return each | {"inputs": optax.sgd(published if alpha is None else alpha, momentum=momentum or None)}
+
+    return default
+
+
+def _stacked(draws: Any) -> Params | None:
+    """Unconstrained draws with one leading axis, from a ``Posterior`` or as they are."""
+    if draws is None:
+        return None
+    if isinstance(draws, dict):
+        return draws
+    unconstrained = getattr(draws, "unconstrained", None)
+    if unconstrained is None:
+        raise ValueError(
+            "data_draws must be a Posterior that kept its weights (keep='weights'), or unconstrained parameters with "
+            f"a leading axis over draws; got {draws!r}"
+        )
+    return {name: jnp.asarray(np.reshape(a, (-1, *a.shape[2:]))) for name, a in unconstrained.items()}

@@ -1,0 +1,163 @@
+"""What every ``fit_*`` front door does before and after the loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import jax
+import optax
+
+from pseudocoreset.augment import Augmentation, resolve_augmentation
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.experts import Experts, train_experts
+from pseudocoreset.fitting import Callback, FitResult, fit
+from pseudocoreset.models import Model
+from pseudocoreset.objectives import Objective
+from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
+
+__all__ = ["Common", "Optimizer", "run"]
+
+logger = logging.getLogger(__name__)
+Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+EXPERT_EPOCHS = 50
+
+
+@dataclass(frozen=True)
+class Common:
+    """The arguments that all front doors share, as given; see ``fit_fbpc`` for their meaning."""
+
+    model: Model | Sequence[Model]
+    data: Dataset
+    images_per_class: int | None
+    size: int | None
+    key: jax.Array
+    steps: int
+    experts: Experts | Sequence[Experts] | None = None
+    augment: Augmentation | str | None = None
+    weights: str | None = None
+    targets: str = "fixed"
+    num_experts: int = 10
+    num_expert_epochs: int | None = None
+    coreset: Pseudocoreset | None = None
+    callbacks: Sequence[Callback] = ()
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    progress: bool = True
+
+    def checked(self) -> Common:
+        """With every argument checked, models bound and the augmentation resolved.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        check_key(self.key)
+        check_integer(self.steps, "steps")
+        check_choice(self.targets, "targets", ("fixed", "learned"))
+        models = (self.model,) if isinstance(self.model, Model) else tuple(self.model)
+        if not models or not all(isinstance(m, Model) for m in models):
+            raise TypeError(f"model must be a Model or a sequence of them; got {self.model!r}")
+        if self.coreset is None and (self.images_per_class is None) == (self.size is None):
+            raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
+        bound = tuple(m.bind(self.data.train.raw, self.data.train.y) for m in models)
+        weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
+        check_choice(weights, "weights", ("ones", "data", "learned"))
+        augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
+        return replace(self, model=bound, weights=weights, augment=augment)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models, once checked."""
+        assert isinstance(self.model, tuple)
+        return self.model
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """The augmentation, once checked."""
+        assert not isinstance(self.augment, str)
+        return self.augment
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The leaves to learn."""
+        chosen = {"inputs": True, "targets": self.targets == "learned", "weights": self.weights == "learned"}
+        return tuple(name for name, is_free in chosen.items() if is_free)
+
+
+def run(
+    name: str,
+    common: Common,
+    build: Callable[[Model], Objective],
+    *,
+    optimizer: Optimizer | None,
+    step_size: float | None,
+    default: Callable[[float | None], Optimizer],
+    first_epochs: int = 0,
+) -> FitResult:
+    """Choose the start, train experts if none are given and the objective wants them, and fit.
+
+    Args:
+        name: of the method, saved with the coreset.
+        common: the shared arguments, checked.
+        build: makes the objective of one model.
+        optimizer: the user's, or None.
+        step_size: the user's, or None.
+        default: makes the optimiser from ``step_size`` where the user gave none.
+        first_epochs: the fewest epochs of experts that serve.
+    """
+    if optimizer is not None and step_size is not None:
+        raise ValueError("give optimizer or step_size, not both")
+    if optimizer is None:
+        optimizer = default(None if step_size is None else check_positive(step_size, "step_size"))
+    objectives = [build(m) for m in common.models]
+    expert_key, fit_key = jax.random.split(common.key)
+    coreset = common.coreset
+    if coreset is None:
+        # Chosen before the experts are trained: a size that the data do not have must not cost an hour first.
+        coreset = Pseudocoreset.from_data(
+            common.data,
+            images_per_class=common.images_per_class,
+            size=common.size,
+            key=jax.random.fold_in(fit_key, 0),
+            mass="ones" if common.weights == "ones" else "data",
+        )
+    wants_experts = any(o.window is not None for o in objectives)
+    experts = common.experts
+    if experts is None and wants_experts:
+        experts = _train(common, expert_key, max(EXPERT_EPOCHS, first_epochs))
+    result = fit(
+        objectives,
+        common.data,
+        coreset=coreset,
+        key=fit_key,
+        steps=common.steps,
+        optimizer=optimizer,
+        experts=experts if wants_experts else None,
+        callbacks=common.callbacks,
+        checkpoint_dir=common.checkpoint_dir,
+        progress=common.progress,
+    )
+    extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
+    return replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
+
+
+def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]:
+    epochs = default_epochs if common.num_expert_epochs is None else common.num_expert_epochs
+    logger.info("no experts given: training %d of %d epochs for each model", common.num_experts, epochs)
+    return [
+        train_experts(
+            m,
+            common.data,
+            num_experts=common.num_experts,
+            num_epochs=epochs,
+            key=jax.random.fold_in(key, i),
+            batch_size=min(256, common.data.train.num_data),
+            augment=common.augmentation,
+            directory=None if common.checkpoint_dir is None else os.path.join(common.checkpoint_dir, f"experts-{i}"),
+            progress=common.progress,
+        )
+        for i, m in enumerate(common.models)
+    ]

@@ -1,0 +1,111 @@
+"""Forward KL divergence KL(pi_x || pi_u): BPC-fKL (Kim et al. 2022).
+
+    grad_u KL = E_{pi_u}[ grad_u sum_j w_j l(theta; u_j) ] - E_{pi_x}[ grad_u sum_j w_j l(theta; u_j) ],
+
+likewise in weights and targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Model, Params
+from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free, differentiate
+from pseudocoreset.objectives.chains import Chains
+from pseudocoreset.objectives.gaussian import kl_divergence
+from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form, mean_over
+from pseudocoreset.proxies import Covariance
+from pseudocoreset.validation import check_choice, check_integer
+
+__all__ = ["forward_kl"]
+
+ESTIMATORS = ("monte_carlo", "closed_form")
+
+
+def forward_kl(
+    model: Model,
+    *,
+    proxy: str | Covariance | Chains | None = None,
+    data_draws: Params | None = None,
+    num_draws: int = 30,
+    estimator: str = "monte_carlo",
+    augment: Augmentation | None = None,
+    inner: InnerTraining | None = None,
+    free: Sequence[str] = ("inputs",),
+) -> Objective:
+    """The forward KL divergence from the full-data to the coreset posterior, for one model.
+
+    The gradient is divided by the mass of the weights, so that step sizes do not depend on it, as in the published
+    recipes; memory does not grow with the number of draws.
+
+    Args:
+        model: a bound model.
+        proxy: where draws come from, as in ``reverse_kl``.
+        data_draws: draws of the full-data posterior, unconstrained parameters with a leading axis over draws (those of
+            MCMC on the full data, say), instead of those of the proxy; needed with ``"chains"``.
+        num_draws: S.
+        estimator: ``"monte_carlo"``, or ``"closed_form"`` where both posteriors are Gaussian.
+        augment: of the coreset, one a draw, the same for both terms; none by default.
+        inner: training of networks on the coreset; its defaults are those of the reference.
+        free: leaves of the coreset to differentiate.
+
+    Raises:
+        ValueError: for arguments out of range, or a proxy that this model does not have.
+    """
+    check_integer(num_draws, "num_draws")
+    check_choice(estimator, "estimator", ESTIMATORS)
+    free = check_free(free)
+    posteriors = bind_posteriors(
+        model, proxy, InnerTraining() if inner is None else inner, wants_data=data_draws is None
+    )
+    settings = {
+        **posteriors.settings,
+        "num_draws": num_draws,
+        "estimator": estimator,
+        "data_draws": None if data_draws is None else len(jax.tree.leaves(data_draws)[0]),
+        "augment_draws": None if augment is None else augment.strategy,
+    }
+    if estimator == "closed_form":
+        exact = closed_form(posteriors, free, lambda small, full: kl_divergence(full, small))
+        return Objective("forward_kl", model, posteriors.init, exact, None, settings, free)
+
+    def gradient(
+        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+    ) -> Gradient:
+        draw_key, choice_key, view_key = jax.random.split(key, 3)
+        fixed = jax.lax.stop_gradient(coreset)
+        small: WeightDraws
+        small, full, state, info = posteriors.draws(draw_key, state, fixed, data, snapshots, num_draws)
+        count = jax.tree.leaves(small.items)[0].shape[0]
+        if data_draws is not None:
+            stored = jax.tree.map(jnp.asarray, data_draws)
+            chosen = jax.random.choice(choice_key, jax.tree.leaves(stored)[0].shape[0], (count,))
+            full = WeightDraws(jax.tree.map(lambda leaf: leaf[chosen], stored), lambda params: params)
+        mass = jnp.sum(fixed.weights)
+
+        def leaves_of(item: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+            small_item, full_item, k = item
+
+            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, jax.Array]:
+                inputs = arrays.inputs if augment is None else augment(k, arrays.inputs)
+
+                def loss(params: Params) -> jax.Array:
+                    return -jnp.sum(arrays.weights * model.log_likelihood(params, inputs, arrays.targets)) / mass
+
+                both = jnp.stack([loss(full.to_params(full_item)), loss(small.to_params(small_item))])
+                return both[0] - both[1], both
+
+            (_, both), leaves = differentiate(loss_fn, coreset, free)
+            return leaves, both
+
+        leaves, both = mean_over(model, leaves_of, (small.items, full.items, jax.random.split(view_key, count)))
+        info |= {"loss": both[0] - both[1], "data_loss": both[0], "coreset_loss": both[1]}
+        return leaves, state, info
+
+    return Objective("forward_kl", model, posteriors.init, gradient, posteriors.window, settings, free)

@@ -1,0 +1,131 @@
+"""Reverse KL divergence KL(pi_u || pi_x): PSVI (Manousakas et al. 2020) and BPC-rKL (Kim et al. 2022).
+
+With l(theta; z) the log-likelihood of a datum and the residual
+r(theta) = sum_i l(theta; x_i) - sum_j w_j l(theta; u_j),
+
+    grad_w KL = -Cov[ (l(theta; u_j))_j, r(theta) ],    grad_{u_j} KL = -w_j Cov[ grad_u l(theta; u_j), r(theta) ],
+
+covariances under the coreset posterior: exact identities, for any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Model, Params
+from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free, differentiate
+from pseudocoreset.objectives.chains import Chains
+from pseudocoreset.objectives.gaussian import kl_divergence
+from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form, mean_over
+from pseudocoreset.proxies import Covariance
+from pseudocoreset.validation import check_choice, check_integer
+
+__all__ = ["reverse_kl"]
+
+ESTIMATORS = ("monte_carlo", "closed_form")
+TARGETS = ("posterior", "tempered")
+
+
+def reverse_kl(
+    model: Model,
+    *,
+    proxy: str | Covariance | Chains | None = None,
+    num_draws: int = 100,
+    batch_size: int | None = 256,
+    estimator: str = "monte_carlo",
+    target: str = "posterior",
+    inner: InnerTraining | None = None,
+    free: Sequence[str] = ("inputs", "weights"),
+) -> Objective:
+    """The reverse KL divergence between the coreset and the full-data posterior, for one model.
+
+    Derived for weights that sum to about n, learned or fixed: the coreset posterior is compared with the full-data
+    posterior itself.
+
+    Args:
+        model: a bound model.
+        proxy: where draws of the coreset posterior come from: ``"conjugate"``, ``"laplace"``, ``"chains"`` (or
+            ``Chains(...)``), or a Gaussian around a MAP solution of a network, ``"isotropic"`` (sigma 0.01),
+            ``"trajectory"`` or one of ``pseudocoreset.proxies``; by default what suits the model.
+        num_draws: S (with chains, their number counts).
+        batch_size: B, data that the residual is estimated from at a step; None for all.
+        estimator: ``"monte_carlo"``, the identities above, or ``"closed_form"`` where both posteriors are Gaussian
+            (conjugate or dense Laplace): exact, no draws.
+        target: ``"posterior"``, or ``"tempered"``: both sums of the residual become means, as published for networks
+            (Kim et al. 2022, code), which makes data and coreset weigh the same; the gradient is that of a tempered
+            posterior then.
+        inner: training of networks on the coreset; its defaults are those of the reference.
+        free: leaves of the coreset to differentiate.
+
+    Raises:
+        ValueError: for arguments out of range, or a proxy that this model does not have.
+    """
+    check_integer(num_draws, "num_draws", minimum=2)
+    check_choice(estimator, "estimator", ESTIMATORS)
+    check_choice(target, "target", TARGETS)
+    if batch_size is not None:
+        check_integer(batch_size, "batch_size")
+    free = check_free(free)
+    posteriors = bind_posteriors(
+        model, proxy, InnerTraining() if inner is None else inner, wants_data=estimator == "closed_form"
+    )
+    settings = {
+        **posteriors.settings,
+        "num_draws": num_draws,
+        "batch_size": batch_size,
+        "estimator": estimator,
+        "target": target,
+    }
+    if estimator == "closed_form":
+        exact = closed_form(posteriors, free, kl_divergence)
+        return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free)
+
+    def log_likelihoods(params: Params, coreset: CoresetArrays) -> jax.Array:
+        return model.log_likelihood(params, coreset.inputs, coreset.targets)
+
+    def gradient(
+        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+    ) -> Gradient:
+        draw_key, batch_key = jax.random.split(key)
+        fixed = jax.lax.stop_gradient(coreset)
+        draws: WeightDraws
+        draws, _, state, info = posteriors.draws(draw_key, state, fixed, data, snapshots, num_draws)
+        n = data.num_data
+        if batch_size is None or batch_size >= n:
+            x, y = data.batch(jnp.arange(n))
+        else:
+            x, y = data.sample(batch_key, batch_size)
+
+        def residual(item: Any) -> jax.Array:
+            """r(theta), of one draw."""
+            params = draws.to_params(item)
+            full = jnp.mean(model.log_likelihood(params, x, y))
+            small = log_likelihoods(params, fixed)
+            if target == "tempered":
+                return full - jnp.mean(small)
+            return n * full - jnp.sum(fixed.weights * small)
+
+        # One factor of a covariance centred is enough.
+        each = jax.lax.map(residual, draws.items) if model.is_network else jax.vmap(residual)(draws.items)
+        count = each.shape[0]
+        centred = (each - jnp.mean(each)) * (count / (count - 1))
+
+        def leaves_of(item: Any) -> dict[str, jax.Array]:
+            params, factor = draws.to_params(item[0]), item[1]
+
+            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+                weights = jnp.ones_like(arrays.weights) if target == "tempered" else arrays.weights
+                return -factor * jnp.sum(weights * log_likelihoods(params, arrays)), None
+
+            return differentiate(loss_fn, coreset, free)[1]
+
+        leaves = mean_over(model, leaves_of, (draws.items, centred))
+        info |= {"loss": jnp.std(each), "residual_mean": jnp.mean(each)}
+        return leaves, state, info
+
+    return Objective("reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free)

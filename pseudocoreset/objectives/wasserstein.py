@@ -1,0 +1,166 @@
+"""Squared Wasserstein distance between coreset and full-data posterior: BPC-W (Kim et al. 2022).
+
+Between Gaussians N(mu_u, Sigma_u) and N(mu_x, Sigma_x) it is |mu_u - mu_x|^2 and a term in the covariances. For
+networks mu_u is the end of a short training on the coreset, differentiated through, and the covariances are held fixed,
+which makes it trajectory matching (MTT; Cazenavette et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Model, Params
+from pseudocoreset.objectives.base import LEAVES, CoresetArrays, Gradient, Objective, check_free
+from pseudocoreset.objectives.gaussian import squared_wasserstein
+from pseudocoreset.objectives.posteriors import InnerTraining, bind_posteriors, closed_form
+from pseudocoreset.proxies import mean_loss
+from pseudocoreset.validation import check_choice
+
+__all__ = ["trajectory_matching", "wasserstein"]
+
+REMATERIALISE = ("none", "step", "sqrt")
+
+
+class _StepSize(NamedTuple):
+    """The learned step size of the inner training, as its logarithm: it cannot turn negative."""
+
+    log_value: jax.Array
+    optimizer: Any
+
+
+def wasserstein(
+    model: Model,
+    *,
+    proxy: str | None = None,
+    inner: InnerTraining | None = None,
+    learn_step_size: float = 1e-3,
+    rematerialise: str = "step",
+    free: Sequence[str] = ("inputs",),
+) -> Objective:
+    """The squared Wasserstein distance, for one model.
+
+    For networks |theta_L - theta*_{t+E}|^2 / |theta*_t - theta*_{t+E}|^2, theta_L after L steps on the coreset from the
+    expert snapshot theta*_t; gradients flow through all L steps. For models with Gaussian posteriors (conjugate or
+    dense Laplace) the distance itself in closed form.
+
+    Args:
+        model: a bound model.
+        proxy: ``"conjugate"``, ``"laplace"`` or ``"isotropic"``; by default what suits the model.
+        inner: training of networks on the coreset; its defaults are those of the reference.
+        learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
+        rematerialise: what of the training is kept for the backward pass: ``"none"`` (everything), ``"step"`` (the
+            parameters after each step; activations again), ``"sqrt"`` (the parameters after every sqrt(L) steps).
+        free: leaves of the coreset to differentiate.
+
+    Raises:
+        ValueError: for arguments out of range, or a proxy that this model does not have.
+    """
+    free = check_free(free)
+    training = InnerTraining() if inner is None else inner
+    posteriors = bind_posteriors(model, proxy, training)
+    if posteriors.gaussians is not None:
+        exact = closed_form(posteriors, free, squared_wasserstein)
+        return Objective("wasserstein", model, posteriors.init, exact, None, posteriors.settings, free)
+    if proxy not in (None, "isotropic"):
+        raise ValueError(
+            f"proxy={proxy!r}: fixed covariances leave the gradient of the Wasserstein distance as it is; use "
+            "'isotropic', or 'conjugate' or 'laplace' for a model of a few parameters"
+        )
+    return _unrolled("wasserstein", model, training, learn_step_size, rematerialise, free)
+
+
+def trajectory_matching(
+    model: Model,
+    *,
+    inner: InnerTraining | None = None,
+    learn_step_size: float = 1e-3,
+    rematerialise: str = "step",
+    free: Sequence[str] = ("inputs",),
+) -> Objective:
+    """Matching training trajectories (MTT; Cazenavette et al. 2022).
+
+    The same as ``wasserstein`` with equal isotropic covariances (Kim et al. 2022), for any model, under its own name.
+
+    Args:
+        model: a bound model.
+        inner: L, alpha, E and the window of the expert snapshots.
+        learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
+        rematerialise: see ``wasserstein``.
+        free: leaves of the coreset to differentiate.
+    """
+    training = InnerTraining() if inner is None else inner
+    return _unrolled("trajectory_matching", model, training, learn_step_size, rematerialise, check_free(free))
+
+
+def _unrolled(
+    name: str,
+    model: Model,
+    inner: InnerTraining,
+    learn_step_size: float,
+    rematerialise: str,
+    free: tuple[str, ...],
+) -> Objective:
+    check_choice(rematerialise, "rematerialise", REMATERIALISE)
+    if not 0 <= learn_step_size < 1:
+        raise ValueError(f"learn_step_size must be in [0, 1); got {learn_step_size}")
+    adam = optax.adam(learn_step_size)
+
+    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> _StepSize:
+        log_value = jnp.log(jnp.asarray(inner.learning_rate, coreset.inputs.dtype))
+        return _StepSize(log_value, adam.init(log_value))
+
+    def end(key: jax.Array, start: Params, coreset: CoresetArrays, step_size: jax.Array) -> Params:
+        batch = inner.batches(coreset)
+
+        def step(params: Params, k: jax.Array) -> tuple[Params, None]:
+            gradient = jax.grad(mean_loss, argnums=1)(model, params, batch(k))
+            return jax.tree.map(lambda p, g: p - step_size * g, params, gradient), None
+
+        return _scan(step, start, jax.random.split(key, inner.num_steps), rematerialise)
+
+    def gradient(
+        key: jax.Array, state: _StepSize, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+    ) -> Gradient:
+        start, target = snapshots
+
+        def distance(one: Params, other: Params) -> jax.Array:
+            return optax.tree.norm(optax.tree.sub(one, other), squared=True)
+
+        whole = distance(start, target)
+
+        def loss_fn(leaves: dict[str, jax.Array], log_value: jax.Array) -> jax.Array:
+            solution = end(key, start, coreset._replace(**leaves), jnp.exp(log_value))
+            return distance(solution, target) / whole
+
+        chosen = {leaf: getattr(coreset, leaf) for leaf in LEAVES if leaf in free}
+        loss, (leaves, slope) = jax.value_and_grad(loss_fn, argnums=(0, 1))(chosen, state.log_value)
+        update, optimizer = adam.update(slope, state.optimizer)
+        moved = _StepSize(state.log_value + update, optimizer) if learn_step_size else state
+        return leaves, moved, {"loss": loss, "step_size": jnp.exp(state.log_value)}
+
+    settings = {**inner.describe(), "learn_step_size": learn_step_size, "rematerialise": rematerialise}
+    return Objective(name, model, init, gradient, inner.window, settings, free)
+
+
+def _scan(step: Callable[..., Any], start: Params, keys: jax.Array, rematerialise: str) -> Params:
+    """The last carry of a scan, keeping for the backward pass what ``rematerialise`` says."""
+    if rematerialise == "none":
+        return jax.lax.scan(step, start, keys)[0]
+    inside = jax.checkpoint(step)
+    if rematerialise == "step":
+        return jax.lax.scan(inside, start, keys)[0]
+    count = len(keys)
+    length = min((d for d in range(1, count + 1) if count % d == 0), key=lambda d: abs(d - math.sqrt(count)))
+
+    @jax.checkpoint
+    def segment(params: Params, segment_keys: jax.Array) -> tuple[Params, None]:
+        return jax.lax.scan(inside, params, segment_keys)[0], None
+
+    return jax.lax.scan(segment, start, keys.reshape(count // length, length))[0]

@@ -1,0 +1,151 @@
+"""Laplace approximations: a Gaussian at the mode with the curvature there, dense or diagonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Gaussian, Model, Params
+from pseudocoreset.proxies.training import Batch
+
+__all__ = ["DENSE_LIMIT", "Potential", "coreset_potential", "data_potential", "diagonal_laplace", "laplace", "mode"]
+
+DENSE_LIMIT = 2000  # parameters; a dense Hessian in float32 is then 16 MB
+MAX_NEWTON_STEPS = 100
+DATA_CHUNK = 4096
+
+# (vector of parameters) -> negative log posterior density, up to a constant.
+Potential = Callable[[jax.Array], jax.Array]
+
+
+def coreset_potential(model: Model, batch: Batch) -> Potential:
+    """-log prior(theta) - sum_j w_j log p(y_j | u_j, theta)."""
+    x, y, weights = batch
+
+    def potential(vector: jax.Array) -> jax.Array:
+        params = model.unflatten(vector)
+        return -model.log_prior(params) - jnp.sum(weights * model.log_likelihood(params, x, y))
+
+    return potential
+
+
+def data_potential(model: Model, data: DeviceData) -> Potential:
+    """The same of the full data, summed in chunks whose intermediate values are recomputed."""
+    n = data.num_data
+    size = min(DATA_CHUNK, n)
+    starts = jnp.arange(math.ceil(n / size)) * size
+
+    def potential(vector: jax.Array) -> jax.Array:
+        params = model.unflatten(vector)
+
+        @jax.checkpoint
+        def chunk(params: Params, start: jax.Array) -> jax.Array:
+            index = start + jnp.arange(size)
+            x, y = data.batch(jnp.minimum(index, n - 1))
+            return jnp.sum(jnp.where(index < n, model.log_likelihood(params, x, y), 0.0))
+
+        def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+            return total + chunk(params, start), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros((), vector.dtype), starts)
+        return -model.log_prior(params) - total
+
+    return potential
+
+
+class _Newton(NamedTuple):
+    position: jax.Array
+    value: jax.Array
+    damping: jax.Array
+    decrement: jax.Array
+    steps: jax.Array
+
+
+def mode(potential: Potential, start: jax.Array) -> jax.Array:
+    """Minimise a potential by Newton's method, damped (Levenberg) where a whole step would not go down.
+
+    One step is exact for a Gaussian posterior. Stops when the Newton decrement is below the rounding of the
+    potential, or after 100 steps.
+    """
+    tolerance = 10 * jnp.finfo(start.dtype).eps
+
+    def unfinished(state: _Newton) -> jax.Array:
+        scale = 1.0 + jnp.abs(state.value)
+        return (state.decrement > tolerance * scale) & (state.steps < MAX_NEWTON_STEPS) & (state.damping < 1e12)
+
+    def step(state: _Newton) -> _Newton:
+        gradient = jax.grad(potential)(state.position)
+        hessian = jax.hessian(potential)(state.position)
+        size = jnp.mean(jnp.abs(jnp.diagonal(hessian)))
+        factor = jnp.linalg.cholesky(hessian + state.damping * size * jnp.eye(len(gradient), dtype=hessian.dtype))
+        direction = jax.scipy.linalg.cho_solve((factor, True), gradient)
+        position = state.position - direction
+        value = potential(position)
+        slack = tolerance * (1.0 + jnp.abs(state.value))
+        better = value <= state.value + slack  # false for what is not finite
+        smaller = jnp.where(state.damping > 1e-6, state.damping / 10, 0.0)
+        return _Newton(
+            jnp.where(better, position, state.position),
+            jnp.where(better, value, state.value),
+            jnp.where(better, smaller, jnp.maximum(10 * state.damping, 1e-4)),
+            jnp.where(better, jnp.abs(gradient @ direction), jnp.inf),
+            state.steps + 1,
+        )
+
+    inf = jnp.asarray(jnp.inf, start.dtype)
+    zero = jnp.zeros((), start.dtype)
+    begin = _Newton(start, potential(start), zero, inf, jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, step, begin).position
+
+
+def laplace(potential: Callable[..., jax.Array], start: jax.Array, *arguments: Any) -> Gaussian:
+    """Gaussian at the mode of ``potential(vector, *arguments)`` with the inverse Hessian as covariance.
+
+    Differentiable in ``arguments``: the derivative of the mode is that of one Newton step from it (implicit function
+    theorem), the derivative of the covariance goes through the Hessian.
+    """
+    stopped = jax.lax.stop_gradient(arguments)
+    found = jax.lax.stop_gradient(mode(lambda vector: potential(vector, *stopped), start))
+    at_mode = jax.lax.stop_gradient(jax.hessian(potential)(found, *stopped))
+    mean = found - jnp.linalg.solve(at_mode, jax.grad(potential)(found, *arguments))
+    covariance = jnp.linalg.inv(jax.hessian(potential)(mean, *arguments))
+    return Gaussian.from_covariance(mean, (covariance + covariance.T) / 2)
+
+
+def diagonal_laplace(model: Model, params: Params, batch: Batch, scale: float | jax.Array = 1.0) -> Gaussian:
+    """Gaussian at ``params`` with the diagonal of the generalised Gauss-Newton matrix as precision.
+
+    precision_i = prior_i + scale * sum_j w_j sum_k (d f_j / d theta_i . s_jk)^2, S_j S_j^T the Hessian of
+    -log p(y_j | f) in the function values; exact for the diagonal, one example at a time.
+
+    Args:
+        model: a model with function values and independent Gaussian priors.
+        params: where.
+        batch: inputs, targets, weights.
+        scale: n / B for a batch that stands for n data.
+    """
+    x, y, weights = batch
+
+    def add(total: Params, item: Any) -> tuple[Params, None]:
+        x_one, y_one, weight = (leaf[None] for leaf in item)
+        values, pull = jax.vjp(lambda p: model.apply(p, x_one)[0], params)
+
+        def loss(f: jax.Array) -> jax.Array:
+            return -model.function_log_likelihood(params, f[None], y_one)[0]
+
+        eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(loss)(values))
+        columns = (vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0.0))).T
+        (pulled,) = jax.vmap(pull)(columns)
+        return jax.tree.map(lambda t, g: t + weight[0] * jnp.sum(g**2, axis=0), total, pulled), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    curvature, _ = jax.lax.scan(add, zeros, (x, y, weights))
+    ones = jax.tree.map(jnp.ones_like, params)
+    _, prior = jax.jvp(jax.grad(model.log_prior), (params,), (ones,))
+    precision = jax.tree.map(lambda p, c: jnp.maximum(-p, 0.0) + scale * c, prior, curvature)
+    return Gaussian(model.flatten(params), 1.0 / jnp.sqrt(model.flatten(precision)))

@@ -1,0 +1,59 @@
+"""Short trainings that proxies and objectives share: gradient descent on the mean loss of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.models import Model, Params
+
+__all__ = ["Batch", "BatchFn", "descend", "mean_loss"]
+
+Batch = tuple[jax.Array, jax.Array, jax.Array]  # inputs, targets, weights
+BatchFn = Callable[[jax.Array], Batch]
+
+
+def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+    """Weighted mean negative log-likelihood of a batch."""
+    x, y, weights = batch
+    return -jnp.sum(weights * model.log_likelihood(params, x, y)) / jnp.sum(weights)
+
+
+def descend(
+    model: Model,
+    params: Params,
+    key: jax.Array,
+    batch: BatchFn,
+    *,
+    num_steps: int,
+    learning_rate: float | jax.Array,
+    visit: Callable[[Any, Params], Any] | None = None,
+    visited: Any = None,
+) -> tuple[Params, Any]:
+    """Gradient descent.
+
+    Args:
+        model: the model.
+        params: where to start.
+        key: one typed key; step k takes ``batch`` of the k-th key split off it.
+        batch: a batch of a key.
+        num_steps: number of steps.
+        learning_rate: on the mean loss.
+        visit: ``(visited, params) -> visited``, called after every step.
+        visited: its first argument at the start.
+
+    Returns:
+        The last parameters and what ``visit`` accumulated.
+    """
+
+    def step(carry: tuple[Params, Any], step_key: jax.Array) -> tuple[tuple[Params, Any], None]:
+        p, seen = carry
+        gradient = jax.grad(mean_loss, argnums=1)(model, p, batch(step_key))
+        p = jax.tree.map(lambda a, g: a - learning_rate * g, p, gradient)
+        return (p, seen if visit is None else visit(seen, p)), None
+
+    (params, visited), _ = jax.lax.scan(step, (params, visited), jax.random.split(key, num_steps))
+    return params, visited
