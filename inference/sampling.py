@@ -146,7 +146,7 @@ def sample(
 
     source = resolve_data(data)
     struct = input_struct(source.inputs, source.preprocessing)
-    model = model.bind(struct, source.targets)
+    model = model.bind(struct, source.hard_targets)
     targets = check_targets(model, struct, source.targets, "data")
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None

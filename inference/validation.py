@@ -41,6 +41,14 @@ class Source(NamedTuple):
     weights: np.ndarray
     preprocessing: Any
     name: str = ""
+    holds_probabilities: bool = False  # targets (n, num_classes) of a coreset
+
+    @property
+    def hard_targets(self) -> Any:
+        """Targets, or their shape and dtype, as the program observes them."""
+        if self.holds_probabilities:
+            return jax.ShapeDtypeStruct(self.targets.shape[:1], np.int32)
+        return self.targets
 
 
 def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +182,8 @@ def resolve_data(data: Any) -> Source:
     if not np.any(weights > 0):
         raise ValueError("data: all weights are zero; the posterior would be the prior")
     name = getattr(data, "name", None) or getattr(data, "metadata", {}).get("data", "")
-    return Source(inputs, targets, weights, preprocessing, str(name))
+    is_soft = hasattr(data, "targets") and targets.ndim == 2
+    return Source(inputs, targets, weights, preprocessing, str(name), is_soft)
 
 
 def resolve_predict_on(predict_on: Any, data: Any) -> Any:

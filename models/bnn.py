@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class _Network(NamedTuple):
 
     name: str
     init: Callable[[jax.Array], Any]
-    apply: Callable[[Any, jax.Array], jax.Array]
+    apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]  # outputs, and features if it has any
     outputs_last: bool  # kernels are (..., inputs, outputs) rather than (outputs, inputs, ...)
 
 
@@ -43,7 +44,8 @@ def bnn(
 
     Every weight array is a site ``network/<path>``. With ``prior_scale="fan_in"`` a kernel has prior
     N(0, 2 / fan_in), biases and norm shifts N(0, 0.25), norm scales N(1, 0.25): function values of order one
-    at any width (He et al. 2015). ``model.init`` draws from the network's own initialiser.
+    at any width (He et al. 2015). ``model.init`` draws from the network's own initialiser. A network with a method
+    ``features(x)`` (for a linen module one that its ``__call__`` calls) has features, at the site ``"features"``.
 
     Args:
         network: a flax linen module (the ones of this package take their ``num_outputs`` from ``data``), a flax
@@ -85,7 +87,7 @@ def bnn(
     pure = _as_network(network, input_shape, num_outputs)
     shapes = jax.eval_shape(pure.init, jax.random.key(0))
     batch = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
-    output = jax.eval_shape(pure.apply, shapes, batch)
+    output, _ = jax.eval_shape(pure.apply, shapes, batch)
     if output.shape != (2, output.shape[-1]) or (num_outputs is not None and output.shape[-1] != num_outputs):
         raise ValueError(
             f"the network maps inputs {batch.shape} to {output.shape}; wanted (n, {num_outputs or 'outputs'})"
@@ -106,7 +108,10 @@ def bnn(
             numpyro.sample(name, dist.Normal(loc, scale).expand(leaf.shape).to_event(len(leaf.shape)))
             for (name, (loc, scale)), (_, leaf) in zip(priors.items(), paths, strict=True)
         ]
-        f = numpyro.deterministic("f", pure.apply(jax.tree.unflatten(treedef, leaves), x))
+        outputs, features = pure.apply(jax.tree.unflatten(treedef, leaves), x)
+        if features is not None:
+            numpyro.deterministic("features", features.reshape(x.shape[0], -1))
+        f = numpyro.deterministic("f", outputs)
         if likelihood == "categorical":
             observation: dist.Distribution = dist.Categorical(logits=f)
         else:
@@ -184,7 +189,24 @@ def _from_linen(network: Any, input_shape: tuple[int, ...], num_outputs: int | N
     def init(key: jax.Array) -> Any:
         return network.init(key, jnp.zeros((1, *input_shape), jnp.float32))["params"]
 
-    return _Network(type(network).__name__, init, lambda w, x: network.apply({"params": w}, x), True)
+    def apply(weights: Any, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        if not _has_features(network):
+            return network.apply({"params": weights}, x), None
+        # One pass gives both: what the method returns is captured on the way to the outputs.
+        outputs, captured = network.apply(
+            {"params": weights},
+            x,
+            capture_intermediates=lambda _, method: method == "features",
+            mutable=["intermediates"],
+        )
+        return outputs, captured.get("intermediates", {}).get("features", (None,))[0]
+
+    return _Network(type(network).__name__, init, apply, True)
+
+
+def _has_features(module: Any) -> bool:
+    """Whether it has a method ``features``, rather than a number or a layer of that name."""
+    return inspect.isfunction(getattr(type(module), "features", None))
 
 
 def _from_nnx(module: Any, factory: Callable[[jax.Array], Any] | None) -> _Network:
@@ -200,9 +222,9 @@ def _from_nnx(module: Any, factory: Callable[[jax.Array], Any] | None) -> _Netwo
     def pure(state: Any) -> Any:
         return nnx.to_pure_dict(state)
 
-    def apply(values: Any, x: jax.Array) -> jax.Array:
-        state = jax.tree.unflatten(structure, jax.tree.leaves(values))
-        return nnx.merge(graph, state, rest)(x)
+    def apply(values: Any, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        whole = nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(values)), rest)
+        return whole(x), whole.features(x) if _has_features(whole) else None
 
     values, structure = pure(weights), jax.tree.structure(weights)
     return _Network(type(module).__name__, init, apply, True)
@@ -224,8 +246,9 @@ def _from_equinox(module: Any, factory: Callable[[jax.Array], Any] | None) -> _N
             return _permuted(key, weights)
         return equinox.filter(factory(key), equinox.is_inexact_array)
 
-    def apply(values: Any, x: jax.Array) -> jax.Array:
-        return jax.vmap(equinox.combine(values, static))(x)
+    def apply(values: Any, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        whole = equinox.combine(values, static)
+        return jax.vmap(whole)(x), jax.vmap(whole.features)(x) if _has_features(whole) else None
 
     return _Network(type(module).__name__, init, apply, False)
 

@@ -26,6 +26,7 @@ __all__ = ["Model", "Params"]
 
 Params = dict[str, jax.Array]
 FUNCTION_SITE = "f"
+FEATURES_SITE = "features"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Structure:
     num_classes: int | None
     function_ndim: int | None
     function_size: int | None
+    num_features: int | None
     x: jax.ShapeDtypeStruct  # one datum, no leading axis
     y: jax.ShapeDtypeStruct
 
@@ -89,7 +91,8 @@ class Model:
             program: ``program(x, y=None)``; ``x`` (n, ...) and ``y`` (n, ...) arrays. It has exactly one observed
                 site, whose log-probability is one number a datum, and latent sites shared by all data whose
                 priors do not depend on the values of ``x``. A deterministic site ``"f"`` of shape (n,) or (n, d),
-                through which the parameters act on the likelihood, gives it function values.
+                through which the parameters act on the likelihood, gives it function values; one ``"features"`` of
+                shape (n, d) gives it features, which distribution matching compares.
             name: shown in logs; the program's own name by default.
 
         Raises:
@@ -116,7 +119,10 @@ class Model:
                     f"x has features of shape {x_shape.shape}; this model was made for {self.structure.x.shape}"
                 )
             return self
-        return replace(self, structure=_inspect(self.program, x_shape, y_shape))
+        bound = replace(self, structure=_inspect(self.program, x_shape, y_shape))
+        if bound.has_function and not self.is_network:
+            bound._check_function_is_used()
+        return bound
 
     @property
     def is_bound(self) -> bool:
@@ -143,6 +149,11 @@ class Model:
     def num_outputs(self) -> int | None:
         """Width d of the function values, None without a site ``"f"``."""
         return self._bound.function_size
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the program has a deterministic site ``"features"`` of shape (n, d)."""
+        return self._bound.num_features is not None
 
     @property
     def num_classes(self) -> int | None:
@@ -212,6 +223,25 @@ class Model:
         return f[:, None] if f.ndim == 1 else f
 
     @functools.partial(jax.jit, static_argnums=0)
+    def features(self, params: Params, x: jax.Array) -> jax.Array:
+        """Features, the program's site ``"features"``: of a network what its last layer is applied to.
+
+        Args:
+            params: unconstrained parameters.
+            x: inputs (n, *feature_shape).
+
+        Returns:
+            Array (n, d).
+
+        Raises:
+            ValueError: if the program has no such site.
+        """
+        self._require_features()
+        _, y = self._placeholders(x.shape[0])
+        trace, _ = self._trace(params, x, y)
+        return trace[FEATURES_SITE]["value"]
+
+    @functools.partial(jax.jit, static_argnums=0)
     def function_log_likelihood(self, params: Params, f: jax.Array, y: jax.Array) -> jax.Array:
         """Log-likelihood of every datum given its function value, log p(y | f).
 
@@ -252,11 +282,29 @@ class Model:
             start += size
         return params
 
+    def _check_function_is_used(self) -> None:
+        """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
+        assert self.num_outputs is not None
+        zeros = jnp.zeros((2, self.num_outputs))
+        likelihoods = [self._function_trace({}, f, None)[self._bound.observed]["fn"] for f in (zeros, zeros + 1.0)]
+        if all(bool(jnp.all(a == b)) for a, b in zip(*map(jax.tree.leaves, likelihoods), strict=True)):
+            raise ValueError(
+                f"the likelihood of {self.name!r} does not depend on its site 'f'; use what the site returns: "
+                "f = numpyro.deterministic('f', f), then the likelihood of f"
+            )
+
     def _require_function(self) -> None:
         if not self.has_function:
             raise ValueError(
                 f"the program {self.name!r} has no function values; add numpyro.deterministic('f', ...) of shape "
                 "(n,) or (n, d) through which the parameters act on the likelihood"
+            )
+
+    def _require_features(self) -> None:
+        if not self.has_features:
+            raise ValueError(
+                f"the program {self.name!r} has no features; add numpyro.deterministic('features', ...) of shape "
+                "(n, d), or give bnn a network with a method features(x)"
             )
 
     def _placeholders(self, n: int) -> tuple[jax.Array, jax.Array]:
@@ -387,12 +435,16 @@ def _inspect(program: Callable[..., Any], x: jax.ShapeDtypeStruct, y: jax.ShapeD
     function_shape = None if function is None else tuple(jnp.shape(function["value"]))
     if function_shape is not None and (len(function_shape) not in (1, 2) or function_shape[0] != n):
         raise ValueError(f"the site 'f' must have shape (n,) or (n, d); with n={n} it has {function_shape}")
+    # Another shape is the program's own business until somebody asks for features.
+    features = found["trace"].get(FEATURES_SITE)
+    features_shape = () if features is None else tuple(jnp.shape(features["value"]))
     return _Structure(
         sites=tuple(sites),
         observed=observed[0]["name"],
         num_classes=_support_size(observed[0]["fn"]),
         function_ndim=None if function_shape is None else len(function_shape),
         function_size=None if function_shape is None else (1 if len(function_shape) == 1 else function_shape[1]),
+        num_features=features_shape[1] if features_shape[:1] == (n,) and len(features_shape) == 2 else None,
         x=x,
         y=y,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm, average_pool
 
@@ -15,7 +16,7 @@ class ConvNet(nn.Module):
 
     ``depth`` blocks of [3x3 convolution with bias, norm, ReLU, 2x2 average pooling], then one dense layer.
     With 3 blocks of 128 filters, instance norm and 10 classes it has 320,010 parameters. Images of 28x28
-    pixels are padded to 32x32 by the first convolution.
+    pixels are padded to 32x32 before the first convolution.
 
     Attributes:
         depth: number of blocks; an image side must be at least ``2 ** depth``.
@@ -29,28 +30,38 @@ class ConvNet(nn.Module):
     norm: str = "instance"
     num_outputs: int | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Layers under the names that their weights are saved with: ``conv_0``, ``norm_0``, ..., ``head``."""
+        for block in range(self.depth):
+            setattr(self, f"conv_{block}", Conv(self.width))
+            setattr(self, f"norm_{block}", Norm(self.norm))
+        self.head = Dense(self.num_outputs)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images (n, height, width, channels) -> function values (n, num_outputs)."""
+        if self.num_outputs is None:
+            raise ValueError("num_outputs is not set; give ConvNet(num_outputs=...) or let bnn(network, data) fill it")
+        return self.head(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Images (n, height, width, channels) -> what the last layer is applied to, (n, d)."""
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r} is unknown; use one of {', '.join(map(repr, NORMS))}")
         if x.ndim != 4:
             raise ValueError(f"ConvNet takes images (n, height, width, channels); got inputs of shape {x.shape}")
         if self.norm == "group" and self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4 for norm='group' (4 groups)")
-        if self.num_outputs is None:
-            raise ValueError("num_outputs is not set; give ConvNet(num_outputs=...) or let bnn(network, data) fill it")
         if min(x.shape[1:3]) < 2**self.depth:
             raise ValueError(
                 f"depth={self.depth} halves the image {self.depth} times and needs sides of at least "
                 f"{2**self.depth} pixels; got {x.shape[1]}x{x.shape[2]}"
             )
+        if x.shape[1:3] == (28, 28):
+            x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
         for block in range(self.depth):
-            padding = 3 if block == 0 and x.shape[1:3] == (28, 28) else 1
-            x = Conv(self.width, padding=padding, name=f"conv_{block}")(x)
-            x = Norm(self.norm, name=f"norm_{block}")(x)
+            x = getattr(self, f"norm_{block}")(getattr(self, f"conv_{block}")(x))
             x = average_pool(jax.nn.relu(x))
-        return Dense(self.num_outputs, name="head")(x.reshape(x.shape[0], -1))
+        return x.reshape(x.shape[0], -1)
 
 
 class MLP(nn.Module):
@@ -64,12 +75,20 @@ class MLP(nn.Module):
     widths: tuple[int, ...] = (128, 128)
     num_outputs: int | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Layers under the names that their weights are saved with: ``hidden_0``, ..., ``head``."""
+        self.hidden = [Dense(width) for width in self.widths]
+        self.head = Dense(self.num_outputs)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inputs (n, ...) -> function values (n, num_outputs)."""
         if self.num_outputs is None:
             raise ValueError("num_outputs is not set; give MLP(num_outputs=...) or let bnn(network, data) fill it")
+        return self.head(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Inputs (n, ...) -> what the last layer is applied to, (n, d)."""
         x = x.reshape(x.shape[0], -1)
-        for layer, width in enumerate(self.widths):
-            x = jax.nn.relu(Dense(width, name=f"hidden_{layer}")(x))
-        return Dense(self.num_outputs, name="head")(x)
+        for layer in self.hidden:
+            x = jax.nn.relu(layer(x))
+        return x

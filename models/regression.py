@@ -115,7 +115,7 @@ def linear_regression(
         f = flat @ coefficients
         if intercept:
             f = f + numpyro.sample("intercept", prior)
-        numpyro.deterministic("f", f)
+        f = numpyro.deterministic("f", f)
         noise = numpyro.sample("noise", dist.HalfNormal(1.0)) if known is None else known
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("y", dist.Normal(f, noise), obs=y)

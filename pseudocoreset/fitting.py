@@ -283,9 +283,12 @@ def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, st
     return list(zip(np.asarray(chosen[0]).tolist(), np.asarray(chosen[1]).tolist(), strict=True))
 
 
+@functools.lru_cache(maxsize=16)
 def _compile_block(
     objectives: tuple[Objective, ...], optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
+    """The compiled block; the same objectives and optimiser, as objects, compile once for each shape."""
+
     def one_step(loop: _Loop, item: Any, key: jax.Array, data: DeviceData) -> tuple[_Loop, dict[str, jax.Array]]:
         step, snapshots = item
         total: dict[str, jax.Array] = {}

@@ -41,7 +41,7 @@ Gradient = tuple[dict[str, jax.Array], Any, dict[str, jax.Array]]
 GradientFn = Callable[[jax.Array, Any, CoresetArrays, DeviceData, tuple[Params, ...]], Gradient]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     """An objective as pure functions, after the manner of optax and BlackJAX.
 

@@ -305,3 +305,37 @@ SHAPES = dict(input_shape=(4,), num_outputs=3)
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_likelihood_must_use_the_function_values():
+    """A program that goes on with its own variable would give predictions that ignore the inputs."""
+
+    def program(x, y=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0).expand((2,)).to_event(1))
+        logits = x @ theta
+        numpyro.deterministic("f", logits)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+    with pytest.raises(ValueError, match="does not depend on its site 'f'; use what the site returns"):
+        Model.from_numpyro(program).bind(np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
+
+
+def test_programs_may_observe_their_inputs_or_a_transform_of_their_targets():
+    def location(x, y=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0).expand((2,)).to_event(1))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(theta, 1.0).to_event(1), obs=x)
+
+    def logarithm(x, y=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("log_y", dist.Normal(theta, 1.0), obs=None if y is None else jnp.log(y))
+
+    x = np.array([[1.0, 2.0], [-1.0, 0.5]], np.float32)
+    y = np.array([2.0, 3.0], np.float32)
+    theta = jnp.array([0.5, -0.5])
+    seen = Model.from_numpyro(location).bind(x, y).log_likelihood({"theta": theta}, x, y)
+    np.testing.assert_allclose(seen, -0.5 * np.sum((x - theta) ** 2, axis=1) - np.log(2 * np.pi), rtol=1e-6)
+    seen = Model.from_numpyro(logarithm).bind(x, y).log_likelihood({"theta": jnp.array(0.3)}, x, y)
+    np.testing.assert_allclose(seen, -0.5 * (np.log(y) - 0.3) ** 2 - 0.5 * np.log(2 * np.pi), rtol=1e-6)
