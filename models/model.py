@@ -435,9 +435,9 @@ def _inspect(program: Callable[..., Any], x: jax.ShapeDtypeStruct, y: jax.ShapeD
     function_shape = None if function is None else tuple(jnp.shape(function["value"]))
     if function_shape is not None and (len(function_shape) not in (1, 2) or function_shape[0] != n):
         raise ValueError(f"the site 'f' must have shape (n,) or (n, d); with n={n} it has {function_shape}")
-    # Another shape is the program's own business until somebody asks for features.
-    features = found["trace"].get(FEATURES_SITE)
-    features_shape = () if features is None else tuple(jnp.shape(features["value"]))
+    # A site of another kind or shape is the program's own business until somebody asks for features.
+    features = found["trace"].get(FEATURES_SITE, {"type": None})
+    features_shape = tuple(jnp.shape(features["value"])) if features["type"] == "deterministic" else ()
     return _Structure(
         sites=tuple(sites),
         observed=observed[0]["name"],

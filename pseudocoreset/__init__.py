@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pseudocoreset.experts import train_experts as train_experts
     from pseudocoreset.fitting import FitResult as FitResult
     from pseudocoreset.fitting import fit as fit
+    from pseudocoreset.mass import choose_mass as choose_mass
     from pseudocoreset.methods import fit_bpc_fkl as fit_bpc_fkl
     from pseudocoreset.methods import fit_bpc_rkl as fit_bpc_rkl
     from pseudocoreset.methods import fit_bpc_w as fit_bpc_w
@@ -27,6 +28,7 @@ _HOMES = {
     "Experts": "experts",
     "FitResult": "fitting",
     "Pseudocoreset": "coreset",
+    "choose_mass": "mass",
     "compare_posteriors": "diagnostics",
     "fit": "fitting",
     "fit_bpc_fkl": "methods",
@@ -43,6 +45,7 @@ __all__ = [
     "FitResult",
     "Pseudocoreset",
     "__version__",
+    "choose_mass",
     "compare_posteriors",
     "fit",
     "fit_bpc_fkl",

@@ -89,16 +89,31 @@ def experts(
     typer.echo(repr(trained))
 
 
+METHODS = ("fbpc", "bpc_rkl", "bpc_fkl", "bpc_w")
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} must be ones, data or a number; got {text!r}") from error
+
+
 @app.command()
 def fit(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the coreset")],
-    experts_dir: Annotated[pathlib.Path, typer.Option("--experts", help="folder of `pseudocoreset experts`")],
+    method: Annotated[str, typer.Option(help="fbpc, bpc_rkl, bpc_fkl or bpc_w")] = "fbpc",
+    experts_dir: Annotated[
+        pathlib.Path | None, typer.Option("--experts", help="folder of `pseudocoreset experts`; trained if not given")
+    ] = None,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
     images_per_class: Annotated[int, typer.Option(help="points of each class")] = 1,
-    proxy: Annotated[str, typer.Option(help="trajectory or isotropic")] = "trajectory",
+    proxy: Annotated[
+        str | None, typer.Option(help="trajectory, isotropic or linearized (fbpc); the method's own if not given")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="updates; the paper's number if not given")] = None,
-    step_size: Annotated[float | None, typer.Option(help="SGD step on the inputs; the paper's if not given")] = None,
+    step_size: Annotated[float | None, typer.Option(help="step on the inputs; the paper's if not given")] = None,
     weights: Annotated[str, typer.Option(help="mass of the weights: ones or data")] = "ones",
     checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
     depth: Depth = 3,
@@ -107,24 +122,25 @@ def fit(
     zca: Zca = False,
     seed: Seed = 0,
 ) -> None:
-    """Learn a coreset with FBPC."""
+    """Learn a coreset."""
     import jax
 
+    from pseudocoreset import methods
     from pseudocoreset.experts import Experts
-    from pseudocoreset.methods import fit_fbpc
+    from pseudocoreset.validation import check_choice
 
+    check_choice(method, "method", METHODS)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    result = fit_fbpc(
+    given = {"proxy": proxy, "steps": steps, "step_size": step_size}
+    result = getattr(methods, f"fit_{method}")(
         model,
         dataset,
         images_per_class=images_per_class,
         key=jax.random.key(seed),
-        experts=Experts.load(experts_dir),
-        proxy=proxy,
-        steps=steps,
-        step_size=step_size,
+        experts=None if experts_dir is None else Experts.load(experts_dir),
         weights=weights,
         checkpoint_dir=checkpoint_dir,
+        **{name: value for name, value in given.items() if value is not None},
     )
     result.coreset.save(out)
     typer.echo(repr(result))
@@ -142,7 +158,10 @@ def sample(
     num_samples: Annotated[int, typer.Option(help="draws of each chain")] = 50,
     thinning: Annotated[int, typer.Option(help="steps between draws")] = 10,
     temperature: Annotated[float, typer.Option(help="1 is the posterior")] = 1.0,
-    mass: Annotated[str | None, typer.Option(help="rescale the coreset's weights: ones or data")] = None,
+    mass: Annotated[str | None, typer.Option(help="rescale the coreset's weights: ones, data or a number")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="auto or a strategy: augment for each gradient")
+    ] = None,
     depth: Depth = 3,
     width: Width = 128,
     norm: NormKind = "instance",
@@ -160,7 +179,7 @@ def sample(
     if mass is not None:
         if coreset is None:
             raise typer.BadParameter("--mass goes with --coreset")
-        source = source.with_mass(mass)
+        source = source.with_mass(mass if mass in ("ones", "data") else _number(mass, "--mass"))
     posterior = sample_posterior(
         model,
         source,
@@ -170,6 +189,7 @@ def sample(
         num_samples=num_samples,
         thinning=thinning,
         temperature=temperature,
+        augment=augment,
         key=jax.random.key(seed),
         predict_on=dataset.test,
     )

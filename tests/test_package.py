@@ -96,6 +96,7 @@ def test_public_names() -> None:
         "FitResult",
         "Pseudocoreset",
         "__version__",
+        "choose_mass",
         "compare_posteriors",
         "fit",
         "fit_bpc_fkl",

@@ -24,6 +24,7 @@ from pseudocoreset.recipes import bpc_recipe
 
 __all__ = ["fit_bpc_fkl", "fit_bpc_rkl", "fit_bpc_w"]
 
+ALL_DATA_UP_TO, BATCH_BEYOND = 10_000, 1_000
 Proxy = str | Covariance | Chains | None
 
 
@@ -43,7 +44,7 @@ def fit_bpc_rkl(
     weights: str | None = None,
     targets: str = "fixed",
     num_draws: int | None = None,
-    batch_size: int | None = 256,
+    batch_size: int | None = None,
     estimator: str = "monte_carlo",
     target: str = "posterior",
     num_inner_steps: int | None = None,
@@ -80,7 +81,8 @@ def fit_bpc_rkl(
             ones for networks (Kim et al. 2022).
         targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
         num_draws: S, draws a step; 100, and 10 for networks.
-        batch_size: B, data that the residual is estimated from at a step; None for all.
+        batch_size: B, data that the residual is estimated from at a step. By default all of them up to 10,000 and
+            1,000 beyond, 256 for networks; the noise of a batch is what keeps the divergence from zero.
         estimator: ``"monte_carlo"``, or ``"closed_form"`` where both posteriors are Gaussian.
         target: ``"posterior"``, or ``"tempered"``, as published for networks; see ``objectives.reverse_kl``.
         num_inner_steps: L, of networks on the coreset.
@@ -113,7 +115,7 @@ def fit_bpc_rkl(
             one,
             proxy=proxy,
             num_draws=draws,
-            batch_size=batch_size,
+            batch_size=_residual_batch(one, data) if batch_size is None else batch_size,
             estimator=estimator,
             target=target,
             inner=inner,
@@ -324,6 +326,13 @@ def _inner(
         last_epoch=last_epoch,
         augment=common.augmentation,
     )
+
+
+def _residual_batch(model: Model, data: Dataset) -> int | None:
+    """Data for the residual of the reverse KL, None for all."""
+    if model.is_network:
+        return 256
+    return None if data.train.num_data <= ALL_DATA_UP_TO else BATCH_BEYOND
 
 
 def _adam(common: Common) -> Any:

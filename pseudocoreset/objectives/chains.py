@@ -14,6 +14,8 @@ from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["Chains"]
 
+SPREAD_STEPS = 20  # from one point; each moves the chains by some transitions
+
 
 class ChainsState(NamedTuple):
     """Positions and tuning of all chains."""
@@ -66,9 +68,13 @@ class Chains:
         tuned = found.parameters
         positions = jnp.broadcast_to(found.state.position, (self.num_chains, model.num_params))
         state = ChainsState(positions, jnp.log(tuned["step_size"]), tuned["inverse_mass_matrix"])
-        for k in jax.random.split(spread_key, 20):
-            state, _ = jax.jit(self.advance, static_argnums=2)(k, state, potential)
-        return state
+
+        @jax.jit
+        def spread(state: ChainsState) -> ChainsState:
+            keys = jax.random.split(spread_key, SPREAD_STEPS)
+            return jax.lax.scan(lambda s, k: (self.advance(k, s, potential)[0], None), state, keys)[0]
+
+        return spread(state)
 
     def advance(self, key: jax.Array, state: ChainsState, potential: Potential) -> tuple[ChainsState, dict[str, Any]]:
         """All chains some transitions further, under the coreset as it is now."""

@@ -204,7 +204,7 @@ def test_draws_of_chains_give_the_same_gradient():
     error = blocks.std(0, ddof=1) / np.sqrt(20)
     assert np.all(np.abs(blocks.mean(0) - wanted) < 4 * error)
     assert np.max(error) < 0.05 * np.abs(wanted).max()
-    assert 0.7 < np.mean(rates) < 0.95
+    assert 0.7 < np.asarray(rates).mean() < 0.95
 
 
 def test_laplace_of_a_logistic_regression():

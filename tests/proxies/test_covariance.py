@@ -1,0 +1,100 @@
+"""Gaussians around a MAP solution: curvature against dense Hessians, the push-forward against J Sigma J^T."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pseudocoreset.models import MLP, bnn, logistic_regression
+from pseudocoreset.proxies import Isotropic, Laplace, Linearized, Side, Trajectory
+from pseudocoreset.proxies.laplace import coreset_potential, data_potential, mode
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(9, 3))
+Y = np.arange(9) % 3
+W = RNG.uniform(0.5, 2.0, size=9)
+
+
+def side(model, params, is_data=False):
+    def batch(key):
+        return jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)
+
+    return Side(params, batch, W.sum(), is_data)
+
+
+def softmax():
+    return logistic_regression(num_classes=3, prior_scale=0.7).bind(X, Y)
+
+
+def test_the_diagonal_is_that_of_the_hessian_where_the_network_is_linear():
+    with jax.enable_x64(True):
+        model = softmax()
+        params = model.init(jax.random.key(0))
+        gaussian = Laplace("diagonal").around(jax.random.key(1), model, side(model, params))
+        vector = model.flatten(params)
+        hessian = jax.hessian(coreset_potential(model, (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W))))(vector)
+        np.testing.assert_allclose(gaussian.scale, 1 / np.sqrt(np.diagonal(hessian)), rtol=1e-8)
+        dense = Laplace("dense").around(jax.random.key(1), model, side(model, params))
+        np.testing.assert_allclose(dense.covariance, np.linalg.inv(hessian), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(dense.mean, vector)
+
+
+def test_a_batch_is_scaled_to_the_data():
+    with jax.enable_x64(True):
+        model = softmax()
+        params = model.init(jax.random.key(0))
+        one = side(model, params)
+        many = Laplace("diagonal").around(jax.random.key(1), model, one._replace(mass=1000 * W.sum()))
+        single = Laplace("diagonal").around(jax.random.key(1), model, one)
+        prior = 1 / 0.7**2
+        np.testing.assert_allclose(1 / many.scale**2 - prior, 1000 * (1 / single.scale**2 - prior), rtol=1e-8)
+
+
+@pytest.mark.parametrize("weights", [Laplace("diagonal"), Laplace("dense"), Isotropic(0.1), Trajectory(6, rank=3)])
+def test_draws_have_the_covariance_of_the_push_forward(weights):
+    """J Sigma J^T between all inputs and outputs, J dense and by hand here."""
+    with jax.enable_x64(True):
+        model = bnn(MLP((4,)), input_shape=(3,), num_outputs=3)
+        params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(0)))
+        inputs = jnp.asarray(X[:2])
+        one = side(model, params)
+        noise = Linearized(weights).noise(jax.random.key(2), model, one, inputs, 20_000)
+        gaussian = weights.around(jax.random.split(jax.random.key(2))[0], model, one)
+        jacobian = jax.jacobian(lambda v: model.apply(model.unflatten(v), inputs).ravel())(model.flatten(params))
+        wanted = np.asarray(jacobian @ gaussian.covariance @ jacobian.T)
+    found = np.cov(np.asarray(noise).reshape(20_000, 6).T)
+    scale = np.sqrt(np.outer(np.diagonal(wanted), np.diagonal(wanted)))
+    np.testing.assert_array_less(np.abs(found - wanted) / scale, 0.05)
+    assert np.abs(np.asarray(noise).mean(0)).max() < 0.05 * np.sqrt(wanted.max())
+
+
+def test_the_mode_is_found_from_far_away():
+    """Newton's method alone diverges from there; the full data are summed in chunks."""
+    from pseudocoreset.device import DeviceData
+
+    with jax.enable_x64(True):
+        model = logistic_regression(num_classes=2, prior_scale=100.0).bind(X, Y % 2)
+        x = np.tile(X, (1000, 1)).astype(np.float32)
+        y = RNG.integers(0, 2, size=9000).astype(np.int32)
+        potential = data_potential(model, DeviceData(jnp.asarray(x), jnp.asarray(y)))
+        direct = coreset_potential(model, (jnp.asarray(x), jnp.asarray(y), jnp.ones(9000)))
+        far = jnp.full(4, 20.0)
+        np.testing.assert_allclose(potential(far), direct(far), rtol=1e-5)
+        found = mode(potential, far)
+        assert float(jnp.linalg.norm(jax.grad(direct)(found))) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Laplace("full"), "structure='full'"),
+        (lambda: Trajectory(rank=1), "rank must be 0 or from 2"),
+        (lambda: Trajectory(num_steps=5, rank=6), "rank must be 0 or from 2 to num_steps=5"),
+        (lambda: Linearized("swag"), "weights='swag'"),
+        (lambda: Isotropic(0.0), "scale"),
+        (lambda: Laplace("dense").is_dense(bnn(MLP((64, 64)), input_shape=(64,), num_outputs=3)), "at most 2000"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
