@@ -6,7 +6,7 @@ Gaussian mean (d = 200 and 500), linear regression with 101 parameters, and logi
 60,000 training digits of MNIST on 50 whitened principal components (51 parameters). For each size and trial: a uniform
 subset, GIGA, SparseVI, and pseudocoresets under reverse KL with learned weights (and targets, for the regressions,
 where the original learns the joint point). Reverse and forward KL between Gaussians in float64 NumPy: exact posteriors,
-or dense Laplace fits for the logistic regression. ``--work`` keeps finished cells: a run that was stopped goes on.
+or dense Laplace fits for the logistic regression. ``--work`` keeps finished trials: a run that was stopped goes on.
 """
 
 import argparse
@@ -100,11 +100,15 @@ def logistic_problem(trial: int, data_dir: str | None):
 
 PROBLEMS = {
     # name: (problem, sizes, steps, step size, estimator)
-    "gaussian_200": (gaussian_problem(200), (1, 2, 5, 10, 20, 50, 100, 200), 500, 0.1, "closed_form"),
-    "gaussian_500": (gaussian_problem(500), (1, 2, 5, 10, 20, 50, 100, 200), 500, 0.1, "closed_form"),
-    "linear_101": (linear_problem, (2, 5, 10, 20, 50, 100, 200, 300), 1000, 0.1, "monte_carlo"),
-    "mnist_parity": (logistic_problem, (2, 5, 10, 20, 50, 100), 500, 0.1, "monte_carlo"),
+    "gaussian_200": (gaussian_problem(200), (1, 5, 20, 50, 100, 200), 500, 0.1, "closed_form"),
+    "gaussian_500": (gaussian_problem(500), (1, 5, 20, 50, 100, 200), 500, 0.1, "closed_form"),
+    "linear_101": (linear_problem, (5, 20, 50, 100, 200), 1000, 0.1, "monte_carlo"),
+    "mnist_parity": (logistic_problem, (5, 20, 50, 100), 500, 0.1, "monte_carlo"),
 }
+# The greedy methods take seconds a point: fewer trials, and for SparseVI fewer points and updates of the weights.
+GREEDY_TRIALS = 3
+SPARSE_VI_UP_TO = 20
+SPARSE_VI_STEPS = 100
 
 
 def divergences(p, q):
@@ -121,43 +125,61 @@ def divergences(p, q):
     return kl(p, q), kl(q, p)
 
 
-def run_cell(problem: str, size: int, trial: int, data_dir: str | None, cache: dict) -> dict:
-    make, _, steps, step_size, estimator = PROBLEMS[problem]
-    if (problem, trial) not in cache:
-        cache.clear()
-        cache[problem, trial] = make(trial, data_dir)
-        data, _, posterior, _ = cache[problem, trial]
-        full = posterior(*(np.asarray(a, np.float64) for a in (data.train.x, data.train.y, np.ones(len(data.train)))))
-        cache[problem, trial] = (*cache[problem, trial], full)
-    data, model, posterior, free, full = cache[problem, trial]
-    start_key, fit_key = jax.random.split(jax.random.fold_in(jax.random.key(trial), size))
-    start = Pseudocoreset.from_data(data, size=size, key=start_key, mass="data")
-    record: dict = {"problem": problem, "size": size, "trial": trial}
-    for method in METHODS:
-        began = time.perf_counter()
-        if method == "uniform":
-            coreset = start
-        elif method == "giga":
-            coreset = fit_giga(model, data, size=size, key=fit_key, progress=False).coreset
-        elif method == "sparse_vi":
-            coreset = fit_sparse_vi(model, data, size=size, key=fit_key, progress=False).coreset
-        else:
-            objective, optimizer = objective_of(problem, model, free, steps, step_size, estimator)
-            coreset = fit(
-                objective, data, coreset=start, key=fit_key, steps=steps, optimizer=optimizer, block_size=100,
-                progress=False,
-            ).coreset  # fmt: skip
-        arrays = (np.asarray(a, np.float64) for a in (coreset.inputs, coreset.targets, coreset.weights))
-        reverse, forward = divergences(posterior(*arrays), full)
-        seconds = round(time.perf_counter() - began, 2)
-        record[method] = {"reverse_kl": reverse, "forward_kl": forward, "mass": coreset.mass, "seconds": seconds}
-    return record
+class Bench:
+    """Problems as they are needed, one at a time, and their exact full-data posteriors."""
+
+    def __init__(self, data_dir: str | None) -> None:
+        self.data_dir = data_dir
+        self.current: tuple = ()
+
+    def load(self, problem: str, trial: int) -> tuple:
+        if self.current[:2] != (problem, trial):
+            data, model, posterior, free = PROBLEMS[problem][0](trial, self.data_dir)
+            full = posterior(*_doubles(data.train.x, data.train.y, np.ones(len(data.train))))
+            self.current = (problem, trial, data, model, posterior, free, full)
+        return self.current[2:]
+
+    def score(self, problem: str, trial: int, coreset: Pseudocoreset, seconds: float) -> dict:
+        _, _, posterior, _, full = self.load(problem, trial)
+        reverse, forward = divergences(posterior(*_doubles(coreset.inputs, coreset.targets, coreset.weights)), full)
+        return {"reverse_kl": reverse, "forward_kl": forward, "mass": coreset.mass, "seconds": round(seconds, 2)}
+
+    def run(self, method: str, problem: str, trial: int, sizes: tuple[int, ...]) -> dict[int, dict]:
+        """Scores by size. SparseVI gives all sizes in one run."""
+        data, model, _, free, _ = self.load(problem, trial)
+        found = {}
+        if method == "sparse_vi":
+            began = time.perf_counter()
+
+            def note(count: int, coreset: Pseudocoreset, info: dict) -> None:
+                if count in sizes:
+                    found[count] = self.score(problem, trial, coreset, time.perf_counter() - began)
+
+            fit_sparse_vi(
+                model, data, size=max(sizes), key=jax.random.key(trial), num_weight_steps=SPARSE_VI_STEPS,
+                callbacks=[note], progress=False,
+            )  # fmt: skip
+            return found
+        for size in sizes:
+            start_key, fit_key = jax.random.split(jax.random.fold_in(jax.random.key(trial), size))
+            coreset = Pseudocoreset.from_data(data, size=size, key=start_key, mass="data")
+            began = time.perf_counter()
+            if method == "giga":
+                coreset = fit_giga(model, data, size=size, key=fit_key, progress=False).coreset
+            elif method == "pseudocoreset":
+                _, _, steps, step_size, estimator = PROBLEMS[problem]
+                objective = reverse_kl(model, estimator=estimator, num_draws=100, batch_size=200, free=free)
+                optimizer = optax.adam(optax.cosine_decay_schedule(step_size, steps), b2=0.9)
+                coreset = fit(
+                    objective, data, coreset=coreset, key=fit_key, steps=steps, optimizer=optimizer, block_size=100,
+                    progress=False,
+                ).coreset  # fmt: skip
+            found[size] = self.score(problem, trial, coreset, time.perf_counter() - began)
+        return found
 
 
-def objective_of(problem: str, model, free, steps: int, step_size: float, estimator: str):
-    objective = reverse_kl(model, estimator=estimator, num_draws=100, batch_size=200, free=free)
-    optimizer = optax.adam(optax.cosine_decay_schedule(step_size, steps), b2=0.9)
-    return objective, optimizer
+def _doubles(*arrays) -> tuple:
+    return tuple(np.asarray(a, np.float64) for a in arrays)
 
 
 def plot(summary: list[dict], path: pathlib.Path) -> None:
@@ -172,7 +194,9 @@ def plot(summary: list[dict], path: pathlib.Path) -> None:
         for row, kind in enumerate(("reverse_kl", "forward_kl")):
             axis = axes[row, column]
             for method in METHODS:
-                cells = [r for r in summary if r["problem"] == name]
+                cells = [r for r in summary if r["problem"] == name and method in r]
+                if not cells:
+                    continue
                 low, middle, high = np.array([r[method][kind] for r in cells]).T
                 sizes = [r["size"] for r in cells]
                 (line,) = axis.plot(sizes, middle, marker="o", markersize=3, label=method)
@@ -188,38 +212,39 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--trials", type=int, default=10)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    records, cache = [], {}
-    for problem in args.problems:
-        for trial in range(args.trials):
-            for size in PROBLEMS[problem][1]:
-                file = args.work / f"{problem}-{size}-{trial}.json"
-                if not file.is_file():
-                    record = run_cell(problem, size, trial, args.data_dir, cache)
-                    file.write_text(json.dumps(record))
-                    print(json.dumps(record), flush=True)
-                records.append(json.loads(file.read_text()))
+    bench = Bench(args.data_dir)
     summary = []
     for problem in args.problems:
-        for size in PROBLEMS[problem][1]:
-            rows = [r for r in records if r["problem"] == problem and r["size"] == size]
-            entry: dict = {"problem": problem, "size": size, "trials": len(rows)}
-            for method in METHODS:
+        sizes = PROBLEMS[problem][1]
+        records = {size: {} for size in sizes}
+        for method in args.methods:
+            greedy = method in ("giga", "sparse_vi")
+            wanted = tuple(size for size in sizes if method != "sparse_vi" or size <= SPARSE_VI_UP_TO)
+            for trial in range(min(args.trials, GREEDY_TRIALS) if greedy else args.trials):
+                file = args.work / f"{problem}-{method}-{trial}.json"
+                if not file.is_file():
+                    file.write_text(json.dumps(bench.run(method, problem, trial, wanted)))
+                    print(problem, method, trial, flush=True)
+                for size, record in json.loads(file.read_text()).items():
+                    records[int(size)].setdefault(method, []).append(record)
+        for size in sizes:
+            entry: dict = {"problem": problem, "size": size}
+            for method, rows in records[size].items():
                 entry[method] = {
-                    kind: [float(f"{v:.4g}") for v in np.quantile([r[method][kind] for r in rows], (0.25, 0.5, 0.75))]
+                    kind: [float(f"{v:.4g}") for v in np.quantile([r[kind] for r in rows], (0.25, 0.5, 0.75))]
                     for kind in ("reverse_kl", "forward_kl")
-                }
+                } | {"trials": len(rows)}
             summary.append(entry)
     content = {
         "what": "quartiles over trials in nats: reverse KL(coreset || full), forward KL(full || coreset)",
         "summary": summary,
         "settings": {name: dict(zip(("steps", "step_size", "estimator"), PROBLEMS[name][2:], strict=True))
                      for name in args.problems},
-        "seconds": {
-            method: round(float(np.mean([r[method]["seconds"] for r in records])), 2) for method in METHODS
-        },
+        "sparse_vi_weight_steps": SPARSE_VI_STEPS,
         "machine": describe_machine(),
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
