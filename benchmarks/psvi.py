@@ -19,8 +19,7 @@ import numpy as np
 import optax
 from machine import describe_machine
 
-from pseudocoreset import Dataset, Pseudocoreset, fit, load_dataset
-from pseudocoreset.methods.subsets import fit_giga, fit_sparse_vi
+from pseudocoreset import Dataset, Pseudocoreset, fit, fit_giga, fit_sparse_vi, load_dataset
 from pseudocoreset.models import gaussian_location, linear_regression, logistic_regression
 from pseudocoreset.objectives import reverse_kl
 

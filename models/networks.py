@@ -35,7 +35,8 @@ class ConvNet(nn.Module):
         for block in range(self.depth):
             setattr(self, f"conv_{block}", Conv(self.width))
             setattr(self, f"norm_{block}", Norm(self.norm))
-        self.head = Dense(self.num_outputs)
+        if self.num_outputs is not None:
+            self.head = Dense(self.num_outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images (n, height, width, channels) -> function values (n, num_outputs)."""
@@ -78,7 +79,8 @@ class MLP(nn.Module):
     def setup(self) -> None:
         """Layers under the names that their weights are saved with: ``hidden_0``, ..., ``head``."""
         self.hidden = [Dense(width) for width in self.widths]
-        self.head = Dense(self.num_outputs)
+        if self.num_outputs is not None:
+            self.head = Dense(self.num_outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inputs (n, ...) -> function values (n, num_outputs)."""

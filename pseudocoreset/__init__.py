@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from pseudocoreset.fitting import FitResult as FitResult
     from pseudocoreset.fitting import fit as fit
     from pseudocoreset.mass import choose_mass as choose_mass
+    from pseudocoreset.methods import fit_bacon as fit_bacon
     from pseudocoreset.methods import fit_bpc_fkl as fit_bpc_fkl
     from pseudocoreset.methods import fit_bpc_rkl as fit_bpc_rkl
     from pseudocoreset.methods import fit_bpc_w as fit_bpc_w
+    from pseudocoreset.methods import fit_distribution_matching as fit_distribution_matching
     from pseudocoreset.methods import fit_fbpc as fit_fbpc
+    from pseudocoreset.methods import fit_giga as fit_giga
+    from pseudocoreset.methods import fit_gradient_matching as fit_gradient_matching
+    from pseudocoreset.methods import fit_herding as fit_herding
+    from pseudocoreset.methods import fit_k_centres as fit_k_centres
+    from pseudocoreset.methods import fit_random as fit_random
+    from pseudocoreset.methods import fit_sparse_vi as fit_sparse_vi
+    from pseudocoreset.methods import fit_trajectory_matching as fit_trajectory_matching
 
 __version__ = "0.1.0"
 
@@ -31,10 +40,19 @@ _HOMES = {
     "choose_mass": "mass",
     "compare_posteriors": "diagnostics",
     "fit": "fitting",
+    "fit_bacon": "methods",
     "fit_bpc_fkl": "methods",
     "fit_bpc_rkl": "methods",
     "fit_bpc_w": "methods",
+    "fit_distribution_matching": "methods",
     "fit_fbpc": "methods",
+    "fit_giga": "methods",
+    "fit_gradient_matching": "methods",
+    "fit_herding": "methods",
+    "fit_k_centres": "methods",
+    "fit_random": "methods",
+    "fit_sparse_vi": "methods",
+    "fit_trajectory_matching": "methods",
     "load_dataset": "data",
     "train_experts": "experts",
 }
@@ -48,10 +66,19 @@ __all__ = [
     "choose_mass",
     "compare_posteriors",
     "fit",
+    "fit_bacon",
     "fit_bpc_fkl",
     "fit_bpc_rkl",
     "fit_bpc_w",
+    "fit_distribution_matching",
     "fit_fbpc",
+    "fit_giga",
+    "fit_gradient_matching",
+    "fit_herding",
+    "fit_k_centres",
+    "fit_random",
+    "fit_sparse_vi",
+    "fit_trajectory_matching",
     "load_dataset",
     "train_experts",
 ]

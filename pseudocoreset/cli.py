@@ -89,7 +89,16 @@ def experts(
     typer.echo(repr(trained))
 
 
-METHODS = ("fbpc", "bpc_rkl", "bpc_fkl", "bpc_w")
+METHODS = (
+    "fbpc",
+    "bpc_rkl",
+    "bpc_fkl",
+    "bpc_w",
+    "gradient_matching",
+    "trajectory_matching",
+    "distribution_matching",
+    "bacon",
+)
 
 
 def _number(text: str, option: str) -> float:
@@ -102,7 +111,7 @@ def _number(text: str, option: str) -> float:
 @app.command()
 def fit(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the coreset")],
-    method: Annotated[str, typer.Option(help="fbpc, bpc_rkl, bpc_fkl or bpc_w")] = "fbpc",
+    method: Annotated[str, typer.Option(help="the part of a fit_ function after fit_: fbpc, bpc_fkl, ...")] = "fbpc",
     experts_dir: Annotated[
         pathlib.Path | None, typer.Option("--experts", help="folder of `pseudocoreset experts`; trained if not given")
     ] = None,
@@ -159,9 +168,7 @@ def sample(
     thinning: Annotated[int, typer.Option(help="steps between draws")] = 10,
     temperature: Annotated[float, typer.Option(help="1 is the posterior")] = 1.0,
     mass: Annotated[str | None, typer.Option(help="rescale the coreset's weights: ones, data or a number")] = None,
-    augment: Annotated[
-        str | None, typer.Option(help="auto or a strategy: augment for each gradient")
-    ] = None,
+    augment: Annotated[str | None, typer.Option(help="auto or a strategy: augment for each gradient")] = None,
     depth: Depth = 3,
     width: Width = 128,
     norm: NormKind = "instance",

@@ -68,6 +68,7 @@ def test_labels_become_probabilities_and_can_be_sampled_by_a_new_model():
     assert drawn.draws["coefficients"].shape == (1, 5, 4, 1)
 
 
+@pytest.mark.slow
 def test_draws_of_mcmc_can_stand_for_the_full_data():
     """forward_kl with NUTS on both sides, which needs no Gaussian anywhere."""
     full = sample(

@@ -98,9 +98,16 @@ def full_data():
     return DeviceData(jnp.asarray(X), jnp.asarray(Y), Float64())
 
 
-@pytest.mark.parametrize("proxy", ["conjugate", "laplace"])
+@pytest.mark.parametrize(
+    ("kind", "proxy"),
+    [
+        ("location", "conjugate"),
+        ("regression", "conjugate"),
+        ("regression", "laplace"),
+        pytest.param("location", "laplace", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", DIVERGENCES)
-@pytest.mark.parametrize("kind", MODELS)
 def test_closed_form_value_and_gradients(kind, name, proxy):
     """Laplace is exact for Gaussian posteriors, its derivative by the implicit function theorem included."""
     make, posterior = MODELS[kind]

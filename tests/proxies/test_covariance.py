@@ -58,14 +58,14 @@ def test_draws_have_the_covariance_of_the_push_forward(weights):
         params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(0)))
         inputs = jnp.asarray(X[:2])
         one = side(model, params)
-        noise = Linearized(weights).noise(jax.random.key(2), model, one, inputs, 20_000)
+        noise = Linearized(weights).noise(jax.random.key(2), model, one, inputs, 5_000)
         gaussian = weights.around(jax.random.split(jax.random.key(2))[0], model, one)
         jacobian = jax.jacobian(lambda v: model.apply(model.unflatten(v), inputs).ravel())(model.flatten(params))
         wanted = np.asarray(jacobian @ gaussian.covariance @ jacobian.T)
-    found = np.cov(np.asarray(noise).reshape(20_000, 6).T)
+    found = np.cov(np.asarray(noise).reshape(5_000, 6).T)
     scale = np.sqrt(np.outer(np.diagonal(wanted), np.diagonal(wanted)))
-    np.testing.assert_array_less(np.abs(found - wanted) / scale, 0.05)
-    assert np.abs(np.asarray(noise).mean(0)).max() < 0.05 * np.sqrt(wanted.max())
+    np.testing.assert_array_less(np.abs(found - wanted) / scale, 0.1)  # five standard errors
+    assert np.abs(np.asarray(noise).mean(0)).max() < 0.1 * np.sqrt(wanted.max())
 
 
 def test_the_mode_is_found_from_far_away():

@@ -1,0 +1,448 @@
+"""``fit_gradient_matching``, ``fit_trajectory_matching``, ``fit_distribution_matching`` and ``fit_bacon``.
+
+Front doors of dataset distillation: DC and DSA, MTT, DM, and BACON. Step sizes, momenta and loops are those of the
+reference codes; the numbers of steps are a fraction of the published ones, which each docstring names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.experts import Experts
+from pseudocoreset.fitting import Callback, FitResult
+from pseudocoreset.methods.bpc import _adam, _published_sgd
+from pseudocoreset.methods.common import EXPERT_EPOCHS, Common, Optimizer, run
+from pseudocoreset.models import Model
+from pseudocoreset.objectives import InnerTraining, Objective, SnapshotWindow, trajectory_matching
+from pseudocoreset.objectives.bacon import bacon, decode, encode
+from pseudocoreset.objectives.distribution_matching import distribution_matching
+from pseudocoreset.objectives.gradient_matching import gradient_matching
+from pseudocoreset.validation import check_integer
+
+__all__ = ["fit_bacon", "fit_distribution_matching", "fit_gradient_matching", "fit_trajectory_matching"]
+
+MOMENTUM = 0.5  # of SGD on the inputs, in all four reference codes
+# images a class: (matches of a network, steps on the coreset between two of them), as in the code of DC.
+_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+
+
+class _TrajectoryRecipe(NamedTuple):
+    """A row of the hyperparameters of MTT, as its authors gave them to DC-Bench."""
+
+    num_inner_steps: int
+    expert_epochs: int
+    starts: int  # epochs that may be a start: 0 to one less
+    step_size: float
+    inner_learning_rate: float
+
+
+_MTT = {
+    ("cifar10", 1): _TrajectoryRecipe(50, 2, 2, 100.0, 0.01),
+    ("cifar10", 10): _TrajectoryRecipe(30, 2, 20, 100.0, 0.001),
+    ("cifar10", 50): _TrajectoryRecipe(30, 2, 40, 1000.0, 0.001),
+    ("cifar100", 1): _TrajectoryRecipe(20, 3, 20, 1000.0, 0.01),
+    ("cifar100", 10): _TrajectoryRecipe(20, 2, 20, 1000.0, 0.01),
+    ("cifar100", 50): _TrajectoryRecipe(80, 2, 40, 1000.0, 0.01),
+    ("tiny_imagenet", 1): _TrajectoryRecipe(10, 2, 10, 10000.0, 0.01),
+    ("tiny_imagenet", 10): _TrajectoryRecipe(20, 2, 40, 10000.0, 0.01),
+    ("tiny_imagenet", 50): _TrajectoryRecipe(20, 2, 40, 10000.0, 0.01),
+}
+_MTT_ELSEWHERE = _TrajectoryRecipe(30, 2, 20, 100.0, 0.01)
+
+
+def fit_gradient_matching(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 1000,
+    experts: Experts | Sequence[Experts] | None = None,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    targets: str = "fixed",
+    distance: str = "cosine",
+    num_inner_steps: int | None = None,
+    inner_learning_rate: float = 0.01,
+    num_outer: int | None = None,
+    batch_size: int = 256,
+    by_class: bool | None = None,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Gradient matching: DSA (Zhao and Bilen 2021), and with ``augment=None`` DC (Zhao et al. 2021).
+
+    The published numbers of steps are 1,000 for each of the ``num_outer`` matches of a network: 10,000 for 10 images a
+    class. DC starts from noise, this from real data as DSA does.
+
+    Args:
+        model: a model, or several (their gradients are summed).
+        data: the data set.
+        images_per_class: points of each class.
+        size: number of points in all; give this or ``images_per_class``.
+        key: one typed key.
+        steps: updates of the coreset.
+        experts: where to take networks from instead of training them on the coreset, one set a model.
+        optimizer: acts on the free leaves, or one a leaf by name. By default SGD with momentum 0.5 on the inputs of
+            networks and Adam of step 0.01 on other leaves; Adam with cosine decay for other models.
+        step_size: of the optimiser; 0.1.
+        augment: of data and coreset alike; ``"auto"``, a strategy, an ``Augmentation`` or None.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        targets: ``"fixed"`` or ``"learned"``.
+        distance: ``"cosine"`` or ``"squared"``; see ``objectives.gradient_matching``.
+        num_inner_steps: steps on the coreset between two matches; by the table of the reference.
+        inner_learning_rate: their step size.
+        num_outer: matches of a network before it is drawn afresh; by the table of the reference.
+        batch_size: data of each class a step.
+        by_class: match class by class; where there are classes by default.
+        first_epoch: the earliest snapshot of ``experts``.
+        last_epoch: the latest.
+        coreset: where to start instead of random real data.
+        callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show a progress bar.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
+        augment=augment, weights=weights, targets=targets, coreset=coreset, callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir, progress=progress,
+    ).checked()  # fmt: skip
+    count = 10 if images_per_class is None else images_per_class
+    outer, inner = _LOOPS[min(_LOOPS, key=lambda published: abs(published - count))]
+
+    def build(one: Model) -> Objective:
+        return gradient_matching(
+            one,
+            distance=distance,
+            num_inner_steps=inner if num_inner_steps is None else num_inner_steps,
+            inner_learning_rate=inner_learning_rate,
+            num_outer=outer if num_outer is None else num_outer,
+            batch_size=batch_size,
+            by_class=one.num_classes is not None if by_class is None else by_class,
+            augment=common.augmentation,
+            window=_window(common, first_epoch, last_epoch),
+            free=common.free,
+        )
+
+    default = _default(common, 0.1)
+    return run("gradient_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def fit_trajectory_matching(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 1000,
+    experts: Experts | Sequence[Experts] | None = None,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    targets: str = "fixed",
+    num_inner_steps: int | None = None,
+    inner_learning_rate: float | None = None,
+    learn_step_size: float = 1e-3,
+    rematerialise: str = "step",
+    expert_epochs: int | None = None,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    num_experts: int = 10,
+    num_expert_epochs: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Matching training trajectories (MTT; Cazenavette et al. 2022).
+
+    Defaults that are None are the authors' for CIFAR-10, CIFAR-100 and Tiny ImageNet at the nearest published number
+    of images a class. They take 5,000 steps, ZCA whitening for some settings, batches of the larger coresets, and learn
+    the inner step size by SGD on the number itself, this by Adam on its logarithm.
+
+    Args:
+        model: a model, or several.
+        data: the data set.
+        images_per_class: points of each class.
+        size: number of points in all.
+        key: one typed key.
+        steps: updates of the coreset.
+        experts: trajectories from ``train_experts``, one set a model; trained here if None.
+        optimizer: as in ``fit_gradient_matching``.
+        step_size: of the optimiser; 100 to 10,000 for networks, 0.1 for other models.
+        augment: of the coreset in the training of networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        targets: ``"fixed"`` or ``"learned"``.
+        num_inner_steps: L; gradients flow through all of them.
+        inner_learning_rate: alpha at the start.
+        learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
+        rematerialise: ``"none"``, ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
+        expert_epochs: E, from the snapshot where this starts to the one it should meet.
+        first_epoch: the earliest start.
+        last_epoch: the latest start; no later than the experts allow.
+        num_experts: experts to train if none are given.
+        num_expert_epochs: their epochs.
+        coreset: where to start.
+        callbacks: called between blocks.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show progress bars.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+    ).checked()  # fmt: skip
+    recipe = _trajectory_recipe(data.name, images_per_class)
+    ahead = recipe.expert_epochs if expert_epochs is None else check_integer(expert_epochs, "expert_epochs")
+    check_integer(first_epoch, "first_epoch", minimum=0)
+    if last_epoch is None:
+        last_epoch = max(first_epoch, min(recipe.starts - 1, _num_epochs(common) - ahead))
+    inner = InnerTraining(
+        num_steps=recipe.num_inner_steps if num_inner_steps is None else num_inner_steps,
+        learning_rate=recipe.inner_learning_rate if inner_learning_rate is None else inner_learning_rate,
+        expert_epochs=ahead,
+        first_epoch=first_epoch,
+        last_epoch=last_epoch,
+        augment=common.augmentation,
+    )
+
+    def build(one: Model) -> Objective:
+        return trajectory_matching(
+            one, inner=inner, learn_step_size=learn_step_size, rematerialise=rematerialise, free=common.free
+        )
+
+    default = _default(common, recipe.step_size)
+    return run("trajectory_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def fit_distribution_matching(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 2000,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    batch_size: int = 256,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Distribution matching (DM; Zhao and Bilen 2023), published with 20,000 steps.
+
+    Args:
+        model: a model with features and classes, or several.
+        data: the data set.
+        images_per_class: points of each class.
+        size: number of points in all.
+        key: one typed key.
+        steps: updates of the coreset.
+        optimizer: as in ``fit_gradient_matching``.
+        step_size: of the optimiser; 1 for networks, 10 from 100 images a class on, 0.1 for other models.
+        augment: of data and coreset alike.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        batch_size: data of each class a step.
+        coreset: where to start instead of random real data.
+        callbacks: called between blocks.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show a progress bar.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, augment=augment,
+        weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir, progress=progress,
+    ).checked()  # fmt: skip
+
+    def build(one: Model) -> Objective:
+        return distribution_matching(one, batch_size=batch_size, augment=common.augmentation, free=common.free)
+
+    default = _default(common, 1.0 if images_per_class is None or images_per_class < 100 else 10.0)
+    return run("distribution_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def fit_bacon(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int = 2000,
+    experts: Experts | Sequence[Experts] | None = None,
+    optimizer: Optimizer | None = None,
+    step_size: float | None = None,
+    augment: Augmentation | str | None = "auto",
+    weights: str | None = None,
+    variant: str = "paper",
+    weight: float = 0.8,
+    likelihood_scale: float = 1.0,
+    cross_entropy: float | None = None,
+    batch_size: int = 256,
+    formation: int = 1,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """BACON (Zhou et al. 2024), published with 20,000 steps; ``objectives.bacon`` says what is the paper's in it.
+
+    With ``formation=2`` the points that are learned hold 2 x 2 images of half the size each, while the coreset that
+    comes back holds the decoded images, four times as many, ready for any posterior; ``result.state.arrays`` keeps
+    those learned. Compare it with coresets of as many stored images as methods that decode too.
+
+    Args:
+        model: a model with features and classes, or several.
+        data: the data set.
+        images_per_class: stored points of each class.
+        size: number of stored points in all; with ``formation=2`` give ``images_per_class``.
+        key: one typed key.
+        steps: updates of the coreset.
+        experts: networks in training, one set a model; fresh random networks by default.
+        optimizer: as in ``fit_gradient_matching``.
+        step_size: of the optimiser; 0.2 for networks, 0.1 for other models.
+        augment: of data and coreset alike.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        variant: ``"paper"`` or ``"released"``.
+        weight: lambda.
+        likelihood_scale: of the variant ``"paper"``.
+        cross_entropy: its weight; see ``objectives.bacon``.
+        batch_size: data of each class a step.
+        formation: 1, or 2.
+        first_epoch: the earliest snapshot of ``experts``.
+        last_epoch: the latest.
+        coreset: where to start, of stored points; real data by default.
+        callbacks: called between blocks, with the stored points.
+        checkpoint_dir: where to keep checkpoints.
+        progress: show a progress bar.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        ValueError: for arguments out of range or that do not go together.
+    """
+    common = Common(
+        model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
+        augment=augment, weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir,
+        progress=progress,
+    ).checked()  # fmt: skip
+    if formation == 2 and coreset is None:
+        common = replace(common, coreset=_encoded_start(common))
+
+    def build(one: Model) -> Objective:
+        return bacon(
+            one,
+            variant=variant,
+            weight=weight,
+            likelihood_scale=likelihood_scale,
+            cross_entropy=cross_entropy,
+            batch_size=batch_size,
+            formation=formation,
+            augment=common.augmentation,
+            window=_window(common, first_epoch, last_epoch),
+            free=common.free,
+        )
+
+    default = _default(common, 0.2)
+    result = run("bacon", common, build, optimizer=optimizer, step_size=step_size, default=default)
+    return result if formation == 1 else replace(result, coreset=_decoded(result.coreset, common.weights == "ones"))
+
+
+def _default(common: Common, published: float) -> Any:
+    """SGD as published for networks, Adam elsewhere."""
+    networks = all(m.is_network for m in common.models)
+    return _published_sgd(common, published, momentum=MOMENTUM) if networks else _adam(common)
+
+
+def _window(common: Common, first: int, last: int | None) -> SnapshotWindow | None:
+    check_integer(first, "first_epoch", minimum=0)
+    return None if common.experts is None else SnapshotWindow(first, last)
+
+
+def _trajectory_recipe(data_name: str, images_per_class: int | None) -> _TrajectoryRecipe:
+    published = [count for name, count in _MTT if name == data_name]
+    if not published or images_per_class is None:
+        return _MTT_ELSEWHERE
+    return _MTT[data_name, min(published, key=lambda count: abs(count - images_per_class))]
+
+
+def _num_epochs(common: Common) -> int:
+    """Epochs of the experts given, or of those that will be trained."""
+    if common.experts is None:
+        return EXPERT_EPOCHS if common.num_expert_epochs is None else common.num_expert_epochs
+    sets = (common.experts,) if isinstance(common.experts, Experts) else common.experts
+    return min(one.num_epochs for one in sets)
+
+
+def _encoded_start(common: Common) -> Pseudocoreset:
+    """Stored images of four real images of their class each."""
+    count = common.images_per_class
+    if count is None:
+        raise ValueError("formation=2 starts from images of one class in each point; give images_per_class or coreset")
+    real = Pseudocoreset.from_data(
+        common.data,
+        images_per_class=4 * check_integer(count, "images_per_class"),
+        key=jax.random.fold_in(common.key, 4),
+    )
+    classes = real.size // (4 * count)
+    quarters = real.inputs.reshape(classes, 4, count, *real.inputs.shape[1:]).swapaxes(0, 1)
+    stored = replace(
+        real,
+        inputs=np.asarray(encode(jnp.asarray(quarters.reshape(real.inputs.shape)))),
+        targets=np.repeat(real.targets[:: 4 * count], count),
+        weights=np.ones(classes * count, np.float32),
+    )
+    return stored.with_mass("ones" if common.weights == "ones" else "data")
+
+
+def _decoded(coreset: Pseudocoreset, ones: bool) -> Pseudocoreset:
+    """Every image of a stored one as a point; weights of one stay one, others are shared out."""
+    return replace(
+        coreset,
+        inputs=np.asarray(decode(jnp.asarray(coreset.inputs))),
+        targets=np.tile(coreset.targets, 4),
+        weights=np.tile(coreset.weights if ones else coreset.weights / 4, 4),
+        metadata=coreset.metadata | {"formation": 2, "stored_images": coreset.size},
+    )

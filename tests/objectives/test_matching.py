@@ -1,0 +1,534 @@
+"""Gradient, trajectory and distribution matching and BACON, against NumPy in float64 that shares no code with them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from pseudocoreset import Dataset, train_experts
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.data import Preprocessing
+from pseudocoreset.device import DeviceData
+from pseudocoreset.methods.matching import (
+    fit_bacon,
+    fit_distribution_matching,
+    fit_gradient_matching,
+    fit_trajectory_matching,
+)
+from pseudocoreset.models import MLP, ConvNet, Model, bnn, linear_regression, logistic_regression
+from pseudocoreset.objectives import CoresetArrays, InnerTraining, SnapshotWindow, trajectory_matching, wasserstein
+from pseudocoreset.objectives.bacon import bacon, decode, encode, out_of_range, total_variation
+from pseudocoreset.objectives.distribution_matching import class_batches, distribution_matching
+from pseudocoreset.objectives.gradient_matching import cosine_distance, gradient_matching
+
+RNG = np.random.default_rng(11)
+CLASSES, D = 3, 4
+X = RNG.normal(size=(23, D))
+Y = np.r_[np.arange(21) % 3, 0, 0].astype(np.int32)
+U = RNG.normal(size=(6, D))
+V = np.array([2, 0, 1, 0, 2, 2], np.int32)  # neither sorted nor of equal numbers
+W = np.array([1.0, 2.0, 0.5, 3.0, 0.7, 1.3])
+THETA = {"kernel": RNG.normal(size=(D, CLASSES)), "bias": RNG.normal(size=CLASSES)}
+POINTS, MEMBERS = ([np.flatnonzero(np.equal(labels, c)) for c in range(CLASSES)] for labels in (V, Y))
+ALL = 10_000  # a batch with all the data
+LEAVES = ("inputs", "targets", "weights")
+
+
+def softmax_program(x, y=None):
+    """Linear softmax regression whose features are its inputs."""
+    kernel = numpyro.sample("kernel", dist.Normal(0.0, 1.0).expand((D, CLASSES)).to_event(2))
+    bias = numpyro.sample("bias", dist.Normal(0.0, 1.0).expand((CLASSES,)).to_event(1))
+    numpyro.deterministic("features", x.reshape(x.shape[0], -1))
+    f = numpyro.deterministic("f", x.reshape(x.shape[0], -1)[:, :D] @ kernel + bias)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Categorical(logits=f), obs=y)
+
+
+class Float64:
+    """Preprocessing that leaves float64 alone, so that the tests stay exact."""
+
+    def apply(self, raw):
+        return raw
+
+
+def data64(x=X, y=Y):
+    return DeviceData(jnp.asarray(x), jnp.asarray(y), Float64())
+
+
+def arrays(u=U, v=V, w=W):
+    return CoresetArrays(jnp.asarray(u), jnp.asarray(v), jnp.asarray(w))
+
+
+@functools.cache
+def quick(function):
+    """Compiled once; most of the time of these tests is compilation."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def step(objective, coreset=None, data=None, snapshots=(), key=1, state=None):
+    coreset, data = arrays() if coreset is None else coreset, data64() if data is None else data
+    state = objective.init(jax.random.key(0), coreset, data) if state is None else state
+    gradient, state, info = quick(objective.gradient)(jax.random.key(key), state, coreset, data, snapshots)
+    return jax.tree.map(np.asarray, gradient), jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, info)
+
+
+def slope(theta, x, y, w):
+    """Gradient of the weighted mean cross-entropy of softmax regression; ``y`` labels or probabilities."""
+    logits = x @ theta["kernel"] + theta["bias"]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    y = np.eye(CLASSES)[y] if y.ndim == 1 else y
+    residual = (p / p.sum(1, keepdims=True) * y.sum(1, keepdims=True) - y) * (w / w.sum())[:, None]
+    return {"kernel": x.T @ residual, "bias": residual.sum(0)}
+
+
+def cosine(one, other):
+    g, h = one["kernel"], other["kernel"]
+    return sum(
+        1 - g[:, k] @ h[:, k] / (np.linalg.norm(g[:, k]) * np.linalg.norm(h[:, k]) + 1e-6) for k in range(CLASSES)
+    )
+
+
+def squared(one, other):
+    return sum(np.sum((one[name] - other[name]) ** 2) for name in one)
+
+
+def matching(distance, u, v, w, by_class, theta=THETA):
+    if not by_class:
+        return distance(slope(theta, u, v, w), slope(theta, X, Y, np.ones(len(X))))
+    return sum(
+        distance(slope(theta, u[i], v[i], w[i]), slope(theta, X[k], Y[k], np.ones(len(k))))
+        for i, k in zip(POINTS, MEMBERS, strict=True)
+    )
+
+
+def differences(function, leaves, h=1e-6):
+    """Gradients of ``function(*leaves)`` in every leaf of floats, by central differences."""
+    gradients = []
+    for i, leaf in enumerate(leaves):
+        gradient = np.zeros(leaf.shape)
+        for index in np.ndindex(*leaf.shape) if leaf.dtype.kind == "f" else ():
+            ends = []
+            for sign in (1, -1):
+                moved = [one.copy() for one in leaves]
+                moved[i][index] += sign * h
+                ends.append(function(*moved))
+            gradient[index] = (ends[0] - ends[1]) / (2 * h)
+        gradients.append(gradient)
+    return gradients
+
+
+SOFT = RNG.dirichlet(np.ones(CLASSES), size=6) * 0.2 + 0.8 * np.eye(CLASSES)[V]
+# One of each for all tests, which then compile it once.
+MODEL = Model.from_numpyro(softmax_program).bind(X, Y)
+BOTH = ("inputs", "weights")
+DC = gradient_matching(MODEL, batch_size=ALL, window=SnapshotWindow(0), free=LEAVES)
+SQUARED = gradient_matching(
+    MODEL, distance="squared", by_class=False, batch_size=ALL, window=SnapshotWindow(0), free=LEAVES
+)
+DM = distribution_matching(MODEL, batch_size=ALL, free=BOTH)
+BACON = bacon(MODEL, variant="released", weight=0.8, batch_size=ALL, free=BOTH)
+
+
+def snapshot():
+    return ({name: jnp.asarray(a) for name, a in THETA.items()},)
+
+
+@pytest.mark.parametrize(("objective", "distance", "by_class"), [(DC, cosine, True), (SQUARED, squared, False)])
+def test_gradient_matching_in_all_leaves(objective, distance, by_class):
+    """Of softmax regression, second-order derivatives through both gradients; the bias has no part in the cosine."""
+    with jax.enable_x64(True):
+        gradient, _, info = step(objective, arrays(v=SOFT), snapshots=snapshot())
+
+    def exact(u, v, w):
+        return matching(distance, u, v, w, by_class)
+
+    np.testing.assert_allclose(info["loss"], exact(U, SOFT, W), rtol=1e-9)
+    for name, wanted in zip(LEAVES, differences(exact, (U, SOFT, W)), strict=True):
+        np.testing.assert_allclose(gradient[name], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_of_a_convolution_are_its_filters_and_dead_ones_have_a_derivative():
+    kernel, other = RNG.normal(size=(2, 3, 3, 2, 5))
+    kernel[..., 1] = other[..., 1] = 0.0
+    g, h = kernel.reshape(18, 5), other.reshape(18, 5)
+    live = [0, 2, 3, 4]
+    cosines = (g * h).sum(0)[live] / (np.linalg.norm(g[:, live], axis=0) * np.linalg.norm(h[:, live], axis=0))
+    sites = {"kernel": kernel, "bias": np.ones(5), "scale": np.array(2.0)}
+    with jax.enable_x64(True):
+        compiled = jax.jit(jax.value_and_grad(cosine_distance))
+        value, slopes = compiled(sites, {**sites, "kernel": other, "bias": -np.ones(5)})
+    np.testing.assert_allclose(value, 5 - cosines.sum(), rtol=1e-5)
+    assert np.all(np.isfinite(slopes["kernel"]))
+    assert not np.any(slopes["bias"])
+
+
+def test_the_network_is_trained_on_the_coreset_between_matches_and_then_drawn_afresh():
+    with jax.enable_x64(True):
+        objective = gradient_matching(
+            MODEL,
+            distance="squared", by_class=False, batch_size=ALL, num_outer=2, num_inner_steps=3, inner_learning_rate=0.3,
+        )  # fmt: skip
+        _, first, info = step(objective, key=1)
+        losses = [info["loss"]]
+        moved = arrays(u=U + 0.5)  # as the coreset is at the next step, not as it was
+        states = [first]
+        for key in (2, 3):
+            _, state, info = step(objective, moved, key=key, state=states[-1])
+            states.append(state)
+            losses.append(info["loss"])
+    theta = {name: np.asarray(a) for name, a in first.params.items()}
+    np.testing.assert_allclose(losses[0], matching(squared, U, V, W, False, theta), rtol=1e-6)
+    for _ in range(3):
+        gradient = slope(theta, U + 0.5, V, W)
+        theta = {name: a - 0.3 * gradient[name] for name, a in theta.items()}
+    for name, wanted in theta.items():
+        np.testing.assert_allclose(states[1].params[name], wanted, rtol=1e-5)
+    np.testing.assert_allclose(losses[1], matching(squared, U + 0.5, V, W, False, theta), rtol=1e-5)
+    assert [int(s.matched) for s in states] == [1, 0, 1]
+    assert not np.any(np.isclose(states[2].params["kernel"], states[1].params["kernel"]))
+    assert not np.any(np.isclose(states[2].params["kernel"], first.params["kernel"]))
+
+
+def test_squared_gradient_matching_is_the_reverse_kl_of_one_step_posteriors():
+    """Kim et al. 2022: KL(N(theta - eta grad_u, s^2 I) || N(theta - eta grad_x, s^2 I)), up to eta^2 / (2 s^2)."""
+    eta, scale = 0.05, 0.3
+
+    def posterior(x, y, w):
+        gradient = slope(THETA, x, y, w)
+        mean = np.concatenate([(THETA[name] - eta * gradient[name]).ravel() for name in ("bias", "kernel")])
+        return mean, scale**2 * np.eye(mean.size)
+
+    def divergence(u, v, w):
+        (m0, s0), (m1, s1) = posterior(u, v, w), posterior(X, Y, np.ones(len(X)))
+        inverse = np.linalg.inv(s1)
+        log_dets = np.linalg.slogdet(s1)[1] - np.linalg.slogdet(s0)[1]
+        return 0.5 * (np.trace(inverse @ s0) + (m1 - m0) @ inverse @ (m1 - m0) - m0.size + log_dets)
+
+    with jax.enable_x64(True):
+        gradient, _, _ = step(SQUARED, arrays(v=SOFT), snapshots=snapshot())
+    wanted = differences(divergence, (U, SOFT, W))
+    for name, exact in (("inputs", wanted[0]), ("weights", wanted[2])):
+        np.testing.assert_allclose(eta**2 / (2 * scale**2) * gradient[name], exact, rtol=1e-4, atol=1e-9)
+
+
+def test_trajectory_matching_is_wasserstein_between_equal_isotropic_gaussians_to_the_bit():
+    snapshots = tuple(quick(SMALL.init)(jax.random.key(k)) for k in (3, 4))
+    inner = InnerTraining(num_steps=2, learning_rate=0.1)
+    found = []
+    for objective in (trajectory_matching(SMALL, inner=inner), wasserstein(SMALL, proxy="isotropic", inner=inner)):
+        small = arrays(U.astype(np.float32), V, np.ones(6, np.float32))
+        found.append(step(objective, small, DeviceData.from_dataset(VECTORS), snapshots))
+    np.testing.assert_array_equal(found[0][0]["inputs"], found[1][0]["inputs"])
+    np.testing.assert_array_equal(found[0][2]["loss"], found[1][2]["loss"])
+    assert np.any(found[0][0]["inputs"])
+
+
+def class_means(u, w):
+    return np.stack([w[i] @ u[i] / w[i].sum() for i in POINTS])
+
+
+REAL_MEANS = np.stack([X[k].mean(0) for k in MEMBERS])
+
+
+def test_distribution_matching_in_closed_form():
+    with jax.enable_x64(True):
+        gradient, _, info = step(DM, arrays(v=SOFT))
+    means, mass = class_means(U, W), np.array([W[i].sum() for i in POINTS])
+    gap = means - REAL_MEANS
+    np.testing.assert_allclose(info["loss"], np.sum(gap**2), rtol=1e-10)
+    np.testing.assert_allclose(gradient["inputs"], 2 * (W / mass[V])[:, None] * gap[V], rtol=1e-10)
+    np.testing.assert_allclose(
+        gradient["weights"], 2 * np.sum(gap[V] * (U - means[V]), 1) / mass[V], rtol=1e-9, atol=1e-12
+    )
+
+
+EACH = pytest.mark.parametrize(("objective", "snapshots"), [(DM, False), (DC, True), (BACON, False)])
+
+
+@EACH
+def test_a_point_is_as_good_as_two_of_half_its_weight(objective, snapshots):
+    twice, soft = U.copy(), SOFT.copy()
+    twice[3], soft[3] = U[1], SOFT[1]
+    found = []
+    for pair in ([2.0, 0.0], [1.0, 1.0]):
+        w = W.copy()
+        w[[1, 3]] = pair
+        with jax.enable_x64(True):
+            found.append(step(objective, arrays(twice, soft, w), snapshots=snapshot() if snapshots else ()))
+    (whole, _, info), (halves, _, again) = found
+    np.testing.assert_allclose(again["loss"], info["loss"], rtol=1e-10)
+    others = [0, 2, 4, 5]
+    np.testing.assert_allclose(halves["inputs"][others], whole["inputs"][others], rtol=1e-9)
+    np.testing.assert_allclose(halves["inputs"][1] + halves["inputs"][3], whole["inputs"][1], rtol=1e-9)
+    assert np.all(halves["inputs"][3] != 0)
+
+
+@EACH
+def test_a_class_without_weight_is_left_out(objective, snapshots):
+    with jax.enable_x64(True):
+        w = np.where(np.equal(V, 1), 0.0, W)
+        gradient, _, info = step(objective, arrays(v=SOFT, w=w), snapshots=snapshot() if snapshots else ())
+    assert all(np.all(np.isfinite(leaf)) for leaf in gradient.values())
+    assert not np.any(gradient["inputs"][2])
+    if objective is DM:
+        gap = (class_means(U, W) - REAL_MEANS)[[0, 2]]
+        np.testing.assert_allclose(info["loss"], np.sum(gap**2), rtol=1e-10)
+
+
+def test_a_class_without_points_or_data_is_left_out():
+    with jax.enable_x64(True):
+        kept, known = np.not_equal(V, 1), np.not_equal(Y, 2)
+        _, _, info = step(DM, arrays(U[kept], V[kept], W[kept]), data64(X[known], Y[known]))
+    gap = (class_means(U, W) - REAL_MEANS)[0]
+    np.testing.assert_allclose(info["loss"], np.sum(gap**2), rtol=1e-10)
+
+
+def test_batches_hold_different_data_of_their_class_and_all_of_a_small_one():
+    draw = jax.jit(class_batches, static_argnums=(2, 3))
+    found = [[np.asarray(a) for a in draw(jax.random.key(k), data64(), CLASSES, 8)] for k in range(5)]
+    for indices, mask in found:
+        assert mask.sum(1).tolist() == [8, 7, 7]
+        for c in range(CLASSES):
+            assert np.all(Y[indices[c]] == c)
+            assert len(set(indices[c][mask[c]].tolist())) == mask[c].sum()
+    assert len({tuple(indices[0].tolist()) for indices, _ in found}) == 5
+    everything, _ = draw(jax.random.key(0), data64(), None, ALL)
+    assert sorted(np.asarray(everything)[0].tolist()) == list(range(len(X)))
+
+
+IMAGES = RNG.integers(0, 256, size=(12, 8, 8, 2)).astype(np.uint8)
+LABELS = (np.arange(12) % 3).astype(np.int32)
+PICTURES = Dataset.from_arrays(IMAGES, LABELS)
+NET = bnn(ConvNet(depth=1, width=4), PICTURES)
+VECTORS = Dataset.from_arrays(X.astype(np.float32), Y)
+SMALL = bnn(MLP((6,)), VECTORS)
+WHOLE = arrays(PICTURES.train.x, LABELS, np.ones(12, np.float32))
+
+
+@pytest.mark.parametrize("build", [distribution_matching, gradient_matching])
+def test_the_same_augmentation_meets_both_sides(build):
+    """A coreset that is the data has nothing to learn, whatever the draw."""
+    augment = Augmentation("crop")
+    of_experts = {"window": SnapshotWindow(0)} if build is gradient_matching else {}
+    objective, data = build(NET, augment=augment, **of_experts), DeviceData.from_dataset(PICTURES)
+    snapshots = (quick(NET.init)(jax.random.key(9)),) if of_experts else ()
+    for key in range(4):
+        _, _, info = step(objective, WHOLE, data, snapshots, key)
+        # The cosine of a vector with itself falls short of one by 1e-6 over its squared length.
+        assert abs(float(info["loss"])) < (0.05 if of_experts else 1e-8)
+        _, _, moved = step(objective, WHOLE._replace(inputs=WHOLE.inputs[::-1]), data, snapshots, key)
+        assert float(moved["loss"]) > 20 * abs(float(info["loss"])) + 1e-4
+
+
+def test_features_are_what_the_head_is_applied_to():
+    for model, x in ((NET, PICTURES.train.x), (SMALL, VECTORS.train.x)):
+
+        def run(key, model=model, x=x):
+            params = model.init(key)
+            return params, model.features(params, x), model.apply(params, x)
+
+        params, features, outputs = jax.tree.map(np.asarray, quick(run)(jax.random.key(0)))
+        f = features @ params["network/head.kernel"] + params["network/head.bias"]
+        np.testing.assert_allclose(f, outputs, rtol=1e-5, atol=1e-6)
+    bare = logistic_regression(num_classes=3).bind(X, Y)
+    assert not bare.has_features
+    with pytest.raises(ValueError, match="no features"):
+        bare.features({}, jnp.asarray(X))
+
+
+def released(u, w, lam):
+    """The loss of the code, but for cross-entropy; CLIP as the code writes it."""
+    total = 0.0
+    for k, mean in zip(MEMBERS, class_means(u, w), strict=True):
+        real = X[k]
+        gap, sigma = mean - real.mean(0), np.exp(real.std(0, ddof=1))
+        density = np.exp(-0.5 * (gap / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
+        p, q = (np.exp(m) / np.exp(m).sum() for m in (mean, real.mean(0)))
+        shift = (p.mean() - q.mean()) / q.std(ddof=1)
+        clip = (shift - np.clip(shift, 0, 1)) ** 2
+        assert clip < 1e-25
+        total += -np.sum(np.log(density)) + lam * 0.5 * np.sum(np.abs(gap)) + (1 - lam) * clip
+    return total
+
+
+def test_bacon_as_released():
+    with jax.enable_x64(True):
+        gradient, _, info = step(BACON, arrays(v=SOFT))
+    assert float(info["clip"]) == 0.0
+    assert "cross_entropy" not in info  # fresh networks have no say in it
+    np.testing.assert_allclose(info["loss"], released(U, W, 0.8), rtol=1e-10)
+    wanted = differences(lambda u, w: released(u, w, 0.8), (U, W))
+    np.testing.assert_allclose(gradient["inputs"], wanted[0], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(gradient["weights"], wanted[1], rtol=1e-5, atol=1e-8)
+
+
+def test_bacon_weighs_the_cross_entropy_by_the_accuracy_in_percent():
+    always_zero = {"kernel": jnp.zeros((D, CLASSES)), "bias": jnp.asarray([1.0, 0.0, 0.0])}
+    everything = DeviceData(jnp.asarray(X), jnp.zeros(len(X), jnp.int32), Float64())  # accuracy of 100 %
+    objective = bacon(MODEL, variant="released", window=SnapshotWindow(0))
+    _, _, info = step(objective, arrays(v=np.zeros(6, np.int32)), everything, (always_zero,))
+    np.testing.assert_allclose(info["cross_entropy"], np.log(np.e + 2) - 1, rtol=1e-5)
+    rest = info["likelihood"] + 0.8 * info["variation"]
+    np.testing.assert_allclose(info["loss"] - rest, 0.5 * 100 * info["cross_entropy"], rtol=1e-4)
+    assert bacon(MODEL, variant="released", cross_entropy=0.1).settings["cross_entropy"] == 0.1
+
+
+def test_bacon_with_priors_on_the_images():
+    """The variant "paper" on uint8 images, whose range of pixels is that of 0 and 255."""
+    mean, std = np.array([0.4, 0.6], np.float32), np.array([0.2, 0.3], np.float32)
+    prep = Preprocessing(1 / 255, mean, std)
+    model = Model.from_numpyro(softmax_program).bind(IMAGES, LABELS)
+    u = RNG.normal(scale=3.0, size=(3, 8, 8, 2)).astype(np.float32)
+    objective = bacon(model, weight=0.3, likelihood_scale=2.0, batch_size=ALL)
+    data = DeviceData(jnp.asarray(IMAGES), jnp.asarray(LABELS), prep)
+    _, _, info = step(objective, arrays(u, np.arange(3, dtype=np.int32), np.ones(3, np.float32)), data)
+    real = (IMAGES / 255.0 - mean) / std
+    gaps = np.stack([(u[c] - real[c::3].mean(0)).ravel() for c in range(3)])
+    likelihood = 0.5 * np.sum(gaps**2) / 4 + gaps.size * (np.log(2) + 0.5 * np.log(2 * np.pi))
+    low, high = -mean / std, (1 - mean) / std
+    outside = np.maximum(u - high, 0) + np.maximum(low - u, 0)
+    variation = sum(np.abs(np.diff(u, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(u, axis=2)).mean((1, 2, 3)))
+    clip = sum((outside**2).mean((1, 2, 3)))
+    np.testing.assert_allclose(info["likelihood"], likelihood, rtol=1e-4)
+    np.testing.assert_allclose(info["variation"], variation, rtol=1e-5)
+    np.testing.assert_allclose(info["clip"], clip, rtol=1e-4)
+    np.testing.assert_allclose(info["loss"], likelihood + 0.3 * variation + 0.7 * clip, rtol=1e-4)
+
+
+def test_the_priors_vanish_where_they_should():
+    flat = jnp.full((2, 5, 4, 3), 0.7)
+    assert np.all(total_variation(flat) == 0)
+    step_edge = flat.at[:, 2:].add(2.0)  # one of four vertical neighbours in every column
+    np.testing.assert_allclose(total_variation(step_edge), 2.0 / 4, rtol=1e-6)
+    low, high = jnp.zeros(3), jnp.ones(3)
+    assert np.all(out_of_range(flat, low, high) == 0)
+    np.testing.assert_allclose(out_of_range(flat + 1.0, low, high), 0.7**2, rtol=1e-5)
+
+
+def test_a_stored_image_holds_four():
+    quarters = jnp.arange(8.0).reshape(4, 2)  # four constant images in each of two stored ones
+    images = jnp.broadcast_to(quarters.reshape(8, 1, 1, 1), (8, 6, 4, 3))
+    stored = encode(images)
+    assert stored.shape == (2, 6, 4, 3)
+    corners = [(0, 0), (-1, 0), (0, -1), (-1, -1)]  # upper left, lower left, upper right, lower right
+    np.testing.assert_array_equal([[stored[j, r, c, 0] for j in range(2)] for r, c in corners], quarters)
+    np.testing.assert_allclose(decode(stored), images, rtol=1e-6)
+    crops = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    wanted = jax.image.resize(crops[:, 3:, :2], (2, 6, 4, 3), "bilinear")  # lower left
+    np.testing.assert_allclose(decode(crops)[2:4], wanted, rtol=1e-6)
+    np.testing.assert_allclose(wanted[:, 0, 1, 0], 0.75 * crops[:, 3, 0, 0] + 0.25 * crops[:, 3, 1, 0], rtol=1e-5)
+    with pytest.raises(ValueError, match="sides divisible by 2"):
+        decode(jnp.zeros((1, 5, 4, 3)))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        encode(jnp.zeros((6, 4, 4, 3)))
+
+
+FAST = dict(key=jax.random.key(5), progress=False)
+
+
+def test_fit_bacon_of_four_images_a_point():
+    """Stored points start as downscaled images of their class, and come back decoded."""
+    starts = []
+    result = fit_bacon(
+        bnn(MLP((4,)), PICTURES), PICTURES, images_per_class=1, steps=1, step_size=1e-30, formation=2, **FAST,
+        weights="data",
+        callbacks=[lambda _, coreset, __: starts.append(coreset)],
+    )  # fmt: skip
+    (start,) = starts
+    assert start.mass == pytest.approx(12)
+    small = PICTURES.train.x.reshape(12, 4, 2, 4, 2, 2).mean((2, 4))
+    for image, label in zip(start.inputs, start.targets, strict=True):
+        for corner in (image[:4, :4], image[4:, :4], image[:4, 4:], image[4:, 4:]):
+            gaps = np.abs(small[np.equal(LABELS, label)] - corner).max((1, 2, 3))
+            assert gaps.min() < 1e-5
+    assert result.coreset.size == 12
+    assert result.coreset.mass == pytest.approx(12)
+    np.testing.assert_array_equal(result.coreset.targets, [0, 1, 2] * 4)
+    np.testing.assert_allclose(result.coreset.inputs, decode(result.state.arrays.inputs), rtol=1e-6)
+    assert result.coreset.metadata["stored_images"] == 3
+
+
+def test_fit_distribution_matching():
+    result = fit_distribution_matching(SMALL, VECTORS, images_per_class=1, steps=60, step_size=0.5, **FAST)
+    assert result.history["loss"][-15:].mean() < 0.7 * result.history["loss"][:6].mean()
+    assert result.coreset.metadata["objective"] == "distribution_matching"
+
+
+@pytest.fixture(scope="module")
+def experts():
+    arguments = dict(num_experts=2, num_epochs=4, learning_rate=0.1, batch_size=6)
+    return train_experts(SMALL, VECTORS, **arguments, **FAST)
+
+
+def test_the_fits_take_expert_snapshots(experts):
+    common = dict(images_per_class=2, steps=4, experts=experts, **FAST)
+    trajectory = fit_trajectory_matching(SMALL, VECTORS, num_inner_steps=3, inner_learning_rate=0.1, **common)
+    settings = trajectory.coreset.metadata["objectives"][0]
+    assert (settings["last_epoch"], settings["expert_epochs"]) == (2, 2)  # as late as four epochs allow
+    means = fit_bacon(SMALL, VECTORS, variant="released", first_epoch=1, **common)
+    settings = means.coreset.metadata["objectives"][0]
+    assert (settings["window"], settings["cross_entropy"]) == ([1, None], 0.5)
+    assert means.coreset.mass == means.coreset.size == 6
+    for result in (trajectory, means):
+        assert np.all(np.isfinite(result.history["loss"]))
+
+
+def test_gradient_matching_of_regression_learns_the_weights_too():
+    y = (X @ np.array([1.0, -1.0, 0.5, 0.0])).astype(np.float32)
+    data = Dataset.from_arrays(X.astype(np.float32), y)
+    result = fit_gradient_matching(
+        linear_regression(noise_scale=0.5), data, size=4, steps=80, distance="squared", num_outer=4,
+        num_inner_steps=2, inner_learning_rate=0.05, **FAST,
+    )  # fmt: skip
+    assert result.history["loss"][-10:].mean() < 0.5 * result.history["loss"][:10].mean()
+    assert np.ptp(result.coreset.weights) > 0
+    assert result.history["inner_rounds"][:6].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+REGRESSION = linear_regression(noise_scale=0.5).bind(X, X[:, 0])
+AHEAD = SnapshotWindow(0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gradient_matching(MODEL, distance="l1"), "distance='l1' is unknown; use one of 'cosine', 'squared'"),
+        (lambda: gradient_matching(MODEL, num_outer=0), "num_outer must be at least 1"),
+        (lambda: gradient_matching(MODEL, num_inner_steps=0), "num_inner_steps must be at least 1"),
+        (lambda: gradient_matching(MODEL, inner_learning_rate=0.0), "inner_learning_rate must be a positive"),
+        (lambda: gradient_matching(MODEL, batch_size=0), "batch_size must be at least 1"),
+        (lambda: gradient_matching(MODEL, free=("pixels",)), "free must name some of"),
+        (lambda: gradient_matching(MODEL, window=AHEAD), "window must name one snapshot"),
+        (lambda: gradient_matching(REGRESSION, distance="squared"), "by_class=True needs classes.*by_class=False"),
+        (lambda: gradient_matching(REGRESSION, by_class=False), "distance='cosine' compares.*distance='squared'"),
+        (lambda: distribution_matching(MODEL, batch_size=0), "batch_size must be at least 1"),
+        (lambda: distribution_matching(MODEL, free=("inputs", "targets")), "no gradient in targets"),
+        (lambda: distribution_matching(logistic_regression(num_classes=3).bind(X, Y)), "needs features"),
+        (lambda: distribution_matching(bnn(MLP(), input_shape=(4,), likelihood="gaussian")), "needs classes"),
+        (lambda: bacon(NET, variant="code"), "variant='code' is unknown"),
+        (lambda: bacon(NET, weight=1.5), "weight must be from 0 to 1; got 1.5"),
+        (lambda: bacon(NET, likelihood_scale=0.0), "likelihood_scale must be a positive"),
+        (lambda: bacon(NET, cross_entropy=-0.1), "cross_entropy must not be negative; got -0.1"),
+        (lambda: bacon(NET, formation=3), "formation must be 1 or 2; got 3"),
+        (lambda: bacon(NET, batch_size=-1), "batch_size must be at least 1"),
+        (lambda: bacon(NET, window=AHEAD), "window must name one snapshot"),
+        (lambda: bacon(NET, free="targets"), "without cross_entropy there is no gradient in targets"),
+        (lambda: bacon(MODEL), "need images"),
+        (lambda: step(distribution_matching(MODEL), arrays(v=V + 1)), "classes from 0 to 2; got 1 to 3"),
+        (lambda: fit_bacon(NET, PICTURES, size=6, formation=2, **FAST), "formation=2 .* give images_per_class"),
+        (lambda: fit_bacon(NET, PICTURES, **FAST), "give one of images_per_class and size"),
+        (lambda: fit_distribution_matching(NET, PICTURES, size=6, steps=0, **FAST), "steps must be at least 1"),
+        (lambda: fit_gradient_matching(NET, PICTURES, size=6, first_epoch=-1, **FAST), "first_epoch must be at least"),
+        (
+            lambda: fit_trajectory_matching(NET, PICTURES, size=6, expert_epochs=0, **FAST),
+            "expert_epochs must be at least 1",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
