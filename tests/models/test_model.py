@@ -11,7 +11,16 @@ from flax import linen, nnx
 from numpyro.contrib.module import random_flax_module
 from numpyro.infer.util import potential_energy
 
-from pseudocoreset.models import MLP, ConvNet, Model, bnn, logistic_regression
+from pseudocoreset.models import (
+    MLP,
+    ConvNet,
+    Model,
+    bnn,
+    gaussian_location,
+    linear_regression,
+    logistic_regression,
+    poisson_regression,
+)
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(7, 8, 8, 1)).astype(np.float32)
@@ -85,6 +94,10 @@ MODELS = {
     ),
     "softmax_regression": (logistic_regression, ((), dict(num_classes=3)), FEATURES, LABELS),
     "logistic_regression": (logistic_regression, ((), dict(num_classes=2)), FEATURES, BINARY),
+    "linear_regression": (linear_regression, ((), dict(noise_scale=0.5, prior_mean=0.3)), FEATURES, REAL),
+    "linear_regression_unknown_noise": (linear_regression, ((), dict(intercept=False)), FEATURES, REAL),
+    "poisson_regression": (poisson_regression, ((), dict(prior_scale=0.3)), FEATURES, COUNTS.astype(np.float32)),
+    "gaussian_location": (gaussian_location, ((), dict(noise_scale=2.0)), FEATURES, REAL),
     "hierarchical": (Model.from_numpyro, (hierarchical, {}), FEATURES, BINARY),
     "poisson": (Model.from_numpyro, (poisson, {}), FEATURES, COUNTS),
     "random_flax_module": (Model.from_numpyro, (users_flax_program, {}), FEATURES, LABELS),
