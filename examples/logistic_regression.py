@@ -83,7 +83,7 @@ print(result)
 settings = dict(
     kernel="nuts",
     num_chains=2,
-    num_warmup=50 if SMALL else 500,
+    num_warmup=200 if SMALL else 500,
     num_samples=20 if SMALL else 500,
     predict_on=data.test,
 )

@@ -83,7 +83,9 @@ def test_draws_of_mcmc_can_stand_for_the_full_data():
     assert reverse(result.coreset) < 0.2 * reverse(start)
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize(
+    "fit", [fit_bpc_fkl, *(pytest.param(fit, marks=pytest.mark.slow) for fit in (fit_bpc_rkl, fit_bpc_w))]
+)
 def test_networks_take_experts_and_several_architectures(fit):
     models = [bnn(MLP((6,)), BINARY), bnn(MLP((9,)), BINARY)]
     experts = [

@@ -244,6 +244,7 @@ def test_giga_with_a_given_gaussian():
         fit(fit_giga, LOCATION, LOCATIONS, size=8, posterior=Gaussian(jnp.zeros(3), jnp.ones(3)))
 
 
+@pytest.mark.slow
 def test_sparse_vi_of_a_regression_beats_uniform_subsets():
     """Where data differ in what they say, with candidates and batches."""
     x = RNG.normal(size=(500, 4)).astype(np.float32)
@@ -269,6 +270,7 @@ def test_sparse_vi_of_a_regression_beats_uniform_subsets():
     assert divergence(sparse.coreset) < 0.05 * plain
 
 
+@pytest.mark.slow
 def test_sparse_vi_of_a_logistic_regression():
     """Through the Laplace approximation: the mode moves towards that of the full data."""
     model = logistic_regression(DATA)

@@ -29,7 +29,7 @@ def exact(*views):
     return np.linalg.solve(precision, sum(x.T @ REAL for x in flat) / len(flat) / NOISE**2)
 
 
-@pytest.mark.parametrize("batch_size", [None, 6])
+@pytest.mark.parametrize("batch_size", [6, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_mean_over_flips_is_what_is_sampled(batch_size):
     posterior = sample(
         Model.from_numpyro(program), (IMAGES, REAL), augment="flip", batch_size=batch_size, num_chains=40,

@@ -160,7 +160,7 @@ def test_monte_carlo_gradients_are_unbiased(kind, name, batch_size):
         ("wasserstein", {}),
     ],
 )
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [pytest.param("location", marks=pytest.mark.slow), "regression"])
 def test_optimisers_close_the_divergence(kind, name, extra):
     """With enough points for the sufficient statistics it goes below 1e-6, from draws too: their noise dies."""
     make, posterior = MODELS[kind]
@@ -215,22 +215,17 @@ def test_draws_of_chains_give_the_same_gradient():
 
 
 def test_laplace_of_a_logistic_regression():
-    """Mode and curvature against SciPy; the derivative of both through the coreset against differences."""
-    from scipy.optimize import minimize
-
+    """Mode and curvature against Newton's method in NumPy; the derivative of both through the coreset by differences."""
     labels = (Y > 0).astype(np.int32)
     small = (V > 0).astype(np.int32)
 
     def fit(x, y, w):
-        design = np.c_[x, np.ones(len(x))]
-
-        def potential(t):
-            f = design @ t
-            return 0.5 * t @ t + np.sum(w * (np.logaddexp(0, f) - y * f))
-
-        t = minimize(potential, np.zeros(4), method="BFGS", options={"gtol": 1e-10}).x
-        p = 1 / (1 + np.exp(-design @ t))
-        return t, np.linalg.inv(np.eye(4) + design.T @ np.diag(w * p * (1 - p)) @ design)
+        design, t = np.c_[x, np.ones(len(x))], np.zeros(4)
+        for _ in range(50):
+            p = 1 / (1 + np.exp(-design @ t))
+            hessian = np.eye(4) + (design.T * (w * p * (1 - p))) @ design
+            t = t - np.linalg.solve(hessian, t + design.T @ (w * (p - y)))
+        return t, np.linalg.inv(hessian)
 
     def reverse(u):
         return kl(fit(u, small, W), fit(X, labels, np.ones(60)))
@@ -242,11 +237,12 @@ def test_laplace_of_a_logistic_regression():
         data = DeviceData(jnp.asarray(X), jnp.asarray(labels), Float64())
         state = objective.init(jax.random.key(0), coreset, data)
         gradient, _, info = objective.gradient(jax.random.key(1), state, coreset, data, ())
-    np.testing.assert_allclose(info["loss"], reverse(U), rtol=1e-6)
+        inputs = np.asarray(gradient["inputs"])
+    np.testing.assert_allclose(info["loss"], reverse(U), rtol=1e-8)
     shift = np.zeros_like(U)
-    shift[3, 1] = 1e-3
-    difference = (reverse(U + shift) - reverse(U - shift)) / 2e-3
-    np.testing.assert_allclose(gradient["inputs"][3, 1], difference, rtol=1e-3)
+    shift[3, 1] = 1e-5
+    difference = (reverse(U + shift) - reverse(U - shift)) / 2e-5
+    np.testing.assert_allclose(inputs[3, 1], difference, rtol=1e-5)
 
 
 def test_the_published_residual_of_networks_has_another_target():
@@ -264,8 +260,9 @@ def test_the_published_residual_of_networks_has_another_target():
         doubled = same._replace(weights=same.weights * 2)
         objective = reverse_kl(model, proxy="conjugate", target="tempered", batch_size=None, free=("inputs",))
         gradient, _, _ = objective.gradient(jax.random.key(1), state, doubled, full_data(), ())
+        left = float(jnp.abs(gradient["inputs"]).max())
     assert size["posterior"] < 1e-9
-    assert float(jnp.abs(gradient["inputs"]).max()) < 1e-9  # blind to the mass
+    assert left < 1e-9  # blind to the mass
 
 
 @pytest.mark.parametrize(
