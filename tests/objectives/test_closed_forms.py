@@ -215,7 +215,7 @@ def test_draws_of_chains_give_the_same_gradient():
 
 
 def test_laplace_of_a_logistic_regression():
-    """Mode and curvature against Newton's method in NumPy; the derivative of both through the coreset by differences."""
+    """Mode and curvature against Newton in NumPy; the derivative of both through the coreset by differences."""
     labels = (Y > 0).astype(np.int32)
     small = (V > 0).astype(np.int32)
 
