@@ -15,50 +15,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from pseudocoreset.models.gaussian import Gaussian
+from pseudocoreset.models.structure import (
+    FEATURES_SITE,
+    FUNCTION_SITE,
+    Structure,
+    class_log_probabilities,
+    datum_shape,
+    inspect_program,
+    is_factor,
+    scaled,
+)
 
 __all__ = ["Model", "Params"]
 
 Params = dict[str, jax.Array]
-FUNCTION_SITE = "f"
-FEATURES_SITE = "features"
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A latent site: shape of its unconstrained and constrained values."""
-
-    name: str
-    unconstrained_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: Any
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """What one abstract run of the program reveals."""
-
-    sites: tuple[_Site, ...]
-    observed: str
-    num_classes: int | None
-    function_ndim: int | None
-    function_size: int | None
-    num_features: int | None
-    x: jax.ShapeDtypeStruct  # one datum, no leading axis
-    y: jax.ShapeDtypeStruct
-
-
-def _is_factor(site: dict[str, Any]) -> bool:
-    return isinstance(site["fn"], dist.Unit)
-
-
-def _scaled(log_prob: jax.Array, site: dict[str, Any]) -> jax.Array:
-    return log_prob if site.get("scale") is None else log_prob * site["scale"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +55,7 @@ class Model:
     is_network: bool = False
     name: str = "model"
     initializer: Callable[[jax.Array], Params] | None = None
-    structure: _Structure | None = None
+    structure: Structure | None = None
     conjugate: Callable[[jax.Array, jax.Array, jax.Array], Gaussian] | None = None
 
     @classmethod
@@ -112,14 +87,14 @@ class Model:
         Raises:
             ValueError: if the program does not fit the description in ``from_numpyro`` or these data.
         """
-        x_shape, y_shape = _datum_shape(x, "x"), _datum_shape(y, "y")
+        x_shape, y_shape = datum_shape(x, "x"), datum_shape(y, "y")
         if self.structure is not None:
             if self.structure.x.shape != x_shape.shape:
                 raise ValueError(
                     f"x has features of shape {x_shape.shape}; this model was made for {self.structure.x.shape}"
                 )
             return self
-        bound = replace(self, structure=_inspect(self.program, x_shape, y_shape))
+        bound = replace(self, structure=inspect_program(self.program, x_shape, y_shape))
         if bound.has_function and not self.is_network:
             bound._check_function_is_used()
         return bound
@@ -130,7 +105,7 @@ class Model:
         return self.structure is not None
 
     @property
-    def _bound(self) -> _Structure:
+    def _bound(self) -> Structure:
         if self.structure is None:
             raise ValueError("the model does not know the shape of its data yet; call model.bind(x, y) first")
         return self.structure
@@ -183,8 +158,8 @@ class Model:
         trace, log_det = self._trace(params, *self._placeholders(1))
         total = log_det
         for site in trace.values():
-            if site["type"] == "sample" and (not site["is_observed"] or _is_factor(site)):
-                total = total + jnp.sum(_scaled(site["fn"].log_prob(site["value"]), site))
+            if site["type"] == "sample" and (not site["is_observed"] or is_factor(site)):
+                total = total + jnp.sum(scaled(site["fn"].log_prob(site["value"]), site))
         return total
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -260,7 +235,7 @@ class Model:
     def function_probabilities(self, params: Params, f: jax.Array) -> jax.Array:
         """Class probabilities (n, num_classes) given function values ``f`` (n, d); see ``function_log_likelihood``."""
         observed = self._function_trace(params, f, None)[self._bound.observed]
-        return jnp.exp(_class_log_probabilities(observed["fn"], f.shape[0]))
+        return jnp.exp(class_log_probabilities(observed["fn"], f.shape[0]))
 
     @functools.partial(jax.jit, static_argnums=0)
     def constrain(self, params: Params) -> Params:
@@ -355,102 +330,12 @@ class Model:
         site = trace[self._bound.observed]
         if jnp.ndim(y) == len(self._bound.y.shape) + 1:
             # The program may observe its inputs, or a transform of y.
-            return _scaled(site["fn"].log_prob(site["value"]), site)
+            return scaled(site["fn"].log_prob(site["value"]), site)
         if self.num_classes is None or y.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"targets have shape {y.shape}; wanted (n, {', '.join(map(str, self._bound.y.shape))}) or, for a "
                 f"likelihood with finitely many classes, probabilities (n, {self.num_classes})"
             )
-        log_probabilities = _class_log_probabilities(site["fn"], y.shape[0])
+        log_probabilities = class_log_probabilities(site["fn"], y.shape[0])
         # 0 * -inf is not a number: a class of zero target probability has no say.
-        return _scaled(jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1), site)
-
-
-def _class_log_probabilities(distribution: dist.Distribution, n: int) -> jax.Array:
-    """(n, num_classes) log-probabilities of a distribution with finite support and batch shape (n,)."""
-    if isinstance(distribution, dist.CategoricalLogits):
-        return jax.nn.log_softmax(distribution.logits, axis=-1)
-    values = distribution.enumerate_support(expand=False)
-    return jnp.broadcast_to(distribution.log_prob(values).T, (n, values.shape[0]))
-
-
-def _datum_shape(array: Any, argument: str) -> jax.ShapeDtypeStruct:
-    if not hasattr(array, "shape"):
-        raise TypeError(f"{argument} must be an array with a leading axis over data; got {type(array).__name__}")
-    if len(array.shape) < 1:
-        raise ValueError(f"{argument} must have a leading axis over data; got a scalar")
-    # Stored images are uint8; a program always sees them as floats.
-    dtype = jnp.result_type(float) if argument == "x" else jax.dtypes.canonicalize_dtype(array.dtype)
-    return jax.ShapeDtypeStruct(tuple(array.shape[1:]), dtype)
-
-
-def _inspect(program: Callable[..., Any], x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> _Structure:
-    """Run the program once on shapes alone and read off its sites."""
-    found: dict[str, Any] = {}
-    n = 3
-
-    def run(x: jax.Array, y: jax.Array) -> None:
-        seeded = handlers.seed(program, jax.random.key(0))
-        found["trace"] = handlers.trace(seeded).get_trace(x, y)
-        trace = found["trace"]
-        found["observed"] = [
-            site for site in trace.values() if site["type"] == "sample" and site["is_observed"] and not _is_factor(site)
-        ]
-        if len(found["observed"]) == 1:
-            site = found["observed"][0]
-            found["log_prob_shape"] = jnp.shape(site["fn"].log_prob(site["value"]))
-
-    jax.eval_shape(run, jax.ShapeDtypeStruct((n, *x.shape), x.dtype), jax.ShapeDtypeStruct((n, *y.shape), y.dtype))
-    observed = found["observed"]
-    if len(observed) != 1:
-        names = [site["name"] for site in observed]
-        raise ValueError(
-            f"the program must have exactly one observed site, numpyro.sample(..., obs=y); found {len(observed)} "
-            f"{names}"
-        )
-    if found["log_prob_shape"] != (n,):
-        raise ValueError(
-            f"the observed site {observed[0]['name']!r} must have one log-probability a datum, shape (n,); with n={n} "
-            f"it has {found['log_prob_shape']}. Put it in numpyro.plate('data', x.shape[0]), vector targets under "
-            ".to_event(1)"
-        )
-    frames = {frame.name for frame in observed[0]["cond_indep_stack"]}
-    sites = []
-    for name, site in found["trace"].items():
-        if site["type"] != "sample" or site["is_observed"]:
-            continue
-        if frames & {frame.name for frame in site["cond_indep_stack"]}:
-            raise ValueError(
-                f"the latent site {name!r} is inside the plate over the data; a coreset needs parameters that all "
-                "data share"
-            )
-        if site["fn"].is_discrete:
-            raise ValueError(f"the latent site {name!r} is discrete; gradients need continuous sites")
-        shape = tuple(jnp.shape(site["value"]))
-        unconstrained = tuple(biject_to(site["fn"].support).inverse_shape(shape))
-        sites.append(_Site(name, unconstrained, shape, jnp.result_type(site["value"])))
-    if not sites:
-        raise ValueError("the program has no latent site; there is nothing to infer")
-    function = found["trace"].get(FUNCTION_SITE)
-    function_shape = None if function is None else tuple(jnp.shape(function["value"]))
-    if function_shape is not None and (len(function_shape) not in (1, 2) or function_shape[0] != n):
-        raise ValueError(f"the site 'f' must have shape (n,) or (n, d); with n={n} it has {function_shape}")
-    # A site of another kind or shape is the program's own business until somebody asks for features.
-    features = found["trace"].get(FEATURES_SITE, {"type": None})
-    features_shape = tuple(jnp.shape(features["value"])) if features["type"] == "deterministic" else ()
-    return _Structure(
-        sites=tuple(sites),
-        observed=observed[0]["name"],
-        num_classes=_support_size(observed[0]["fn"]),
-        function_ndim=None if function_shape is None else len(function_shape),
-        function_size=None if function_shape is None else (1 if len(function_shape) == 1 else function_shape[1]),
-        num_features=features_shape[1] if features_shape[:1] == (n,) and len(features_shape) == 2 else None,
-        x=x,
-        y=y,
-    )
-
-
-def _support_size(distribution: dist.Distribution) -> int | None:
-    if not getattr(distribution, "has_enumerate_support", False) or distribution.event_shape:
-        return None
-    return jax.eval_shape(lambda: distribution.enumerate_support(expand=False)).shape[0]
+        return scaled(jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1), site)

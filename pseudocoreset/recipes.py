@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BPCRecipe", "FBPCRecipe", "bpc_recipe", "fbpc_recipe"]
+__all__ = [
+    "BPCRecipe",
+    "FBPCRecipe",
+    "TrajectoryRecipe",
+    "bpc_recipe",
+    "fbpc_recipe",
+    "gradient_matching_recipe",
+    "trajectory_recipe",
+]
 
 
 @dataclass(frozen=True)
@@ -77,3 +85,61 @@ def bpc_recipe(images_per_class: int | None) -> BPCRecipe:
     """The recipe of the nearest number of images a class; that of 10 for coresets not counted by class."""
     count = 10 if images_per_class is None else images_per_class
     return _BPC[min(_BPC, key=lambda published: abs(published - count))]
+
+
+@dataclass(frozen=True)
+class TrajectoryRecipe:
+    """A row of the hyperparameters of MTT (Cazenavette et al. 2022), as its authors gave them to DC-Bench.
+
+    Attributes:
+        num_inner_steps: N, steps of the student on the coreset.
+        expert_epochs: M, epochs of the expert that they are to reach.
+        starts: epochs that may be a start: 0 to one less.
+        step_size: of SGD on the inputs.
+        inner_learning_rate: alpha at the start.
+    """
+
+    num_inner_steps: int
+    expert_epochs: int
+    starts: int
+    step_size: float
+    inner_learning_rate: float
+
+
+_MTT = {
+    ("cifar10", 1): TrajectoryRecipe(50, 2, 2, 100.0, 0.01),
+    ("cifar10", 10): TrajectoryRecipe(30, 2, 20, 100.0, 0.001),
+    ("cifar10", 50): TrajectoryRecipe(30, 2, 40, 1000.0, 0.001),
+    ("cifar100", 1): TrajectoryRecipe(20, 3, 20, 1000.0, 0.01),
+    ("cifar100", 10): TrajectoryRecipe(20, 2, 20, 1000.0, 0.01),
+    ("cifar100", 50): TrajectoryRecipe(80, 2, 40, 1000.0, 0.01),
+    ("tiny_imagenet", 1): TrajectoryRecipe(10, 2, 10, 10000.0, 0.01),
+    ("tiny_imagenet", 10): TrajectoryRecipe(20, 2, 40, 10000.0, 0.01),
+    ("tiny_imagenet", 50): TrajectoryRecipe(20, 2, 40, 10000.0, 0.01),
+}
+_MTT_ELSEWHERE = TrajectoryRecipe(30, 2, 20, 100.0, 0.01)
+
+
+def trajectory_recipe(data_name: str, images_per_class: int | None) -> TrajectoryRecipe:
+    """The recipe for a data set, at the nearest published number of images a class; sensible elsewhere.
+
+    Args:
+        data_name: the name of the data set.
+        images_per_class: None for coresets that are not counted by class.
+    """
+    published = [count for name, count in _MTT if name == data_name]
+    if not published or images_per_class is None:
+        return _MTT_ELSEWHERE
+    return _MTT[data_name, min(published, key=lambda count: abs(count - images_per_class))]
+
+
+_GRADIENT_MATCHING = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+
+
+def gradient_matching_recipe(images_per_class: int | None) -> tuple[int, int]:
+    """Matches of a network, and steps on the coreset between two of them, in the code of DC (Zhao et al. 2021).
+
+    Those of the nearest number of images a class; of 10 for coresets not counted by class.
+    """
+    count = 10 if images_per_class is None else images_per_class
+    return _GRADIENT_MATCHING[min(_GRADIENT_MATCHING, key=lambda published: abs(published - count))]

@@ -1,10 +1,10 @@
 """The front doors: one ``fit_<method>`` for each objective, all of one shape."""
 
+from pseudocoreset.methods.bacon import fit_bacon
 from pseudocoreset.methods.bpc import fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w
 from pseudocoreset.methods.fbpc import fit_fbpc
 from pseudocoreset.methods.giga import fit_giga
 from pseudocoreset.methods.matching import (
-    fit_bacon,
     fit_distribution_matching,
     fit_gradient_matching,
     fit_trajectory_matching,

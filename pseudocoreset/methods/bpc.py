@@ -9,14 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
-from pseudocoreset.methods.common import Common, Optimizer, run
+from pseudocoreset.methods.common import Common, Optimizer, adam, published_sgd, run
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import Chains, InnerTraining, Objective, forward_kl, reverse_kl, wasserstein
 from pseudocoreset.proxies import Covariance
@@ -122,7 +121,7 @@ def fit_bpc_rkl(
             free=common.free,
         )
 
-    default = _published_sgd(common, 1000.0, momentum=0.0) if target == "tempered" else _adam(common)
+    default = published_sgd(common, 1000.0, momentum=0.0) if target == "tempered" else adam(common)
     return run("bpc_rkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -216,7 +215,7 @@ def fit_bpc_fkl(
         )
 
     networks = all(m.is_network for m in common.models)
-    default = _published_sgd(common, 1000.0, momentum=0.5) if networks else _adam(common)
+    default = published_sgd(common, 1000.0, momentum=0.5) if networks else adam(common)
     return run("bpc_fkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -270,7 +269,7 @@ def fit_bpc_w(
         num_inner_steps: L; gradients flow through all of them.
         inner_learning_rate: alpha at the start.
         learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
-        rematerialise: ``"none"``, ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
+        rematerialise: ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
         expert_epochs: E.
         first_epoch: the earliest start.
         last_epoch: the latest start.
@@ -304,7 +303,7 @@ def fit_bpc_w(
         )
 
     networks = all(m.is_network for m in common.models)
-    default = _published_sgd(common, 100.0, momentum=0.5) if networks else _adam(common)
+    default = published_sgd(common, 100.0, momentum=0.5) if networks else adam(common)
     return run("bpc_w", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -333,22 +332,6 @@ def _residual_batch(model: Model, data: Dataset) -> int | None:
     if model.is_network:
         return 256
     return None if data.train.num_data <= ALL_DATA_UP_TO else BATCH_BEYOND
-
-
-def _adam(common: Common) -> Any:
-    def default(alpha: float | None) -> Optimizer:
-        # Near the optimum the gradient falls by orders of magnitude; a long memory of its square would stall there.
-        return optax.adam(optax.cosine_decay_schedule(0.1 if alpha is None else alpha, common.steps), b2=0.9)
-
-    return default
-
-
-def _published_sgd(common: Common, published: float, momentum: float) -> Any:
-    def default(alpha: float | None) -> Optimizer:
-        each: dict[str, optax.GradientTransformation] = {name: optax.adam(0.01) for name in common.free}
-        return each | {"inputs": optax.sgd(published if alpha is None else alpha, momentum=momentum or None)}
-
-    return default
 
 
 def _stacked(draws: Any) -> Params | None:

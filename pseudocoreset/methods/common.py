@@ -17,14 +17,15 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
 from pseudocoreset.models import Model
-from pseudocoreset.objectives import Objective
+from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
 
-__all__ = ["Common", "Optimizer", "run"]
+__all__ = ["Common", "Optimizer", "adam", "distillation_sgd", "published_sgd", "run", "snapshot_window"]
 
 logger = logging.getLogger(__name__)
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 EXPERT_EPOCHS = 50
+MOMENTUM = 0.5  # of SGD on the inputs, in all reference codes of dataset distillation
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,38 @@ def run(
     )
     extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
     return replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
+
+
+def adam(common: Common) -> Callable[[float | None], Optimizer]:
+    """Adam with cosine decay of its step, 0.1 at the start: the default of ``run`` for small models."""
+
+    def default(alpha: float | None) -> Optimizer:
+        # Near the optimum the gradient falls by orders of magnitude; a long memory of its square would stall there.
+        return optax.adam(optax.cosine_decay_schedule(0.1 if alpha is None else alpha, common.steps), b2=0.9)
+
+    return default
+
+
+def published_sgd(common: Common, published: float, momentum: float) -> Callable[[float | None], Optimizer]:
+    """SGD on the inputs, with the step size of a reference code; Adam of step 0.01 on other leaves."""
+
+    def default(alpha: float | None) -> Optimizer:
+        each: dict[str, optax.GradientTransformation] = {name: optax.adam(0.01) for name in common.free}
+        return each | {"inputs": optax.sgd(published if alpha is None else alpha, momentum=momentum or None)}
+
+    return default
+
+
+def distillation_sgd(common: Common, published: float) -> Callable[[float | None], Optimizer]:
+    """SGD with the momentum of the reference codes of dataset distillation for networks, Adam elsewhere."""
+    networks = all(m.is_network for m in common.models)
+    return published_sgd(common, published, momentum=MOMENTUM) if networks else adam(common)
+
+
+def snapshot_window(common: Common, first: int, last: int | None) -> SnapshotWindow | None:
+    """Where objectives that do without experts take networks from: the experts, if there are any."""
+    check_integer(first, "first_epoch", minimum=0)
+    return None if common.experts is None else SnapshotWindow(first, last)
 
 
 def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]:

@@ -1,6 +1,6 @@
-"""``fit_gradient_matching``, ``fit_trajectory_matching``, ``fit_distribution_matching`` and ``fit_bacon``.
+"""``fit_gradient_matching``, ``fit_trajectory_matching`` and ``fit_distribution_matching``.
 
-Front doors of dataset distillation: DC and DSA, MTT, DM, and BACON. Step sizes, momenta and loops are those of the
+Front doors of dataset distillation: DC and DSA, MTT, and DM. Step sizes, momenta and loops are those of the
 reference codes; the numbers of steps are a fraction of the published ones, which each docstring names.
 """
 
@@ -8,56 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
-from pseudocoreset.methods.bpc import _adam, _published_sgd
-from pseudocoreset.methods.common import EXPERT_EPOCHS, Common, Optimizer, run
+from pseudocoreset.methods.common import EXPERT_EPOCHS, Common, Optimizer, distillation_sgd, run, snapshot_window
 from pseudocoreset.models import Model
-from pseudocoreset.objectives import InnerTraining, Objective, SnapshotWindow, trajectory_matching
-from pseudocoreset.objectives.bacon import bacon, decode, encode
+from pseudocoreset.objectives import InnerTraining, Objective, trajectory_matching
 from pseudocoreset.objectives.distribution_matching import distribution_matching
 from pseudocoreset.objectives.gradient_matching import gradient_matching
+from pseudocoreset.recipes import gradient_matching_recipe, trajectory_recipe
 from pseudocoreset.validation import check_integer
 
-__all__ = ["fit_bacon", "fit_distribution_matching", "fit_gradient_matching", "fit_trajectory_matching"]
-
-MOMENTUM = 0.5  # of SGD on the inputs, in all four reference codes
-# images a class: (matches of a network, steps on the coreset between two of them), as in the code of DC.
-_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-
-
-class _TrajectoryRecipe(NamedTuple):
-    """A row of the hyperparameters of MTT, as its authors gave them to DC-Bench."""
-
-    num_inner_steps: int
-    expert_epochs: int
-    starts: int  # epochs that may be a start: 0 to one less
-    step_size: float
-    inner_learning_rate: float
-
-
-_MTT = {
-    ("cifar10", 1): _TrajectoryRecipe(50, 2, 2, 100.0, 0.01),
-    ("cifar10", 10): _TrajectoryRecipe(30, 2, 20, 100.0, 0.001),
-    ("cifar10", 50): _TrajectoryRecipe(30, 2, 40, 1000.0, 0.001),
-    ("cifar100", 1): _TrajectoryRecipe(20, 3, 20, 1000.0, 0.01),
-    ("cifar100", 10): _TrajectoryRecipe(20, 2, 20, 1000.0, 0.01),
-    ("cifar100", 50): _TrajectoryRecipe(80, 2, 40, 1000.0, 0.01),
-    ("tiny_imagenet", 1): _TrajectoryRecipe(10, 2, 10, 10000.0, 0.01),
-    ("tiny_imagenet", 10): _TrajectoryRecipe(20, 2, 40, 10000.0, 0.01),
-    ("tiny_imagenet", 50): _TrajectoryRecipe(20, 2, 40, 10000.0, 0.01),
-}
-_MTT_ELSEWHERE = _TrajectoryRecipe(30, 2, 20, 100.0, 0.01)
+__all__ = ["fit_distribution_matching", "fit_gradient_matching", "fit_trajectory_matching"]
 
 
 def fit_gradient_matching(
@@ -130,8 +97,7 @@ def fit_gradient_matching(
         augment=augment, weights=weights, targets=targets, coreset=coreset, callbacks=callbacks,
         checkpoint_dir=checkpoint_dir, progress=progress,
     ).checked()  # fmt: skip
-    count = 10 if images_per_class is None else images_per_class
-    outer, inner = _LOOPS[min(_LOOPS, key=lambda published: abs(published - count))]
+    outer, inner = gradient_matching_recipe(images_per_class)
 
     def build(one: Model) -> Objective:
         return gradient_matching(
@@ -143,11 +109,11 @@ def fit_gradient_matching(
             batch_size=batch_size,
             by_class=one.num_classes is not None if by_class is None else by_class,
             augment=common.augmentation,
-            window=_window(common, first_epoch, last_epoch),
+            window=snapshot_window(common, first_epoch, last_epoch),
             free=common.free,
         )
 
-    default = _default(common, 0.1)
+    default = distillation_sgd(common, 0.1)
     return run("gradient_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -201,7 +167,7 @@ def fit_trajectory_matching(
         num_inner_steps: L; gradients flow through all of them.
         inner_learning_rate: alpha at the start.
         learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
-        rematerialise: ``"none"``, ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
+        rematerialise: ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
         expert_epochs: E, from the snapshot where this starts to the one it should meet.
         first_epoch: the earliest start.
         last_epoch: the latest start; no later than the experts allow.
@@ -222,7 +188,7 @@ def fit_trajectory_matching(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
         num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
     ).checked()  # fmt: skip
-    recipe = _trajectory_recipe(data.name, images_per_class)
+    recipe = trajectory_recipe(data.name, images_per_class)
     ahead = recipe.expert_epochs if expert_epochs is None else check_integer(expert_epochs, "expert_epochs")
     check_integer(first_epoch, "first_epoch", minimum=0)
     if last_epoch is None:
@@ -241,7 +207,7 @@ def fit_trajectory_matching(
             one, inner=inner, learn_step_size=learn_step_size, rematerialise=rematerialise, free=common.free
         )
 
-    default = _default(common, recipe.step_size)
+    default = distillation_sgd(common, recipe.step_size)
     return run("trajectory_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -296,116 +262,8 @@ def fit_distribution_matching(
     def build(one: Model) -> Objective:
         return distribution_matching(one, batch_size=batch_size, augment=common.augmentation, free=common.free)
 
-    default = _default(common, 1.0 if images_per_class is None or images_per_class < 100 else 10.0)
+    default = distillation_sgd(common, 1.0 if images_per_class is None or images_per_class < 100 else 10.0)
     return run("distribution_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
-
-
-def fit_bacon(
-    model: Model | Sequence[Model],
-    data: Dataset,
-    *,
-    images_per_class: int | None = None,
-    size: int | None = None,
-    key: jax.Array,
-    steps: int = 2000,
-    experts: Experts | Sequence[Experts] | None = None,
-    optimizer: Optimizer | None = None,
-    step_size: float | None = None,
-    augment: Augmentation | str | None = "auto",
-    weights: str | None = None,
-    variant: str = "paper",
-    weight: float = 0.8,
-    likelihood_scale: float = 1.0,
-    cross_entropy: float | None = None,
-    batch_size: int = 256,
-    formation: int = 1,
-    first_epoch: int = 0,
-    last_epoch: int | None = None,
-    coreset: Pseudocoreset | None = None,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> FitResult:
-    """BACON (Zhou et al. 2024), published with 20,000 steps; ``objectives.bacon`` says what is the paper's in it.
-
-    With ``formation=2`` the points that are learned hold 2 x 2 images of half the size each, while the coreset that
-    comes back holds the decoded images, four times as many, ready for any posterior; ``result.state.arrays`` keeps
-    those learned. Compare it with coresets of as many stored images as methods that decode too.
-
-    Args:
-        model: a model with features and classes, or several.
-        data: the data set.
-        images_per_class: stored points of each class.
-        size: number of stored points in all; with ``formation=2`` give ``images_per_class``.
-        key: one typed key.
-        steps: updates of the coreset.
-        experts: networks in training, one set a model; fresh random networks by default.
-        optimizer: as in ``fit_gradient_matching``.
-        step_size: of the optimiser; 0.2 for networks, 0.1 for other models.
-        augment: of data and coreset alike.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
-        variant: ``"paper"`` or ``"released"``.
-        weight: lambda.
-        likelihood_scale: of the variant ``"paper"``.
-        cross_entropy: its weight; see ``objectives.bacon``.
-        batch_size: data of each class a step.
-        formation: 1, or 2.
-        first_epoch: the earliest snapshot of ``experts``.
-        last_epoch: the latest.
-        coreset: where to start, of stored points; real data by default.
-        callbacks: called between blocks, with the stored points.
-        checkpoint_dir: where to keep checkpoints.
-        progress: show a progress bar.
-
-    Returns:
-        ``FitResult``.
-
-    Raises:
-        ValueError: for arguments out of range or that do not go together.
-    """
-    common = Common(
-        model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
-        augment=augment, weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir,
-        progress=progress,
-    ).checked()  # fmt: skip
-    if formation == 2 and coreset is None:
-        common = replace(common, coreset=_encoded_start(common))
-
-    def build(one: Model) -> Objective:
-        return bacon(
-            one,
-            variant=variant,
-            weight=weight,
-            likelihood_scale=likelihood_scale,
-            cross_entropy=cross_entropy,
-            batch_size=batch_size,
-            formation=formation,
-            augment=common.augmentation,
-            window=_window(common, first_epoch, last_epoch),
-            free=common.free,
-        )
-
-    default = _default(common, 0.2)
-    result = run("bacon", common, build, optimizer=optimizer, step_size=step_size, default=default)
-    return result if formation == 1 else replace(result, coreset=_decoded(result.coreset, common.weights == "ones"))
-
-
-def _default(common: Common, published: float) -> Any:
-    """SGD as published for networks, Adam elsewhere."""
-    networks = all(m.is_network for m in common.models)
-    return _published_sgd(common, published, momentum=MOMENTUM) if networks else _adam(common)
-
-
-def _window(common: Common, first: int, last: int | None) -> SnapshotWindow | None:
-    check_integer(first, "first_epoch", minimum=0)
-    return None if common.experts is None else SnapshotWindow(first, last)
-
-
-def _trajectory_recipe(data_name: str, images_per_class: int | None) -> _TrajectoryRecipe:
-    published = [count for name, count in _MTT if name == data_name]
-    if not published or images_per_class is None:
-        return _MTT_ELSEWHERE
-    return _MTT[data_name, min(published, key=lambda count: abs(count - images_per_class))]
 
 
 def _num_epochs(common: Common) -> int:
@@ -414,35 +272,3 @@ def _num_epochs(common: Common) -> int:
         return EXPERT_EPOCHS if common.num_expert_epochs is None else common.num_expert_epochs
     sets = (common.experts,) if isinstance(common.experts, Experts) else common.experts
     return min(one.num_epochs for one in sets)
-
-
-def _encoded_start(common: Common) -> Pseudocoreset:
-    """Stored images of four real images of their class each."""
-    count = common.images_per_class
-    if count is None:
-        raise ValueError("formation=2 starts from images of one class in each point; give images_per_class or coreset")
-    real = Pseudocoreset.from_data(
-        common.data,
-        images_per_class=4 * check_integer(count, "images_per_class"),
-        key=jax.random.fold_in(common.key, 4),
-    )
-    classes = real.size // (4 * count)
-    quarters = real.inputs.reshape(classes, 4, count, *real.inputs.shape[1:]).swapaxes(0, 1)
-    stored = replace(
-        real,
-        inputs=np.asarray(encode(jnp.asarray(quarters.reshape(real.inputs.shape)))),
-        targets=np.repeat(real.targets[:: 4 * count], count),
-        weights=np.ones(classes * count, np.float32),
-    )
-    return stored.with_mass("ones" if common.weights == "ones" else "data")
-
-
-def _decoded(coreset: Pseudocoreset, ones: bool) -> Pseudocoreset:
-    """Every image of a stored one as a point; weights of one stay one, others are shared out."""
-    return replace(
-        coreset,
-        inputs=np.asarray(decode(jnp.asarray(coreset.inputs))),
-        targets=np.tile(coreset.targets, 4),
-        weights=np.tile(coreset.weights if ones else coreset.weights / 4, 4),
-        metadata=coreset.metadata | {"formation": 2, "stored_images": coreset.size},
-    )

@@ -9,16 +9,17 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pseudocoreset import Dataset, train_experts
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.data import Preprocessing
-from pseudocoreset.device import DeviceData
-from pseudocoreset.methods.matching import (
+from pseudocoreset import (
+    Dataset,
     fit_bacon,
     fit_distribution_matching,
     fit_gradient_matching,
     fit_trajectory_matching,
+    train_experts,
 )
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.data import Preprocessing
+from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, Model, bnn, linear_regression, logistic_regression
 from pseudocoreset.objectives import CoresetArrays, InnerTraining, SnapshotWindow, trajectory_matching, wasserstein
 from pseudocoreset.objectives.bacon import bacon, decode, encode, out_of_range, total_variation
