@@ -7,8 +7,7 @@ which makes it trajectory matching (MTT; Cazenavette et al. 2022).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +19,11 @@ from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import LEAVES, CoresetArrays, Gradient, Objective, check_free
 from pseudocoreset.objectives.gaussian import squared_wasserstein
 from pseudocoreset.objectives.posteriors import InnerTraining, bind_posteriors, closed_form
+from pseudocoreset.objectives.unrolled import KEPT, descend_through
 from pseudocoreset.proxies import mean_loss
 from pseudocoreset.validation import check_choice
 
 __all__ = ["trajectory_matching", "wasserstein"]
-
-REMATERIALISE = ("none", "step", "sqrt")
 
 
 class _StepSize(NamedTuple):
@@ -47,7 +45,8 @@ def wasserstein(
     """The squared Wasserstein distance, for one model.
 
     For networks |theta_L - theta*_{t+E}|^2 / |theta*_t - theta*_{t+E}|^2, theta_L after L steps on the coreset from the
-    expert snapshot theta*_t; gradients flow through all L steps. For models with Gaussian posteriors (conjugate or
+    expert snapshot theta*_t; gradients flow through all L steps
+    (``objectives.unrolled``). For models with Gaussian posteriors (conjugate or
     dense Laplace) the distance itself in closed form.
 
     Args:
@@ -55,8 +54,8 @@ def wasserstein(
         proxy: ``"conjugate"``, ``"laplace"`` or ``"isotropic"``; by default what suits the model.
         inner: training of networks on the coreset; its defaults are those of the reference.
         learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
-        rematerialise: what of the training is kept for the backward pass: ``"none"`` (everything), ``"step"`` (the
-            parameters after each step; activations again), ``"sqrt"`` (the parameters after every sqrt(L) steps).
+        rematerialise: what is kept for the backward sweep: ``"step"``, the parameters of every step, or ``"sqrt"``,
+            of every sqrt(L)-th, for large networks.
         free: leaves of the coreset to differentiate.
 
     Raises:
@@ -107,7 +106,7 @@ def _unrolled(
     rematerialise: str,
     free: tuple[str, ...],
 ) -> Objective:
-    check_choice(rematerialise, "rematerialise", REMATERIALISE)
+    check_choice(rematerialise, "rematerialise", KEPT)
     if not 0 <= learn_step_size < 1:
         raise ValueError(f"learn_step_size must be in [0, 1); got {learn_step_size}")
     adam = optax.adam(learn_step_size)
@@ -116,14 +115,8 @@ def _unrolled(
         log_value = jnp.log(jnp.asarray(inner.learning_rate, coreset.inputs.dtype))
         return _StepSize(log_value, adam.init(log_value))
 
-    def end(key: jax.Array, start: Params, coreset: CoresetArrays, step_size: jax.Array) -> Params:
-        batch = inner.batches(coreset)
-
-        def step(params: Params, k: jax.Array) -> tuple[Params, None]:
-            gradient = jax.grad(mean_loss, argnums=1)(model, params, batch(k))
-            return jax.tree.map(lambda p, g: p - step_size * g, params, gradient), None
-
-        return _scan(step, start, jax.random.split(key, inner.num_steps), rematerialise)
+    def step_loss(key: jax.Array, params: Params, leaves: dict[str, jax.Array], coreset: CoresetArrays) -> jax.Array:
+        return mean_loss(model, params, inner.batches(coreset._replace(**leaves))(key))
 
     def gradient(
         key: jax.Array, state: _StepSize, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
@@ -136,7 +129,8 @@ def _unrolled(
         whole = distance(start, target)
 
         def loss_fn(leaves: dict[str, jax.Array], log_value: jax.Array) -> jax.Array:
-            solution = end(key, start, coreset._replace(**leaves), jnp.exp(log_value))
+            keys = jax.random.split(key, inner.num_steps)
+            solution = descend_through(step_loss, start, leaves, jnp.exp(log_value), coreset, keys, rematerialise)
             return distance(solution, target) / whole
 
         chosen = {leaf: getattr(coreset, leaf) for leaf in LEAVES if leaf in free}
@@ -147,20 +141,3 @@ def _unrolled(
 
     settings = {**inner.describe(), "learn_step_size": learn_step_size, "rematerialise": rematerialise}
     return Objective(name, model, init, gradient, inner.window, settings, free)
-
-
-def _scan(step: Callable[..., Any], start: Params, keys: jax.Array, rematerialise: str) -> Params:
-    """The last carry of a scan, keeping for the backward pass what ``rematerialise`` says."""
-    if rematerialise == "none":
-        return jax.lax.scan(step, start, keys)[0]
-    inside = jax.checkpoint(step)
-    if rematerialise == "step":
-        return jax.lax.scan(inside, start, keys)[0]
-    count = len(keys)
-    length = min((d for d in range(1, count + 1) if count % d == 0), key=lambda d: abs(d - math.sqrt(count)))
-
-    @jax.checkpoint
-    def segment(params: Params, segment_keys: jax.Array) -> tuple[Params, None]:
-        return jax.lax.scan(inside, params, segment_keys)[0], None
-
-    return jax.lax.scan(segment, start, keys.reshape(count // length, length))[0]

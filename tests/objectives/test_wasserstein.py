@@ -8,7 +8,7 @@ import pytest
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, bnn
 from pseudocoreset.objectives import CoresetArrays, InnerTraining, trajectory_matching, wasserstein
-from pseudocoreset.objectives.wasserstein import REMATERIALISE
+from pseudocoreset.objectives.unrolled import KEPT, descend_through
 
 RNG = np.random.default_rng(0)
 U = RNG.normal(size=(3, 4))
@@ -35,7 +35,7 @@ def evaluate(objective, data, coreset, snapshots, state=None):
     return jax.jit(objective.gradient)(jax.random.key(2), state, coreset, data, snapshots)
 
 
-@pytest.mark.parametrize("rematerialise", REMATERIALISE)
+@pytest.mark.parametrize("rematerialise", KEPT)
 def test_gradients_flow_through_the_whole_training(rematerialise):
     with jax.enable_x64(True):
         objective, data, coreset, snapshots = setup(rematerialise=rematerialise)
@@ -80,3 +80,38 @@ def test_trajectory_matching_is_the_same_thing():
     assert first["loss"] == second["loss"]
     for leaf, value in one.items():
         np.testing.assert_array_equal(value, two[leaf])
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_backward_sweep_is_reverse_mode_through_the_loop(kept):
+    """In the start, two leaves and the step size, with a loss that differs from step to step."""
+
+    def loss(key, params, leaves, fixed):
+        noise = jax.random.normal(key, params["a"].shape)
+        values = jnp.tanh(fixed @ (params["a"] + 0.1 * noise) + params["b"])
+        return jnp.sum(leaves["w"] * (values - leaves["u"]) ** 2)
+
+    def looped(params, leaves, step_size, fixed, keys):
+        for key in keys:
+            gradient = jax.grad(loss, 1)(key, params, leaves, fixed)
+            params = {name: params[name] - step_size * gradient[name] for name in params}
+        return params
+
+    def swept(*arguments):
+        return descend_through(loss, *arguments, kept)
+
+    with jax.enable_x64(True):
+        start = {"a": jnp.asarray(U[0]), "b": jnp.asarray(0.3)}
+        leaves = {"u": jnp.asarray(U[:, 1]), "w": jnp.asarray(W)}
+        arguments = (start, leaves, jnp.asarray(0.05), jnp.asarray(U), jax.random.split(jax.random.key(4), 6))
+        ends, found = [], []
+        for train in (looped, swept):
+            train = jax.jit(train)
+            ends.append(train(*arguments))
+            summed = jax.grad(lambda *a, train=train: sum(jnp.sum(v**3) for v in train(*a).values()), (0, 1, 2))
+            found.append(summed(*arguments))
+    for one, other in zip(*map(jax.tree.leaves, (ends[0], ends[1])), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-12)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9)
+        assert np.any(np.asarray(one) != 0)
