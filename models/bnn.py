@@ -126,7 +126,9 @@ def bnn(
             params["noise"] = jnp.zeros(())  # unit noise on the unconstrained scale
         return params
 
-    model = Model(program=program, is_network=True, name=pure.name, initializer=initializer)
+    model = Model(
+        program=program, is_network=True, name=pure.name, initializer=initializer, outputs_last=pure.outputs_last
+    )
     target = jax.ShapeDtypeStruct((1,), jnp.int32 if likelihood == "categorical" else jnp.float32)
     return model.bind(batch, target)
 

@@ -49,6 +49,7 @@ class Model:
         is_network: made by ``bnn``.
         name: shown in logs and saved with coresets.
         conjugate: ``(x, y, weights) -> Gaussian``, the exact posterior where it is a Gaussian, else None.
+        outputs_last: whether the last axis of a kernel counts its output units (flax) or the first (equinox).
     """
 
     program: Callable[..., Any]
@@ -57,6 +58,7 @@ class Model:
     initializer: Callable[[jax.Array], Params] | None = None
     structure: Structure | None = None
     conjugate: Callable[[jax.Array, jax.Array, jax.Array], Gaussian] | None = None
+    outputs_last: bool = True
 
     @classmethod
     def from_numpyro(cls, program: Callable[..., Any], *, name: str | None = None) -> Model:

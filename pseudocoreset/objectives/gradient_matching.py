@@ -11,7 +11,8 @@ one gradient step on the coreset and one on the data (Kim et al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,21 +38,27 @@ __all__ = ["cosine_distance", "gradient_matching", "squared_distance"]
 EPSILON = 1e-6  # in the denominator of the cosine, as in the reference
 
 
-def cosine_distance(one: Params, other: Params) -> jax.Array:
+def cosine_distance(one: Params, other: Params, outputs_last: bool = True) -> jax.Array:
     """Sum over kernels and their output units of 1 - <g, h> / (|g| |h| + 1e-6).
 
     Args:
-        one: gradients by site; those with fewer than two axes (biases, scales of norms) do not count. The output units
-            of a kernel (..., inputs, outputs) are its last axis, as in flax.
+        one: gradients by site; biases and scales of norms do not count.
         other: gradients of the same sites.
+        outputs_last: whether a kernel is (..., inputs, outputs), as in flax, or (outputs, inputs, ...), as in equinox.
     """
     total = jnp.zeros(())
     for name, left in one.items():
-        if left.ndim < 2:
+        if not _is_kernel(left.shape):
             continue
-        g, h = (a.reshape(-1, a.shape[-1]) for a in (left, other[name]))
+        g, h = (jnp.moveaxis(a, -1 if outputs_last else 0, -1) for a in (left, other[name]))
+        g, h = (a.reshape(-1, a.shape[-1]) for a in (g, h))
         total = total + jnp.sum(1.0 - jnp.sum(g * h, axis=0) / (_norm(g) * _norm(h) + EPSILON))
     return total
+
+
+def _is_kernel(shape: tuple[int, ...]) -> bool:
+    """Two axes or more, and not (outputs, 1, 1), a bias of a convolution in equinox."""
+    return len(shape) == 2 or (len(shape) > 2 and math.prod(shape[1:]) > 1)
 
 
 def squared_distance(one: Params, other: Params) -> jax.Array:
@@ -65,7 +72,7 @@ def _norm(columns: jax.Array) -> jax.Array:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-DISTANCES: dict[str, Callable[[Params, Params], jax.Array]] = {"cosine": cosine_distance, "squared": squared_distance}
+DISTANCES = ("cosine", "squared")
 
 
 class _Training(NamedTuple):
@@ -120,7 +127,7 @@ def gradient_matching(
     free = check_free(free)
     if by_class and model.num_classes is None:
         raise ValueError(f"by_class=True needs classes; the program {model.name!r} has none. Use by_class=False")
-    if distance == "cosine" and all(len(site.unconstrained_shape) < 2 for site in model._bound.sites):
+    if distance == "cosine" and not any(_is_kernel(site.unconstrained_shape) for site in model._bound.sites):
         raise ValueError(
             f"distance='cosine' compares sites of two or more axes; the program {model.name!r} has none. "
             "Use distance='squared'"
@@ -128,7 +135,9 @@ def gradient_matching(
     if window is not None and window.ahead is not None:
         raise ValueError(f"window must name one snapshot, without ahead; got {window}")
     num_classes = model.num_classes if by_class else None
-    between = DISTANCES[distance]
+
+    def between(one: Params, other: Params) -> jax.Array:
+        return cosine_distance(one, other, model.outputs_last) if distance == "cosine" else squared_distance(one, other)
 
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> ClassSlots | _Training:
         slots = class_slots(coreset, num_classes)

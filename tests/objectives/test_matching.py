@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,9 +163,22 @@ def test_rows_of_a_convolution_are_its_filters_and_dead_ones_have_a_derivative()
     with jax.enable_x64(True):
         compiled = jax.jit(jax.value_and_grad(cosine_distance))
         value, slopes = compiled(sites, {**sites, "kernel": other, "bias": -np.ones(5)})
+        first = {name: np.moveaxis(a, -1, 0) for name, a in (("one", kernel), ("two", other))}
+        bias = np.ones((5, 1, 1))  # of a convolution in equinox
+        turned = cosine_distance(
+            {"kernel": first["one"], "bias": bias}, {"kernel": first["two"], "bias": -bias}, outputs_last=False
+        )
     np.testing.assert_allclose(value, 5 - cosines.sum(), rtol=1e-5)
+    np.testing.assert_allclose(turned, value, rtol=1e-12)
     assert np.all(np.isfinite(slopes["kernel"]))
     assert not np.any(slopes["bias"])
+
+
+def test_equinox_counts_output_units_first():
+    network = equinox.nn.MLP(4, 3, 6, 1, key=jax.random.key(3))
+    assert not bnn(network, input_shape=(4,), num_outputs=3).outputs_last
+    assert NET.outputs_last
+    assert MODEL.outputs_last
 
 
 def test_the_network_is_trained_on_the_coreset_between_matches_and_then_drawn_afresh():
