@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = [
     "BPCRecipe",
@@ -13,6 +15,8 @@ __all__ = [
     "gradient_matching_recipe",
     "trajectory_recipe",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,7 @@ def fbpc_recipe(data_name: str, images_per_class: int | None) -> FBPCRecipe:
         data_name: the name of the data set.
         images_per_class: None for coresets that are not counted by class.
     """
-    published = [count for name, count in _FBPC_TABLE_4 if name == data_name]
-    if not published or images_per_class is None:
-        return _ELSEWHERE
-    return _FBPC_TABLE_4[data_name, min(published, key=lambda count: abs(count - images_per_class))]
+    return _nearest(_FBPC_TABLE_4, data_name, images_per_class, _ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ _BPC = {1: BPCRecipe(50, 0.01), 10: BPCRecipe(30, 0.03), 20: BPCRecipe(30, 0.03)
 
 def bpc_recipe(images_per_class: int | None) -> BPCRecipe:
     """The recipe of the nearest number of images a class; that of 10 for coresets not counted by class."""
-    count = 10 if images_per_class is None else images_per_class
-    return _BPC[min(_BPC, key=lambda published: abs(published - count))]
+    return _BPC[_closest(_BPC, 10 if images_per_class is None else images_per_class)]
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,7 @@ def trajectory_recipe(data_name: str, images_per_class: int | None) -> Trajector
         data_name: the name of the data set.
         images_per_class: None for coresets that are not counted by class.
     """
-    published = [count for name, count in _MTT if name == data_name]
-    if not published or images_per_class is None:
-        return _MTT_ELSEWHERE
-    return _MTT[data_name, min(published, key=lambda count: abs(count - images_per_class))]
+    return _nearest(_MTT, data_name, images_per_class, _MTT_ELSEWHERE)
 
 
 _GRADIENT_MATCHING = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -141,5 +138,16 @@ def gradient_matching_recipe(images_per_class: int | None) -> tuple[int, int]:
 
     Those of the nearest number of images a class; of 10 for coresets not counted by class.
     """
-    count = 10 if images_per_class is None else images_per_class
-    return _GRADIENT_MATCHING[min(_GRADIENT_MATCHING, key=lambda published: abs(published - count))]
+    return _GRADIENT_MATCHING[_closest(_GRADIENT_MATCHING, 10 if images_per_class is None else images_per_class)]
+
+
+def _nearest(table: dict[tuple[str, int], T], data_name: str, images_per_class: int | None, elsewhere: T) -> T:
+    """The row of a data set at the closest number of images a class, or ``elsewhere``."""
+    published = [count for name, count in table if name == data_name]
+    if not published or images_per_class is None:
+        return elsewhere
+    return table[data_name, _closest(published, images_per_class)]
+
+
+def _closest(published: Iterable[int], count: int) -> int:
+    return min(published, key=lambda one: abs(one - count))
