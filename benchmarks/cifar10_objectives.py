@@ -266,6 +266,23 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
+def markdown(summary: list[dict[str, Any]]) -> str:
+    """The summary as a table, accuracies in percent."""
+    lines = ["| | 1 image: accuracy | NLL | 10 images: accuracy | NLL |", "|---|---|---|---|---|"]
+    for name in METHODS:
+        cells = {entry["images_per_class"]: entry for entry in summary if entry["method"] == name}
+        columns = []
+        for size in SIZES:
+            entry = cells.get(size)
+            if entry is None:
+                columns += ["", ""]
+                continue
+            mean, spread = (100 * value for value in entry["accuracy"])
+            columns += [f"{mean:.1f} ± {spread:.1f} %", "{:.2f} ± {:.2f}".format(*entry["nll"])]
+        lines.append(f"| {name} | " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
@@ -318,8 +335,7 @@ def main() -> None:
     }
     if args.out:
         write(args.out, content)
-    for entry in content["summary"]:
-        print(entry)
+    print(markdown(content["summary"]))
 
 
 def describe(settings: Any) -> Any:
