@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from pseudocoreset.batching import convolves_by_matmul
 
-__all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "uniform_fan_in"]
+__all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
 
 NORMS = ("instance", "group", "layer", "batch", "none")
 
@@ -31,39 +31,42 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _unfold(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Padded images (n, H + height - 1, W + width - 1, c) -> patches (n, H, W, height * width * c)."""
+def _unfold(x: jax.Array, height: int, width: int, stride: int) -> jax.Array:
+    """Padded images (n, H, W, c) -> patches (n, H', W', height * width * c), one for every ``stride``-th place."""
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    shifted = [x[:, i : i + rows, j : j + columns, :] for i in range(height) for j in range(width)]
+    shifted = [x[:, i : i + rows : stride, j : j + columns : stride, :] for i in range(height) for j in range(width)]
     return jnp.concatenate(shifted, axis=-1)
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """Convolution with stride 1 and symmetric zero padding, fast inside loops and under ``vmap``.
+def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> jax.Array:
+    """Convolution with symmetric zero padding, fast inside loops and under ``vmap``.
 
     Args:
         x: images (n, height, width, channels).
         kernel: weights (kernel_height, kernel_width, channels, filters).
         padding: rows and columns of zeros added on every side.
+        stride: distance of two places where the kernel is applied.
 
     Returns:
-        Images (n, height + 2 padding - kernel_height + 1, ..., filters).
+        Images (n, (height + 2 padding - kernel_height) // stride + 1, ..., filters).
     """
     height, width, channels, filters = kernel.shape
     if not convolves_by_matmul():
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    return _unfold(padded, height, width) @ kernel.reshape(height * width * channels, filters)
+    return _unfold(padded, height, width, stride) @ kernel.reshape(height * width * channels, filters)
 
 
 class Conv(nn.Module):
-    """Square convolution with bias."""
+    """Square convolution, with bias unless told."""
 
     filters: int
     size: int = 3
     padding: int = 1
+    stride: int = 1
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,8 +74,8 @@ class Conv(nn.Module):
         channels = x.shape[-1]
         init = uniform_fan_in(self.size * self.size * channels)
         kernel = self.param("kernel", init, (self.size, self.size, channels, self.filters))
-        bias = self.param("bias", init, (self.filters,))
-        return conv2d(x, kernel, self.padding) + bias
+        out = conv2d(x, kernel, self.padding, self.stride)
+        return out + self.param("bias", init, (self.filters,)) if self.use_bias else out
 
 
 class Dense(nn.Module):
@@ -129,7 +132,15 @@ class Norm(nn.Module):
 
 def average_pool(x: jax.Array) -> jax.Array:
     """Average over 2x2 windows with stride 2; an odd last row or column is dropped."""
+    return _windows(x).mean(axis=(2, 4))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Maximum over 2x2 windows with stride 2; an odd last row or column is dropped."""
+    return _windows(x).max(axis=(2, 4))
+
+
+def _windows(x: jax.Array) -> jax.Array:
     n, height, width, channels = x.shape
     rows, columns = height // 2, width // 2
-    windows = x[:, : 2 * rows, : 2 * columns, :].reshape(n, rows, 2, columns, 2, channels)
-    return windows.mean(axis=(2, 4))
+    return x[:, : 2 * rows, : 2 * columns, :].reshape(n, rows, 2, columns, 2, channels)

@@ -8,10 +8,42 @@ import jax.numpy as jnp
 
 from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm, average_pool
 
-__all__ = ["MLP", "ConvNet"]
+__all__ = ["MLP", "ConvNet", "Headed", "check_images", "pad_to_32"]
 
 
-class ConvNet(nn.Module):
+class Headed(nn.Module):
+    """A network whose last layer, ``head``, is applied to what ``features`` returns."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Inputs (n, ...) -> function values (n, num_outputs)."""
+        if self.num_outputs is None:
+            name = type(self).__name__
+            raise ValueError(f"num_outputs is not set; give {name}(num_outputs=...) or let bnn(network, data) fill it")
+        return self.head(self.features(x))
+
+
+def check_images(name: str, x: jax.Array, norm: str, least_side: int = 1, *widths: int) -> None:
+    """Refuse what is no batch of images of at least ``least_side`` pixels, and norms that a network has not.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(map(repr, NORMS))}")
+    if x.ndim != 4:
+        raise ValueError(f"{name} takes images (n, height, width, channels); got inputs of shape {x.shape}")
+    if norm == "group" and any(width % 4 for width in widths):
+        raise ValueError(f"width={widths[0]} must be a multiple of 4 for norm='group' (4 groups)")
+    if min(x.shape[1:3]) < least_side:
+        raise ValueError(f"{name} needs sides of at least {least_side} pixels; got {x.shape[1]}x{x.shape[2]}")
+
+
+def pad_to_32(x: jax.Array) -> jax.Array:
+    """Images of 28x28 pixels with a border of zeros, as the reference codes feed them; others as they are."""
+    return jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) if x.shape[1:3] == (28, 28) else x
+
+
+class ConvNet(Headed):
     """The ConvNet of the condensation and pseudocoreset papers ("D3 W128": depth 3, width 128).
 
     ``depth`` blocks of [3x3 convolution with bias, norm, ReLU, 2x2 average pooling], then one dense layer.
@@ -38,34 +70,22 @@ class ConvNet(nn.Module):
         if self.num_outputs is not None:
             self.head = Dense(self.num_outputs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Images (n, height, width, channels) -> function values (n, num_outputs)."""
-        if self.num_outputs is None:
-            raise ValueError("num_outputs is not set; give ConvNet(num_outputs=...) or let bnn(network, data) fill it")
-        return self.head(self.features(x))
-
     def features(self, x: jax.Array) -> jax.Array:
         """Images (n, height, width, channels) -> what the last layer is applied to, (n, d)."""
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is unknown; use one of {', '.join(map(repr, NORMS))}")
-        if x.ndim != 4:
-            raise ValueError(f"ConvNet takes images (n, height, width, channels); got inputs of shape {x.shape}")
-        if self.norm == "group" and self.width % 4:
-            raise ValueError(f"width={self.width} must be a multiple of 4 for norm='group' (4 groups)")
+        check_images("ConvNet", x, self.norm, 1, self.width)
         if min(x.shape[1:3]) < 2**self.depth:
             raise ValueError(
                 f"depth={self.depth} halves the image {self.depth} times and needs sides of at least "
                 f"{2**self.depth} pixels; got {x.shape[1]}x{x.shape[2]}"
             )
-        if x.shape[1:3] == (28, 28):
-            x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        x = pad_to_32(x)
         for block in range(self.depth):
             x = getattr(self, f"norm_{block}")(getattr(self, f"conv_{block}")(x))
             x = average_pool(jax.nn.relu(x))
         return x.reshape(x.shape[0], -1)
 
 
-class MLP(nn.Module):
+class MLP(Headed):
     """Fully connected network with ReLU between layers; inputs of any shape are flattened.
 
     Attributes:
@@ -81,12 +101,6 @@ class MLP(nn.Module):
         self.hidden = [Dense(width) for width in self.widths]
         if self.num_outputs is not None:
             self.head = Dense(self.num_outputs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Inputs (n, ...) -> function values (n, num_outputs)."""
-        if self.num_outputs is None:
-            raise ValueError("num_outputs is not set; give MLP(num_outputs=...) or let bnn(network, data) fill it")
-        return self.head(self.features(x))
 
     def features(self, x: jax.Array) -> jax.Array:
         """Inputs (n, ...) -> what the last layer is applied to, (n, d)."""
