@@ -3,6 +3,13 @@
 from pseudocoreset.diagnostics.agreement import Agreement, Comparison, compare_posteriors
 from pseudocoreset.diagnostics.convergence import Convergence
 from pseudocoreset.diagnostics.conversion import to_arviz
+from pseudocoreset.diagnostics.distances import (
+    GaussianDivergences,
+    energy_distance,
+    gaussian_divergences,
+    maximum_mean_discrepancy,
+    sliced_wasserstein,
+)
 from pseudocoreset.diagnostics.metrics import Metrics, expected_calibration_error, predictive_metrics
 from pseudocoreset.diagnostics.plots import (
     plot_agreement,
@@ -18,9 +25,13 @@ __all__ = [
     "Agreement",
     "Comparison",
     "Convergence",
+    "GaussianDivergences",
     "Metrics",
     "compare_posteriors",
+    "energy_distance",
     "expected_calibration_error",
+    "gaussian_divergences",
+    "maximum_mean_discrepancy",
     "plot_agreement",
     "plot_coreset",
     "plot_history",
@@ -29,5 +40,6 @@ __all__ = [
     "plot_trace",
     "predictive_metrics",
     "report",
+    "sliced_wasserstein",
     "to_arviz",
 ]

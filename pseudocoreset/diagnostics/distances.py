@@ -1,0 +1,191 @@
+"""Distances between two samples of draws: sliced Wasserstein, energy distance, maximum mean discrepancy, Gaussian fits.
+
+Each takes draws as rows. None of them is zero between two samples of one law: hold them against the distance of two
+halves of one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+
+from pseudocoreset.validation import check_integer, check_key, check_positive
+
+__all__ = [
+    "GaussianDivergences",
+    "energy_distance",
+    "gaussian_divergences",
+    "maximum_mean_discrepancy",
+    "sliced_wasserstein",
+]
+
+CHUNK = 2**22  # pairwise distances held at once
+
+
+def sliced_wasserstein(
+    x: ArrayLike, y: ArrayLike, *, key: jax.Array, num_projections: int = 200, order: int = 2
+) -> float:
+    """Sliced Wasserstein distance (Bonneel et al. 2015).
+
+    (mean over directions v of W_p(<v, x>, <v, y>)^p)^(1/p), v uniform on the sphere; exact in one dimension.
+
+    Args:
+        x: draws (s, d).
+        y: draws (t, d).
+        key: one typed key, for the directions.
+        num_projections: directions; one is enough in one dimension.
+        order: p, 1 or 2.
+
+    Raises:
+        ValueError: for shapes that do not go together, or another order.
+    """
+    x, y = _checked(x, y)
+    check_key(key)
+    check_integer(num_projections, "num_projections")
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2; got {order}")
+    count = 1 if x.shape[1] == 1 else num_projections
+    directions = np.asarray(jax.random.normal(key, (x.shape[1], count)), np.float64)
+    directions /= np.linalg.norm(directions, axis=0)
+    one, other = np.sort(x @ directions, axis=0), np.sort(y @ directions, axis=0)
+    # Both quantile functions are steps: between two neighbouring ends the integrand is constant.
+    s, t = len(x), len(y)
+    ends = np.union1d(np.arange(1, s + 1) * t, np.arange(1, t + 1) * s)  # in units of 1 / (s t), exact
+    widths = np.diff(ends, prepend=0) / (s * t)
+    left, right = (ends - 1) // t, (ends - 1) // s
+    powers = np.abs(one[left] - other[right]) ** order
+    return float(np.mean(widths @ powers) ** (1 / order))
+
+
+def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
+    """Energy distance (Szekely and Rizzo 2013), 2 E|X - Y| - E|X - X'| - E|Y - Y'|, in the units of the draws.
+
+    Args:
+        x: draws (s, d), two at least.
+        y: draws (t, d), two at least.
+
+    Returns:
+        The unbiased estimate, which may be a little below zero where the laws are close.
+    """
+    x, y = _checked(x, y, least=2)
+    cross, within_x, within_y = _pair_means(x, y, np.sqrt)
+    return float(2 * cross - within_x - within_y)
+
+
+def maximum_mean_discrepancy(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
+    """Squared maximum mean discrepancy (Gretton et al. 2012) with the kernel exp(-|x - y|^2 / (2 h^2)).
+
+    Args:
+        x: draws (s, d), two at least.
+        y: draws (t, d), two at least.
+        bandwidth: h; by default the median distance of two draws of ``x``. Compare figures of one bandwidth only.
+
+    Returns:
+        The unbiased estimate, which may be a little below zero where the laws are close.
+    """
+    x, y = _checked(x, y, least=2)
+    h = median_distance(x) if bandwidth is None else check_positive(bandwidth, "bandwidth")
+    cross, within_x, within_y = _pair_means(x, y, lambda squares: np.exp(-0.5 * squares / h**2))
+    return float(within_x + within_y - 2 * cross)
+
+
+def median_distance(x: ArrayLike, most: int = 1000) -> float:
+    """Median distance of two draws, of at most ``most`` of them at even spacing; 1 where they are all the same."""
+    draws = np.asarray(x, np.float64)
+    draws = draws[np.linspace(0, len(draws) - 1, min(len(draws), most)).astype(int)]
+    squares = _squared_distances(draws, draws)[np.triu_indices(len(draws), 1)]
+    return float(np.sqrt(np.median(squares))) or 1.0
+
+
+class GaussianDivergences(NamedTuple):
+    """Between the Gaussians of the same mean and covariance as the draws, in nats; mean differences in deviations.
+
+    Attributes:
+        forward: KL(x || y).
+        reverse: KL(y || x).
+        mean_difference: root mean square over dimensions of (mean_y - mean_x) / deviation of x.
+        variance_ratio: geometric mean over dimensions of the variance of y over that of x.
+    """
+
+    forward: float
+    reverse: float
+    mean_difference: float
+    variance_ratio: float
+
+
+def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
+    """Moments and KL divergences of Gaussian fits, for models of few parameters.
+
+    Args:
+        x: draws (s, d) of the reference, more than d + 1 of them.
+        y: draws (t, d), likewise.
+
+    Raises:
+        ValueError: for fewer draws, whose covariance is singular.
+    """
+    x, y = _checked(x, y)
+    d = x.shape[1]
+    for name, draws in (("x", x), ("y", y)):
+        if len(draws) <= d + 1:
+            raise ValueError(
+                f"{name} must have more than {d + 1} draws for a covariance of {d} x {d}; got {len(draws)}"
+            )
+    means = x.mean(0), y.mean(0)
+    covariances = [np.cov(draws, rowvar=False).reshape(d, d) for draws in (x, y)]
+
+    def kl(a: int, b: int) -> float:
+        factor = scipy.linalg.cho_factor(covariances[b], lower=True)
+        gap = means[b] - means[a]
+        determinants = 2 * np.log(np.diag(factor[0])).sum() - np.linalg.slogdet(covariances[a])[1]
+        trace = np.trace(scipy.linalg.cho_solve(factor, covariances[a]))
+        return float(0.5 * (trace - d + gap @ scipy.linalg.cho_solve(factor, gap) + determinants))
+
+    variances = [np.diag(covariance) for covariance in covariances]
+    return GaussianDivergences(
+        forward=kl(0, 1),
+        reverse=kl(1, 0),
+        mean_difference=float(np.sqrt(np.mean((means[1] - means[0]) ** 2 / variances[0]))),
+        variance_ratio=float(np.exp(np.mean(np.log(variances[1] / variances[0])))),
+    )
+
+
+def _checked(x: ArrayLike, y: ArrayLike, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    one, other = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
+        raise ValueError(f"x and y must be draws (s, d) and (t, d); got shapes {one.shape} and {other.shape}")
+    if min(len(one), len(other)) < least:
+        raise ValueError(f"x and y must have at least {least} draws; got {len(one)} and {len(other)}")
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise ValueError("x and y must be finite")
+    return one, other
+
+
+def _pair_means(
+    x: np.ndarray, y: np.ndarray, of_squares: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float, float]:
+    """Means over pairs of x and y, and over pairs of two different rows of x and of y."""
+
+    def total(a: np.ndarray, b: np.ndarray) -> float:
+        rows = max(1, CHUNK // len(b))
+        return sum(float(of_squares(_squared_distances(a[i : i + rows], b)).sum()) for i in range(0, len(a), rows))
+
+    same = float(of_squares(np.zeros(1))[0])  # what a row has with itself
+    s, t = len(x), len(y)
+    return (
+        total(x, y) / (s * t),
+        (total(x, x) - s * same) / (s * (s - 1)),
+        (total(y, y) - t * same) / (t * (t - 1)),
+    )
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # About the mean, so that little is lost to cancellation.
+    centre = b.mean(0)
+    a, b = a - centre, b - centre
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    return np.maximum(squares, 0.0)
