@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pseudocoreset.diagnostics.blocks import bound
+from pseudocoreset.diagnostics.blocks import bound, log_probability_blocks, mean_blocks
 from pseudocoreset.diagnostics.convergence import Convergence, convergence
+from pseudocoreset.diagnostics.distances import Distances, distances, median_distance
 from pseudocoreset.diagnostics.formatting import (
     Table,
     html_table,
@@ -94,8 +96,11 @@ class Comparison:
     Attributes:
         metrics: Scores by posterior, and of the uniform prediction under "uniform" (classes only).
         agreement: Closeness to the reference by posterior, the reference left out; empty without a reference.
+        distances: Distances of function values (log-probabilities, centred over classes, or means of the target) from
+            those of the reference, jointly at the first held-out inputs; of posteriors with two draws or more.
         noise_floor: Agreement between two halves of the reference's own chains (of its draws, if it has one
             chain): what a perfect coreset would be measured at, or a little better, since halves are noisier.
+        distance_floor: The same of the distances.
         convergence: R-hat and effective sample size by posterior.
         reference: Name of the reference posterior, or None.
         predictions: Model averages by posterior.
@@ -105,6 +110,8 @@ class Comparison:
     metrics: dict[str, Metrics]
     agreement: dict[str, Agreement]
     noise_floor: Agreement | None
+    distances: dict[str, Distances]
+    distance_floor: Distances | None
     convergence: dict[str, Convergence]
     reference: str | None
     predictions: dict[str, Predictive]
@@ -128,6 +135,8 @@ class Comparison:
             "metrics": {name: row.as_dict() for name, row in self.metrics.items()},
             "agreement": {name: row.as_dict() for name, row in self.agreement.items()},
             "noise_floor": None if self.noise_floor is None else self.noise_floor.as_dict(),
+            "distances": {name: row.as_dict() for name, row in self.distances.items()},
+            "distance_floor": None if self.distance_floor is None else self.distance_floor.as_dict(),
             "convergence": {name: row.as_dict() for name, row in self.convergence.items()},
             "settings": json_values(self.settings),
         }
@@ -137,6 +146,8 @@ class Comparison:
         tables = [self._metrics_table()]
         if self.reference is not None:
             tables.append(self._agreement_table())
+        if self.distances:
+            tables.append(self._distances_table())
         tables.append(self._convergence_table())
         return tables
 
@@ -183,6 +194,16 @@ class Comparison:
             rows = [[name, number(a.mean_difference), number(a.kl)] for name, a in named.items()]
         return f"Agreement with {self.reference!r} (last row: the noise floor)", columns, rows
 
+    def _distances_table(self) -> Table:
+        named = dict(self.distances)
+        if self.distance_floor is not None:
+            named[f"{self.reference}, half against half"] = self.distance_floor
+        rows = [[name, *map(number, (d.sliced_wasserstein, d.energy, d.mmd))] for name, d in named.items()]
+        heading = (
+            f"Distances of function values from {self.reference!r}, all inputs at once (last row: the noise floor)"
+        )
+        return heading, ["sliced Wasserstein", "energy", "MMD squared"], rows
+
     def _convergence_table(self) -> Table:
         columns = ["R-hat max", "R-hat median", "ESS min", "ESS median", "chains", "draws", "divergences"]
         rows = [
@@ -221,6 +242,7 @@ def compare_posteriors(
     reference: str | None = "full",
     num_bins: int = 15,
     max_inputs: int = 200,
+    key: jax.Array | None = None,
 ) -> Comparison:
     """Score posteriors on held-out data and measure how close each is to the reference.
 
@@ -231,7 +253,8 @@ def compare_posteriors(
             again from its kept weights.
         reference: Name of the posterior that the others are held against; None for scores alone.
         num_bins: Bins of the calibration error.
-        max_inputs: Held-out inputs whose predictions are examined for convergence.
+        max_inputs: Held-out inputs whose predictions are examined for convergence and distances.
+        key: For the directions of the sliced Wasserstein distance; the same ones every time by default.
 
     Returns:
         ``Comparison``.
@@ -260,10 +283,15 @@ def compare_posteriors(
         agreements = {
             name: agreement(predictions[reference], other) for name, other in predictions.items() if name != reference
         }
+    spread, spread_floor = _distances(
+        evaluated, reference, model, slice(0, max_inputs), jax.random.key(0) if key is None else key
+    )
     return Comparison(
         metrics={name: metrics_of(row, num_bins=num_bins) for name, row in predictions.items()},
         agreement=agreements,
         noise_floor=None if reference is None else _noise_floor(evaluated[reference], model),
+        distances=spread,
+        distance_floor=spread_floor,
         convergence={name: convergence(p, model, max_inputs=max_inputs) for name, p in evaluated.items()},
         reference=reference,
         predictions=predictions,
@@ -271,17 +299,57 @@ def compare_posteriors(
     )
 
 
-def _noise_floor(posterior: Posterior, model: Model) -> Agreement | None:
-    """Agreement of two halves of the chains, or of the draws of a single chain; None for one draw."""
+def _halves(posterior: Posterior) -> list[tuple[slice, slice]] | None:
+    """(Chains, draws) of two halves of the chains, or of the draws of a single chain; None for one draw."""
+
+    def parts(count: int) -> list[slice]:
+        return [slice(None, count // 2), slice(count // 2, None)]
+
     if posterior.num_chains >= NUM_HALVES:
-        middle = posterior.num_chains // 2
-        halves = [predict(posterior, model, chains=part) for part in (slice(None, middle), slice(middle, None))]
-    elif posterior.num_draws >= NUM_HALVES:
-        middle = posterior.num_draws // 2
-        halves = [predict(posterior, model, draws=part) for part in (slice(None, middle), slice(middle, None))]
-    else:
-        return None
-    return agreement(*halves)
+        return [(part, slice(None)) for part in parts(posterior.num_chains)]
+    if posterior.num_draws >= NUM_HALVES:
+        return [(slice(None), part) for part in parts(posterior.num_draws)]
+    return None
+
+
+def _noise_floor(posterior: Posterior, model: Model) -> Agreement | None:
+    halves = _halves(posterior)
+    return None if halves is None else agreement(*(predict(posterior, model, chains=c, draws=d) for c, d in halves))
+
+
+def _distances(
+    posteriors: Mapping[str, Posterior], reference: str | None, model: Model, inputs: slice, key: jax.Array
+) -> tuple[dict[str, Distances], Distances | None]:
+    """Distances of the others from the reference, and of its halves, with one kernel."""
+    if reference is None:
+        return {}, None
+
+    everything = slice(None)
+
+    def functions(posterior: Posterior, chains: slice = everything, draws: slice = everything) -> np.ndarray:
+        blocks = mean_blocks if model.num_classes is None else log_probability_blocks
+        values = np.concatenate(list(blocks(posterior, model, inputs=inputs, chains=chains, draws=draws))).astype(
+            np.float64
+        )
+        if model.num_classes is not None:
+            # Probabilities of zero are far from all others, but not infinitely.
+            values = np.maximum(values, np.log(np.finfo(np.float32).tiny))
+            values -= values.mean(-1, keepdims=True)
+        return values.reshape(len(values), -1)
+
+    full = functions(posteriors[reference])
+    if len(full) < NUM_HALVES:
+        return {}, None
+    bandwidth = median_distance(full / np.sqrt(full.shape[1]))
+    found = {
+        name: distances(full, functions(posterior), key=key, bandwidth=bandwidth)
+        for name, posterior in posteriors.items()
+        if name != reference and posterior.num_chains * posterior.num_draws >= NUM_HALVES
+    }
+    halves = _halves(posteriors[reference])
+    parts = [] if halves is None else [functions(posteriors[reference], *half) for half in halves]
+    enough = bool(parts) and min(map(len, parts)) >= NUM_HALVES
+    return found, distances(*parts, key=key, bandwidth=bandwidth) if enough else None
 
 
 def _evaluated(name: str, posterior: Posterior, model: Model, split: Split) -> Posterior:

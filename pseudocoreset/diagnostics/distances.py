@@ -6,18 +6,22 @@ halves of one sample.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
 
+from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.validation import check_integer, check_key, check_positive
 
 __all__ = [
+    "Distances",
     "GaussianDivergences",
+    "distances",
     "energy_distance",
     "gaussian_divergences",
     "maximum_mean_discrepancy",
@@ -100,6 +104,44 @@ def median_distance(x: ArrayLike, most: int = 1000) -> float:
     draws = draws[np.linspace(0, len(draws) - 1, min(len(draws), most)).astype(int)]
     squares = _squared_distances(draws, draws)[np.triu_indices(len(draws), 1)]
     return float(np.sqrt(np.median(squares))) or 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """Distances of one sample of draws from another, comparable between dimensions.
+
+    Attributes:
+        sliced_wasserstein: Of order two, times the root of the dimension: a shift of every coordinate by one is one.
+        energy: Energy distance of the draws over the root of the dimension.
+        mmd: Squared maximum mean discrepancy, the bandwidth the median distance of two draws of the reference.
+    """
+
+    sliced_wasserstein: float
+    energy: float
+    mmd: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values by name, ready for JSON."""
+        return json_values(dataclasses.asdict(self))
+
+
+def distances(reference: ArrayLike, other: ArrayLike, *, key: jax.Array, bandwidth: float | None = None) -> Distances:
+    """All distances of two samples.
+
+    Args:
+        reference: draws (s, d), two at least.
+        other: draws (t, d), two at least.
+        key: one typed key, for the directions of the sliced Wasserstein distance.
+        bandwidth: of the kernel, on the draws over sqrt(d); by default that of ``reference``.
+    """
+    x, y = _checked(reference, other, least=2)
+    x, y = x / np.sqrt(x.shape[1]), y / np.sqrt(x.shape[1])
+    return Distances(
+        # E <v, delta>^2 = |delta|^2 / d over directions v.
+        sliced_wasserstein=float(np.sqrt(x.shape[1])) * sliced_wasserstein(x, y, key=key),
+        energy=energy_distance(x, y),
+        mmd=maximum_mean_discrepancy(x, y, bandwidth=bandwidth),
+    )
 
 
 class GaussianDivergences(NamedTuple):

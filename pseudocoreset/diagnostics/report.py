@@ -140,6 +140,12 @@ def _tables(comparison: Comparison) -> str:
             "half of the reference's own chains against the other: no coreset can be expected to do much "
             "better."
         )
+    if comparison.distances:
+        notes.append(
+            "Agreement is of averages over draws; these are distances of the draws themselves, whole functions at all "
+            "inputs at once. A shift of every function value by one is a sliced Wasserstein distance of one. Estimates "
+            "of the other two are unbiased, and may be a little below zero where posteriors are close."
+        )
     notes.append(
         "Chains are judged by what they predict, not by weights, whose symmetries would hide agreement. "
         "R-hat near 1 means that chains agree; ESS is how many independent draws they are worth."

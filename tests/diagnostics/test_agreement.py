@@ -66,6 +66,46 @@ def test_noise_floor_lies_below_a_real_difference_and_above_zero(
     assert 0 < found.noise_floor.total_variation < found.agreement["other"].total_variation
 
 
+def test_distances_of_function_values(
+    softmax: tuple[Model, object], softmax_posterior: Posterior, other: Posterior
+) -> None:
+    found = compare_posteriors(
+        {"other": other, "same": softmax_posterior, "full": softmax_posterior}, *softmax, max_inputs=4
+    )
+    assert found.distances.keys() == {"other", "same"}
+    same, far, floor = found.distances["same"], found.distances["other"], found.distance_floor
+    assert floor is not None
+    assert same.sliced_wasserstein == pytest.approx(0.0, abs=1e-9)
+    # Unbiased estimates of zero: what a draw has with itself is left out of each sample, but not between equal ones.
+    assert same.energy < 0
+    assert 0 < floor.sliced_wasserstein < far.sliced_wasserstein
+    assert abs(floor.energy) < far.energy
+    assert abs(floor.mmd) < far.mmd
+    assert "sliced Wasserstein" in str(found)
+
+
+SHIFT = np.array([1.0, -1.0, 0.0])
+
+
+def test_a_shift_of_the_function_is_its_own_size(tools: SimpleNamespace) -> None:
+    """Two draws a posterior; log-probabilities centred over classes move by (1, -1, 0) at the one input."""
+    logits = np.array([[0.3, -0.2, 0.1], [0.0, 0.4, -0.5]])
+    softened = [np.exp(values) / np.exp(values).sum(-1, keepdims=True) for values in (logits, logits + SHIFT)]
+    model, split, full = with_probabilities(tools, softened[0][None, :, None], [0])
+    _, _, small = with_probabilities(tools, softened[1][None, :, None], [0])
+    found = compare_posteriors({"small": small, "full": full}, model, split)
+    assert found.distance_floor is None  # one draw a half
+    moved = found.distances["small"]
+    assert moved.sliced_wasserstein == pytest.approx(np.sqrt(2 / 3), rel=0.1)  # of 200 directions
+    within = 2 * np.linalg.norm(centred(logits[0]) - centred(logits[1]))
+    gaps = [np.linalg.norm(centred(a) - centred(b) - SHIFT) for a in logits for b in logits]
+    assert moved.energy == pytest.approx((2 * np.mean(gaps) - within) / np.sqrt(3), rel=1e-4)
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.mean()
+
+
 def test_noise_floor_of_one_chain_comes_from_its_draws(tools: SimpleNamespace) -> None:
     one_chain = np.array([[[[0.7, 0.2, 0.1]], [[0.5, 0.4, 0.1]]]])
     model, split, full = with_probabilities(tools, one_chain, [0])
@@ -213,7 +253,7 @@ def test_what_is_printed(run: dict[str, Posterior], network: Model, images: obje
     assert "full, half against half" in text
     assert max(len(line) for line in lines) <= 110
     table = found._repr_html_()
-    assert table.count("<table>") == 3
+    assert table.count("<table>") == 4
     assert f"{found.metrics['full'].nll:.3f}" in table
 
 
