@@ -94,7 +94,7 @@ METHODS = {
         experts=False,
     ),
     "bacon": Method(
-        pc.fit_bacon, sizes(dict(steps=125, step_size=2.0), dict(steps=160, step_size=2.0)), dict(batch_size=64)
+        pc.fit_bacon, sizes(dict(steps=125, step_size=20.0), dict(steps=160, step_size=20.0)), dict(batch_size=64)
     ),
     "wasserstein": Method(
         pc.fit_bpc_w,

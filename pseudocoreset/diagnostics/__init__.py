@@ -20,6 +20,7 @@ from pseudocoreset.diagnostics.plots import (
     plot_trace,
 )
 from pseudocoreset.diagnostics.report import report
+from pseudocoreset.diagnostics.reweighting import Reweighting, reweight
 
 __all__ = [
     "Agreement",
@@ -27,6 +28,7 @@ __all__ = [
     "Convergence",
     "GaussianDivergences",
     "Metrics",
+    "Reweighting",
     "compare_posteriors",
     "energy_distance",
     "expected_calibration_error",
@@ -40,6 +42,7 @@ __all__ = [
     "plot_trace",
     "predictive_metrics",
     "report",
+    "reweight",
     "sliced_wasserstein",
     "to_arviz",
 ]

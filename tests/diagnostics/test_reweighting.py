@@ -1,0 +1,91 @@
+"""Importance weights between Gaussian posteriors that are known exactly."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pseudocoreset import Dataset, Pseudocoreset
+from pseudocoreset.diagnostics import reweight
+from pseudocoreset.inference import Posterior
+from pseudocoreset.models import gaussian_location
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(0.4, 1.0, size=(50, 2)).astype(np.float32)
+DATA = Dataset.from_arrays(X)
+MODEL = gaussian_location(DATA)  # of unit noise, prior N(0, 1)
+
+
+def exact(x, w):
+    """Mean and standard deviation of the posterior of weighted points."""
+    variance = 1 / (1 + w.sum())
+    return variance * w @ x, np.sqrt(variance)
+
+
+def coreset(shift=0.0):
+    points = np.stack([X[:25].mean(0), X[25:].mean(0)]) + np.float32(shift)
+    return dataclasses.replace(
+        Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0), mass="data"),
+        inputs=points.astype(np.float32),
+        weights=np.array([20.0, 22.0], np.float32),
+    )
+
+
+def drawn(source, chains=2, draws=2000, **metadata):
+    mean, deviation = exact(source.inputs.astype(np.float64), source.weights)
+    values = (mean + deviation * RNG.normal(size=(chains, draws, 2))).astype(np.float32)
+    site = next(iter(MODEL.init(jax.random.key(0))))
+    return Posterior(
+        draws={site: values}, unconstrained={site: values}, function_values=None, log_likelihood=None, sample_stats={},
+        predict_on=None, metadata=metadata,
+    )  # fmt: skip
+
+
+def test_the_weights_are_the_ratio_of_the_densities_and_correct_the_moments():
+    small = coreset()
+    posterior = drawn(small)
+    found = reweight(posterior, MODEL, source=small, target=DATA)
+    values = next(iter(posterior.draws.values())).astype(np.float64)
+    (mean, deviation), (start, spread) = exact(X.astype(np.float64), np.ones(50)), exact(small.inputs, small.weights)
+    log_ratio = ((values - start) ** 2).sum(-1) / (2 * spread**2) - ((values - mean) ** 2).sum(-1) / (2 * deviation**2)
+    body = np.argsort(log_ratio.ravel())[:2000]  # not smoothed
+    gap = (found.log_weights - log_ratio).ravel()[body]
+    np.testing.assert_allclose(gap, gap.mean(), atol=2e-3)  # a constant, to the rounding of sums over the data
+    assert np.exp(found.log_weights).sum() == pytest.approx(1.0)
+    assert found.is_reliable
+    assert found.pareto_k < 0.5
+    error = deviation / np.sqrt(found.effective_draws)
+    assert np.all(np.abs(found.mean(values) - mean) < 4 * error)
+    assert np.any(np.abs(values.mean((0, 1)) - mean) > 4 * error)  # what the weights had to correct
+    assert 1000 < found.effective_draws < 4000
+    assert json.loads(json.dumps(found.as_dict()))["is_reliable"] is True
+
+
+def test_the_same_data_need_no_weights():
+    small = coreset()
+    found = reweight(drawn(small, draws=100), MODEL, source=small, target=small)
+    np.testing.assert_allclose(found.log_weights, -np.log(200), atol=1e-5)
+    assert found.effective_draws == pytest.approx(200)
+
+
+def test_distant_posteriors_are_found_out():
+    small = coreset(shift=1.5)
+    found = reweight(drawn(small, draws=200), MODEL, source=small, target=DATA)
+    assert found.pareto_k > 0.7
+    assert not found.is_reliable
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: dataclasses.replace(p, unconstrained=None), "did not keep its weights"),
+        (lambda p: dataclasses.replace(p, metadata={"temperature": 0.5}), "at temperature 0.5"),
+        (lambda p: drawn(coreset(), chains=1, draws=5), "has 5 draws"),
+    ],
+)
+def test_what_cannot_be_weighted_is_refused(change, message):
+    small = coreset()
+    with pytest.raises(ValueError, match=message):
+        reweight(change(drawn(small, draws=20)), MODEL, source=small, target=DATA)
