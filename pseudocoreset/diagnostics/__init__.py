@@ -21,15 +21,18 @@ from pseudocoreset.diagnostics.plots import (
 )
 from pseudocoreset.diagnostics.report import report
 from pseudocoreset.diagnostics.reweighting import Reweighting, reweight
+from pseudocoreset.diagnostics.shift import Detection, detect_foreign
 
 __all__ = [
     "Agreement",
     "Comparison",
     "Convergence",
+    "Detection",
     "GaussianDivergences",
     "Metrics",
     "Reweighting",
     "compare_posteriors",
+    "detect_foreign",
     "energy_distance",
     "expected_calibration_error",
     "gaussian_divergences",
