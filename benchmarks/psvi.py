@@ -206,6 +206,7 @@ def plot(summary: list[dict], path: pathlib.Path) -> None:
 
     names = list(dict.fromkeys(row["problem"] for row in summary))
     figure, axes = plt.subplots(2, len(names), figsize=(4 * len(names), 6), squeeze=False, layout="constrained")
+    lines: dict = {}
     for column, name in enumerate(names):
         for row, kind in enumerate(("reverse_kl", "forward_kl")):
             axis = axes[row, column]
@@ -215,10 +216,12 @@ def plot(summary: list[dict], path: pathlib.Path) -> None:
                     continue
                 low, middle, high = np.array([r[method][kind] for r in cells]).T
                 sizes = [r["size"] for r in cells]
+                middle = np.where(middle > 0, middle, np.nan)  # a logarithmic axis has no zero
                 (line,) = axis.plot(sizes, middle, marker="o", markersize=3, label=method)
                 axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
+                lines.setdefault(method, line)
             axis.set(xscale="log", yscale="log", xlabel="coreset size", ylabel=kind.replace("_", " "), title=name)
-    axes[0, 0].legend()
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
     figure.savefig(path, dpi=100)
 
 
