@@ -16,6 +16,7 @@ from pseudocoreset.coreset import MASSES, Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import fingerprint
 from pseudocoreset.fitting import FitResult, Outcome
+from pseudocoreset.methods.common import as_models
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
 from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
@@ -29,9 +30,7 @@ Models = Model | Sequence[Model]
 
 def mass_of(model: Models, weights: str | None) -> str:
     """``weights``, or what suits the models."""
-    models = (model,) if isinstance(model, Model) else tuple(model)
-    if not models or not all(isinstance(m, Model) for m in models):
-        raise TypeError(f"model must be a Model or a sequence of them; got {model!r}")
+    models = as_models(model)
     if weights is None:
         return "ones" if all(m.is_network for m in models) else "data"
     return check_choice(weights, "weights", MASSES)

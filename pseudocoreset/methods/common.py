@@ -20,12 +20,24 @@ from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
 
-__all__ = ["Common", "Optimizer", "adam", "distillation_sgd", "published_sgd", "run", "snapshot_window"]
+__all__ = ["Common", "Optimizer", "adam", "as_models", "distillation_sgd", "published_sgd", "run", "snapshot_window"]
 
 logger = logging.getLogger(__name__)
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 EXPERT_EPOCHS = 50
 MOMENTUM = 0.5  # of SGD on the inputs, in all reference codes of dataset distillation
+
+
+def as_models(model: Model | Sequence[Model]) -> tuple[Model, ...]:
+    """The ``model`` argument of a front door as a tuple.
+
+    Raises:
+        TypeError: for anything but models.
+    """
+    models = (model,) if isinstance(model, Model) else tuple(model)
+    if not models or not all(isinstance(m, Model) for m in models):
+        raise TypeError(f"model must be a Model or a sequence of them; got {model!r}")
+    return models
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,7 @@ class Common:
         check_key(self.key)
         check_integer(self.steps, "steps")
         check_choice(self.targets, "targets", ("fixed", "learned"))
-        models = (self.model,) if isinstance(self.model, Model) else tuple(self.model)
-        if not models or not all(isinstance(m, Model) for m in models):
-            raise TypeError(f"model must be a Model or a sequence of them; got {self.model!r}")
+        models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
         bound = tuple(m.bind(self.data.train.raw, self.data.train.y) for m in models)
@@ -146,7 +156,7 @@ def run(
 
 
 def adam(common: Common) -> Callable[[float | None], Optimizer]:
-    """Adam with cosine decay of its step, 0.1 at the start: the default of ``run`` for small models."""
+    """Adam with cosine decay of its step, 0.1 at the start, on all leaves."""
 
     def default(alpha: float | None) -> Optimizer:
         # Near the optimum the gradient falls by orders of magnitude; a long memory of its square would stall there.

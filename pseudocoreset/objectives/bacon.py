@@ -18,15 +18,15 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, SnapshotWindow, check_free
-from pseudocoreset.objectives.distribution_matching import (
+from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
-    require_features,
     siamese,
     sum_over_classes,
     weighted_mean,
 )
+from pseudocoreset.objectives.distribution_matching import require_features
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = ["bacon", "decode", "encode", "out_of_range", "total_variation"]

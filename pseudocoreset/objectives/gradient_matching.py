@@ -22,7 +22,7 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, SnapshotWindow, check_free
-from pseudocoreset.objectives.distribution_matching import (
+from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,

@@ -12,19 +12,15 @@ import pytest
 
 from pseudocoreset import (
     Dataset,
-    fit_bacon,
-    fit_distribution_matching,
-    fit_gradient_matching,
-    fit_trajectory_matching,
-    train_experts,
 )
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.data import Preprocessing
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, Model, bnn, linear_regression, logistic_regression
-from pseudocoreset.objectives import CoresetArrays, InnerTraining, SnapshotWindow, trajectory_matching, wasserstein
-from pseudocoreset.objectives.bacon import bacon, decode, encode, out_of_range, total_variation
-from pseudocoreset.objectives.distribution_matching import class_batches, distribution_matching
+from pseudocoreset.objectives import CoresetArrays, SnapshotWindow
+from pseudocoreset.objectives.bacon import bacon
+from pseudocoreset.objectives.by_class import class_batches
+from pseudocoreset.objectives.distribution_matching import distribution_matching
 from pseudocoreset.objectives.gradient_matching import cosine_distance, gradient_matching
 
 RNG = np.random.default_rng(11)
@@ -230,18 +226,6 @@ def test_squared_gradient_matching_is_the_reverse_kl_of_one_step_posteriors():
         np.testing.assert_allclose(eta**2 / (2 * scale**2) * gradient[name], exact, rtol=1e-4, atol=1e-9)
 
 
-def test_trajectory_matching_is_wasserstein_between_equal_isotropic_gaussians_to_the_bit():
-    snapshots = tuple(quick(SMALL.init)(jax.random.key(k)) for k in (3, 4))
-    inner = InnerTraining(num_steps=2, learning_rate=0.1)
-    found = []
-    for objective in (trajectory_matching(SMALL, inner=inner), wasserstein(SMALL, proxy="isotropic", inner=inner)):
-        small = arrays(U.astype(np.float32), V, np.ones(6, np.float32))
-        found.append(step(objective, small, DeviceData.from_dataset(VECTORS), snapshots))
-    np.testing.assert_array_equal(found[0][0]["inputs"], found[1][0]["inputs"])
-    np.testing.assert_array_equal(found[0][2]["loss"], found[1][2]["loss"])
-    assert np.any(found[0][0]["inputs"])
-
-
 def class_means(u, w):
     return np.stack([w[i] @ u[i] / w[i].sum() for i in POINTS])
 
@@ -319,8 +303,6 @@ IMAGES = RNG.integers(0, 256, size=(12, 8, 8, 2)).astype(np.uint8)
 LABELS = (np.arange(12) % 3).astype(np.int32)
 PICTURES = Dataset.from_arrays(IMAGES, LABELS)
 NET = bnn(ConvNet(depth=1, width=4), PICTURES)
-VECTORS = Dataset.from_arrays(X.astype(np.float32), Y)
-SMALL = bnn(MLP((6,)), VECTORS)
 WHOLE = arrays(PICTURES.train.x, LABELS, np.ones(12, np.float32))
 
 
@@ -337,22 +319,6 @@ def test_the_same_augmentation_meets_both_sides(build):
         assert abs(float(info["loss"])) < (0.05 if of_experts else 1e-8)
         _, _, moved = step(objective, WHOLE._replace(inputs=WHOLE.inputs[::-1]), data, snapshots, key)
         assert float(moved["loss"]) > 20 * abs(float(info["loss"])) + 1e-4
-
-
-def test_features_are_what_the_head_is_applied_to():
-    for model, x in ((NET, PICTURES.train.x), (SMALL, VECTORS.train.x)):
-
-        def run(key, model=model, x=x):
-            params = model.init(key)
-            return params, model.features(params, x), model.apply(params, x)
-
-        params, features, outputs = jax.tree.map(np.asarray, quick(run)(jax.random.key(0)))
-        f = features @ params["network/head.kernel"] + params["network/head.bias"]
-        np.testing.assert_allclose(f, outputs, rtol=1e-5, atol=1e-6)
-    bare = logistic_regression(num_classes=3).bind(X, Y)
-    assert not bare.has_features
-    with pytest.raises(ValueError, match="no features"):
-        bare.features({}, jnp.asarray(X))
 
 
 def released(u, w, lam):
@@ -414,96 +380,6 @@ def test_bacon_with_priors_on_the_images():
     np.testing.assert_allclose(info["loss"], likelihood + 0.3 * variation + 0.7 * clip, rtol=1e-4)
 
 
-def test_the_priors_vanish_where_they_should():
-    flat = jnp.full((2, 5, 4, 3), 0.7)
-    assert np.all(total_variation(flat) == 0)
-    step_edge = flat.at[:, 2:].add(2.0)  # one of four vertical neighbours in every column
-    np.testing.assert_allclose(total_variation(step_edge), 2.0 / 4, rtol=1e-6)
-    low, high = jnp.zeros(3), jnp.ones(3)
-    assert np.all(out_of_range(flat, low, high) == 0)
-    np.testing.assert_allclose(out_of_range(flat + 1.0, low, high), 0.7**2, rtol=1e-5)
-
-
-def test_a_stored_image_holds_four():
-    quarters = jnp.arange(8.0).reshape(4, 2)  # four constant images in each of two stored ones
-    images = jnp.broadcast_to(quarters.reshape(8, 1, 1, 1), (8, 6, 4, 3))
-    stored = encode(images)
-    assert stored.shape == (2, 6, 4, 3)
-    corners = [(0, 0), (-1, 0), (0, -1), (-1, -1)]  # upper left, lower left, upper right, lower right
-    np.testing.assert_array_equal([[stored[j, r, c, 0] for j in range(2)] for r, c in corners], quarters)
-    np.testing.assert_allclose(decode(stored), images, rtol=1e-6)
-    crops = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
-    wanted = jax.image.resize(crops[:, 3:, :2], (2, 6, 4, 3), "bilinear")  # lower left
-    np.testing.assert_allclose(decode(crops)[2:4], wanted, rtol=1e-6)
-    np.testing.assert_allclose(wanted[:, 0, 1, 0], 0.75 * crops[:, 3, 0, 0] + 0.25 * crops[:, 3, 1, 0], rtol=1e-5)
-    with pytest.raises(ValueError, match="sides divisible by 2"):
-        decode(jnp.zeros((1, 5, 4, 3)))
-    with pytest.raises(ValueError, match="multiple of 4"):
-        encode(jnp.zeros((6, 4, 4, 3)))
-
-
-FAST = dict(key=jax.random.key(5), progress=False)
-
-
-def test_fit_bacon_of_four_images_a_point():
-    """Stored points start as downscaled images of their class, and come back decoded."""
-    starts = []
-    result = fit_bacon(
-        bnn(MLP((4,)), PICTURES), PICTURES, images_per_class=1, steps=1, step_size=1e-30, formation=2, **FAST,
-        weights="data",
-        callbacks=[lambda _, coreset, __: starts.append(coreset)],
-    )  # fmt: skip
-    (start,) = starts
-    assert start.mass == pytest.approx(12)
-    small = PICTURES.train.x.reshape(12, 4, 2, 4, 2, 2).mean((2, 4))
-    for image, label in zip(start.inputs, start.targets, strict=True):
-        for corner in (image[:4, :4], image[4:, :4], image[:4, 4:], image[4:, 4:]):
-            gaps = np.abs(small[np.equal(LABELS, label)] - corner).max((1, 2, 3))
-            assert gaps.min() < 1e-5
-    assert result.coreset.size == 12
-    assert result.coreset.mass == pytest.approx(12)
-    np.testing.assert_array_equal(result.coreset.targets, [0, 1, 2] * 4)
-    np.testing.assert_allclose(result.coreset.inputs, decode(result.state.arrays.inputs), rtol=1e-6)
-    assert result.coreset.metadata["stored_images"] == 3
-
-
-def test_fit_distribution_matching():
-    result = fit_distribution_matching(SMALL, VECTORS, images_per_class=1, steps=60, step_size=0.5, **FAST)
-    assert 0 < result.history["loss"][-15:].mean() < 0.7 * result.history["loss"][:6].mean()
-    assert result.coreset.metadata["objective"] == "distribution_matching"
-
-
-@pytest.fixture(scope="module")
-def experts():
-    arguments = dict(num_experts=2, num_epochs=4, learning_rate=0.1, batch_size=6)
-    return train_experts(SMALL, VECTORS, **arguments, **FAST)
-
-
-def test_the_fits_take_expert_snapshots(experts):
-    common = dict(images_per_class=2, steps=4, experts=experts, **FAST)
-    trajectory = fit_trajectory_matching(SMALL, VECTORS, num_inner_steps=3, inner_learning_rate=0.1, **common)
-    settings = trajectory.coreset.metadata["objectives"][0]
-    assert (settings["last_epoch"], settings["expert_epochs"]) == (2, 2)  # as late as four epochs allow
-    means = fit_bacon(SMALL, VECTORS, variant="released", first_epoch=1, **common)
-    settings = means.coreset.metadata["objectives"][0]
-    assert (settings["window"], settings["cross_entropy"]) == ([1, None], 0.5)
-    assert means.coreset.mass == means.coreset.size == 6
-    for result in (trajectory, means):
-        assert np.all(np.isfinite(result.history["loss"]))
-
-
-def test_gradient_matching_of_regression_learns_the_weights_too():
-    y = (X @ np.array([1.0, -1.0, 0.5, 0.0])).astype(np.float32)
-    data = Dataset.from_arrays(X.astype(np.float32), y)
-    result = fit_gradient_matching(
-        linear_regression(noise_scale=0.5), data, size=4, steps=80, distance="squared", num_outer=4,
-        num_inner_steps=2, inner_learning_rate=0.05, **FAST,
-    )  # fmt: skip
-    assert result.history["loss"][-10:].mean() < 0.5 * result.history["loss"][:10].mean()
-    assert np.ptp(result.coreset.weights) > 0
-    assert result.history["inner_rounds"][:6].tolist() == [0, 1, 2, 3, 0, 1]
-
-
 REGRESSION = linear_regression(noise_scale=0.5).bind(X, X[:, 0])
 AHEAD = SnapshotWindow(0, None, 1)
 
@@ -534,14 +410,6 @@ AHEAD = SnapshotWindow(0, None, 1)
         (lambda: bacon(NET, free="targets"), "without cross_entropy there is no gradient in targets"),
         (lambda: bacon(MODEL), "need images"),
         (lambda: step(distribution_matching(MODEL), arrays(v=V + 1)), "classes from 0 to 2; got 1 to 3"),
-        (lambda: fit_bacon(NET, PICTURES, size=6, formation=2, **FAST), "formation=2 .* give images_per_class"),
-        (lambda: fit_bacon(NET, PICTURES, **FAST), "give one of images_per_class and size"),
-        (lambda: fit_distribution_matching(NET, PICTURES, size=6, steps=0, **FAST), "steps must be at least 1"),
-        (lambda: fit_gradient_matching(NET, PICTURES, size=6, first_epoch=-1, **FAST), "first_epoch must be at least"),
-        (
-            lambda: fit_trajectory_matching(NET, PICTURES, size=6, expert_epochs=0, **FAST),
-            "expert_epochs must be at least 1",
-        ),
     ],
 )
 def test_bad_arguments_are_named(call, message):

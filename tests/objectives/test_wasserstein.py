@@ -80,6 +80,7 @@ def test_trajectory_matching_is_the_same_thing():
     assert first["loss"] == second["loss"]
     for leaf, value in one.items():
         np.testing.assert_array_equal(value, two[leaf])
+        assert np.any(value)
 
 
 @pytest.mark.parametrize("kept", KEPT)
