@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pseudocoreset.models import Model, Params
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
+    map_arrays,
     read_arrays,
     read_json,
     verify,
@@ -31,16 +33,19 @@ if TYPE_CHECKING:
 
     from pseudocoreset.data import Split
 
-__all__ = ["Posterior", "library_versions"]
+__all__ = ["ARRAYS_FILE", "RECORD_FILE", "Posterior", "flatten_groups", "library_versions", "split_arrays"]
 
 SCHEMA = 1
 EVALUATION_BLOCK_BYTES = 64 * 2**20
 GROUPS = ("draws", "unconstrained", "sample_stats")
+SINGLE_ARRAYS = ("function_values", "log_likelihood")
+ARRAYS_FILE = "posterior.safetensors"
+RECORD_FILE = "posterior.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Draws of one sampling run; all arrays are NumPy's, on the host, with leading axes (chain, draw).
+    """Draws of one sampling run; arrays are NumPy's, in memory or mapped from disk, with leading axes (chain, draw).
 
     Attributes:
         draws: constrained values by site, (chain, draw, ...). All sites where weights were kept, otherwise
@@ -138,44 +143,28 @@ class Posterior:
         Args:
             path: directory to make; an existing one is replaced.
         """
-        arrays = {f"{group}/{name}": a for group in GROUPS for name, a in (getattr(self, group) or {}).items()}
-        for name in ("function_values", "log_likelihood"):
-            if getattr(self, name) is not None:
-                arrays[name] = getattr(self, name)
-        preprocessing = None
+        arrays = flatten_groups({name: getattr(self, name) for name in (*GROUPS, *SINGLE_ARRAYS)})
         if self.predict_on is not None:
-            arrays |= {"predict_on/raw": self.predict_on.raw, "predict_on/y": self.predict_on.y}
-            parts = self.predict_on.preprocessing.arrays()
-            arrays |= {f"preprocessing/{name}": array for name, array in parts.items()}
-            preprocessing = self.predict_on.preprocessing.metadata()
-        record = {
-            "schema": SCHEMA,
-            "keeps_weights": self.unconstrained is not None,
-            "preprocessing": preprocessing,
-            "metadata": self.metadata,
-        }
+            arrays |= split_arrays(self.predict_on)
         with atomic_directory(path) as folder:
-            write_arrays(folder / "posterior.safetensors", arrays)
-            write_json(folder / "posterior.json", record)
+            write_arrays(folder / ARRAYS_FILE, arrays)
+            write_json(folder / RECORD_FILE, self.record(self.metadata, self.predict_on))
+
+    @staticmethod
+    def record(metadata: dict[str, Any], predict_on: Split | None, run: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What stands beside the arrays in a file; ``run`` identifies what ``sample`` writes by itself."""
+        return {
+            "schema": SCHEMA,
+            "preprocessing": None if predict_on is None else predict_on.preprocessing.metadata(),
+            "metadata": metadata,
+            "run": run,
+        }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Posterior:
-        """Read what ``save`` wrote, verified.
-
-        Raises:
-            FileNotFoundError: if there is nothing at ``path``.
-            CorruptFileError: if a file is missing, truncated or altered, or holds something else.
-            ValueError: if a newer version of this package wrote it.
-        """
-        folder = verify(path)
-        if not (folder / "posterior.json").is_file():
-            raise CorruptFileError(f"{path} holds no posterior.json; it is not a saved posterior")
-        record = read_json(folder / "posterior.json")
-        if record["schema"] > SCHEMA:
-            raise ValueError(
-                f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
-            )
-        arrays = read_arrays(folder / "posterior.safetensors")
+    def from_flat(
+        cls, arrays: Mapping[str, np.ndarray], metadata: dict[str, Any], preprocessing: dict[str, Any] | None
+    ) -> Posterior:
+        """From arrays by the names they have in a file, and the rest of the record."""
         groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*GROUPS, "predict_on", "preprocessing")}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
@@ -186,10 +175,34 @@ class Posterior:
             function_values=arrays.get("function_values"),
             log_likelihood=arrays.get("log_likelihood"),
             sample_stats=groups["sample_stats"],
-            predict_on=_restored_split(groups["predict_on"], groups["preprocessing"], record["preprocessing"]),
-            metadata=record["metadata"],
-            unconstrained=groups["unconstrained"] if record["keeps_weights"] else None,
+            predict_on=_restored_split(groups["predict_on"], groups["preprocessing"], preprocessing),
+            metadata=metadata,
+            unconstrained=groups["unconstrained"] or None,
         )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, memory_map: bool = False) -> Posterior:
+        """Read what ``save`` wrote, verified.
+
+        Args:
+            path: the directory.
+            memory_map: leave the arrays on disk, to be read where they are used.
+
+        Raises:
+            FileNotFoundError: if there is nothing at ``path``.
+            CorruptFileError: if a file is missing, truncated or altered, or holds something else.
+            ValueError: if a newer version of this package wrote it.
+        """
+        folder = verify(path)
+        if not (folder / RECORD_FILE).is_file():
+            raise CorruptFileError(f"{path} holds no {RECORD_FILE}; it is not a saved posterior")
+        record = read_json(folder / RECORD_FILE)
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
+            )
+        arrays = (map_arrays if memory_map else read_arrays)(folder / ARRAYS_FILE)
+        return cls.from_flat(arrays, record["metadata"], record["preprocessing"])
 
     def __repr__(self) -> str:
         about = self.metadata
@@ -239,6 +252,23 @@ def _restored_split(arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray],
     from pseudocoreset.data import Preprocessing, Split
 
     return Split(raw=arrays["raw"], y=arrays["y"], preprocessing=Preprocessing.from_parts(parts, metadata))
+
+
+def split_arrays(split: Split) -> dict[str, np.ndarray]:
+    """The arrays of a split, by the names they have in a file."""
+    parts = {f"preprocessing/{name}": array for name, array in split.preprocessing.arrays().items()}
+    return {"predict_on/raw": split.raw, "predict_on/y": split.y, **parts}
+
+
+def flatten_groups(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of the fields of a posterior by one name each, ``group/site`` or the field's; without None."""
+    flat: dict[str, Any] = {}
+    for field, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{field}/{name}": leaf for name, leaf in value.items()}
+        elif value is not None:
+            flat[field] = value
+    return flat
 
 
 def library_versions() -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
+import os
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,19 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.inference.chains import (
-    HeldOut,
-    Plan,
-    adapt_chains,
-    initial_positions,
-    run_block,
-    start_chains,
-    summarise,
-)
+from pseudocoreset.inference.chains import Plan, initial_positions, summarise
 from pseudocoreset.inference.data import Minibatch, default_chunk_size
-from pseudocoreset.inference.guards import check_finite, warn_of_divergences, warn_of_heat
-from pseudocoreset.inference.kernels import Tuning
-from pseudocoreset.inference.posterior import Posterior, library_versions
+from pseudocoreset.inference.draw_files import DrawFiles, digest_of
+from pseudocoreset.inference.guards import warn_of_divergences, warn_of_heat
+from pseudocoreset.inference.posterior import (
+    Posterior,
+    library_versions,
+    split_arrays,
+)
+from pseudocoreset.inference.running import NUM_BLOCKS, Run
 from pseudocoreset.inference.tuning import default_step_size, initial_tuning, reported_options
 from pseudocoreset.inference.validation import (
     check_kernel_options,
@@ -38,17 +36,16 @@ from pseudocoreset.inference.validation import (
     resolve_init_params,
     resolve_keep,
     resolve_predict_on,
+    resolve_run_options,
     stored_inputs,
 )
 from pseudocoreset.models import Model, Params
-from pseudocoreset.progress import progress_bar
 from pseudocoreset.validation import check_integer, check_key, check_positive
 
 __all__ = ["sample"]
 
 KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
-NUM_BLOCKS = 20
 STATIC_OPTIONS = (
     "target_acceptance_rate",
     "is_mass_matrix_diagonal",
@@ -75,6 +72,7 @@ def sample(
     predict_on: Any = None,
     keep: str = "auto",
     chunk_size: int | None = None,
+    directory: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **kernel_options: Any,
 ) -> Posterior:
@@ -117,6 +115,9 @@ def sample(
         keep: ``"weights"``, ``"functions"`` (function values on ``predict_on``, and sites of at most 64
             elements), or ``"auto"``: functions for a network with something to predict on, weights otherwise.
         chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input.
+        directory: where to keep the run while it goes on: draws are written there as they are made, so that their
+            size is bounded by the disk (the arrays of the posterior are then memory maps), and the same call goes on
+            where one that was stopped had come to, with the same bits, or reads what is finished.
         progress: whether to show a bar.
         **kernel_options: for NUTS and HMC ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix`` (adapted
             if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True). NUTS:
@@ -131,7 +132,9 @@ def sample(
         ``n_steps`` counts all steps since the draw before.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit, before anything is compiled.
+        TypeError, ValueError: for arguments that do not fit, before anything is compiled; or if ``directory`` holds
+            another run.
+        OSError: if the disk of ``directory`` has no room for the draws; BlockingIOError if another process is at it.
         FloatingPointError: when a chain leaves the finite numbers.
     """
     started = time.perf_counter()
@@ -158,6 +161,7 @@ def sample(
     step_size, metric = check_step_size_and_metric(kernel, step_size, options, model.num_params, num_warmup)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     given = resolve_init_params(init_params, shapes, num_chains)
+    options = resolve_run_options(options, model, num_samples, thinning)
 
     rows_at_once = chunk_size or default_chunk_size(model, source.inputs.shape[1:])
     plan = Plan(
@@ -176,60 +180,90 @@ def sample(
     )
     kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
     bytes_per_draw = num_chains * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    _check_size(bytes_per_draw * num_samples)
+    if directory is None:
+        _check_size(bytes_per_draw * num_samples)
 
     rows = Minibatch(
         jnp.asarray(source.inputs), jnp.asarray(targets), jnp.asarray(source.weights, jnp.result_type(float))
     )
     held_out_rows = None if held_out is None else (jnp.asarray(held_out[0]), jnp.asarray(held_out[1]))
-    init_key, start_key, warmup_key, draw_key = jax.random.split(key, 4)
+    init_key, run_key = jax.random.split(key)
     positions = initial_positions(model, jax.random.split(init_key, num_chains)) if given is None else given
     total_weight = float(np.sum(source.weights, dtype=np.float64))
     if step_size is None and plan.spec.uses_minibatches:
         step_size = default_step_size(plan, positions, total_weight)
-    tuning = initial_tuning(plan, positions, temperature, step_size, options.get("friction"), metric)
-    states, positions = start_chains(plan, start_key, positions, given is not None, tuning, rows)
-
-    # Short enough to show progress and bound memory, long enough that the host costs nothing.
-    block = max(1, min(math.ceil(num_samples / NUM_BLOCKS), BLOCK_BYTES // max(1, bytes_per_draw)))
-    mark = time.perf_counter()
-    warmup_keys = jax.random.split(warmup_key, num_chains)
-    if "step_size" in tuning:
-        states = _warm_up(plan, block, states, tuning, warmup_keys, num_warmup, rows, held_out_rows, progress)
-    else:
-        states, tuning = _adapt(plan, num_warmup, warmup_keys, positions, tuning, rows, progress)
-    warmed_up = time.perf_counter()
-    draw_keys = jax.random.split(draw_key, num_chains)
-    draws = _draw(plan, states, tuning, draw_keys, num_samples, thinning, block, rows, held_out_rows, progress)
-    finished = time.perf_counter()
-    warn_of_divergences(draws["sample_stats"], kernel)
-    warn_of_heat(draws["sample_stats"], plan, tuning, thinning)
-
-    seconds = {"warmup": warmed_up - mark, "sampling": finished - warmed_up, "total": finished - started}
-    metadata = {
+    tuning = initial_tuning(plan, positions, temperature, step_size, options, metric, num_samples, thinning)
+    run = Run(
+        plan=plan,
+        key=run_key,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        thinning=thinning,
+        # Short enough to show progress and bound memory, long enough that the host costs nothing.
+        block=max(1, min(math.ceil(num_samples / NUM_BLOCKS), BLOCK_BYTES // max(1, bytes_per_draw))),
+        rows=rows,
+        held_out=held_out_rows,
+        progress=progress,
+    )
+    identity = {
         "model": model.name,
+        "sites": {name: list(leaf.shape) for name, leaf in shapes.items()},
+        "data": digest_of(source.inputs, targets, source.weights),
+        "predict_on": None if split is None else digest_of(*split_arrays(split).values()),
         "kernel": kernel,
+        "options": {name: _identified(value) for name, value in options.items()},
+        "step_size": step_size,
         "temperature": temperature,
         "num_chains": num_chains,
         "num_warmup": num_warmup,
         "num_samples": num_samples,
         "thinning": thinning,
-        "num_data": plan.num_data,
-        "total_weight": total_weight,
         "batch_size": plan.batch_size,
-        "augment": None if plan.augment is None else plan.augment.strategy,
-        "step_size": np.asarray(tuning["step_size"]).tolist(),
-        "options": reported_options(options, tuning),
+        "augment": repr(plan.augment),
+        "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
-        "key": {
-            "implementation": str(jax.random.key_impl(key)),
-            "data": np.asarray(jax.random.key_data(key)).tolist(),
-        },
-        "backend": jax.default_backend(),
-        "versions": library_versions(),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
-    return Posterior(predict_on=split, metadata=metadata, **draws)
+    with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
+        if files is not None and files.is_finished:
+            return files.load()
+        arrays, tuning, seconds = run(positions, given is not None, tuning, files)
+        earlier = seconds.pop("earlier")
+        stats = {name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}
+        warn_of_divergences(stats, kernel)
+        warn_of_heat(stats, plan, tuning, thinning)
+        metadata = {
+            "model": model.name,
+            "kernel": kernel,
+            "temperature": temperature,
+            "num_chains": num_chains,
+            "num_warmup": num_warmup,
+            "num_samples": num_samples,
+            "thinning": thinning,
+            "num_data": plan.num_data,
+            "total_weight": total_weight,
+            "batch_size": plan.batch_size,
+            "augment": None if plan.augment is None else plan.augment.strategy,
+            "step_size": np.asarray(tuning["step_size"]).tolist(),
+            "options": reported_options(options, tuning),
+            "keep": identity["keep"],
+            "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
+            "backend": jax.default_backend(),
+            "versions": library_versions(),
+            "seconds": {
+                **{name: round(value, 3) for name, value in seconds.items()},
+                "total": round(earlier + time.perf_counter() - started, 3),
+            },
+        }
+        if files is not None:
+            return files.finish(metadata)
+    return replace(Posterior.from_flat(arrays, metadata, None), predict_on=split)
+
+
+def _identified(option: Any) -> str:
+    """An option in words, arrays by their digest."""
+    leaves = jax.tree.leaves(option)
+    return digest_of(*leaves) if any(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves) else repr(option)
 
 
 def _check_size(num_bytes: int) -> None:
@@ -237,84 +271,5 @@ def _check_size(num_bytes: int) -> None:
         raise ValueError(
             f"the draws to keep would take {num_bytes / 2**30:.1f} GiB, more than the limit of "
             f"{KEEP_LIMIT_BYTES / 2**30:.0f}; take keep='functions', a smaller predict_on, or fewer draws "
-            "(num_samples) further apart (thinning)"
+            "(num_samples) further apart (thinning); or give directory, which keeps them on disk"
         )
-
-
-def _blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, total, max(1, size)):
-        yield first, min(first + size, total)
-
-
-def _adapt(
-    plan: Plan,
-    num_warmup: int,
-    keys: jax.Array,
-    positions: Params,
-    tuning: Tuning,
-    rows: Minibatch,
-    progress: bool,
-) -> tuple[Any, Tuning]:
-    """Warmup that adapts, in one computation."""
-    with progress_bar(f"{plan.kernel} warmup", num_warmup, enabled=progress) as advance:
-        states, tuning = adapt_chains(plan, num_warmup, keys, positions, tuning, rows)
-        found = np.asarray(tuning["step_size"])
-        if not np.all(np.isfinite(found) & (found > 0)):
-            raise FloatingPointError(
-                f"kernel {plan.kernel!r} adapted to the step sizes {found.tolist()}; give step_size and "
-                "init_params, or a longer num_warmup"
-            )
-        advance(num_warmup)
-    return states, tuning
-
-
-def _warm_up(
-    plan: Plan,
-    block: int,
-    states: Any,
-    tuning: Tuning,
-    keys: jax.Array,
-    num_warmup: int,
-    rows: Minibatch,
-    held_out: HeldOut,
-    progress: bool,
-) -> Any:
-    """Warmup that only moves."""
-    with progress_bar(f"{plan.kernel} warmup", num_warmup, enabled=progress and num_warmup > 0) as advance:
-        for first, last in _blocks(num_warmup, math.ceil(num_warmup / NUM_BLOCKS)):
-            states, _, finite = run_block(plan, block, False, 1, states, tuning, keys, first, last, rows, held_out)
-            check_finite(finite, plan, tuning, f"warmup steps {first} to {last}")
-            advance(last - first)
-    return states
-
-
-def _draw(
-    plan: Plan,
-    states: Any,
-    tuning: Tuning,
-    keys: jax.Array,
-    num_samples: int,
-    thinning: int,
-    block: int,
-    rows: Minibatch,
-    held_out: HeldOut,
-    progress: bool,
-) -> dict[str, Any]:
-    """All draws on the host, block by block; leaves have leading axes (chain, draw)."""
-    num_chains = keys.shape[0]
-    kept: dict[str, Any] = {}
-    with progress_bar(f"{plan.kernel} sampling", num_samples, enabled=progress) as advance:
-        for first, last in _blocks(num_samples, block):
-            states, draws, finite = run_block(
-                plan, block, True, thinning, states, tuning, keys, first, last, rows, held_out
-            )
-            check_finite(finite, plan, tuning, f"draws {first} to {last}")
-            if not kept:
-                kept = jax.tree.map(lambda b: np.empty((num_chains, num_samples, *b.shape[2:]), b.dtype), draws)
-            jax.tree.map(functools.partial(_copy_block, first=first, last=last), kept, draws)
-            advance(last - first)
-    return kept
-
-
-def _copy_block(kept: np.ndarray, block: jax.Array, *, first: int, last: int) -> None:
-    kept[:, first:last] = np.asarray(block)[:, : last - first]

@@ -24,13 +24,23 @@ from pseudocoreset.storage import (
     write_json,
 )
 
-__all__ = ["Checkpointer"]
+__all__ = ["Checkpointer", "different_settings"]
 
 logger = logging.getLogger(__name__)
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def different_settings(saved: dict[str, Any], run: dict[str, Any]) -> str:
+    """The settings in which a saved run differs from this one, in words; empty if in none."""
+    now = json.loads(json.dumps(run))
+    return "; ".join(
+        f"{name}: saved {saved.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    )
 
 
 class Checkpointer:
@@ -49,7 +59,7 @@ class Checkpointer:
 
     def __init__(self, directory: str | os.PathLike[str], run: dict[str, Any]) -> None:
         self.directory = pathlib.Path(directory)
-        self.run = json.loads(json.dumps(run))
+        self.run = run
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = (self.directory / "lock").open("w")
         try:
@@ -93,7 +103,7 @@ class Checkpointer:
         """The newest whole step, or None if there is none yet.
 
         Args:
-            template: a state of the same structure, shapes and dtypes.
+            template: a state of the same structure, shapes and dtypes, or the structs of one.
 
         Returns:
             (steps done, state, extra arrays).
@@ -122,16 +132,9 @@ class Checkpointer:
         return None
 
     def _check_run(self, record: dict[str, Any]) -> None:
-        saved = record["run"]
-        different = [
-            f"{name}: saved {saved.get(name)!r}, now {self.run.get(name)!r}"
-            for name in sorted(saved.keys() | self.run.keys())
-            if saved.get(name) != self.run.get(name)
-        ]
-        if different:
+        if different := different_settings(record["run"], self.run):
             raise ValueError(
-                f"{self.directory} holds checkpoints of another run; use another directory. Different: "
-                + "; ".join(different)
+                f"{self.directory} holds checkpoints of another run; use another directory. Different: {different}"
             )
         if record["jax"] != jax.__version__:
             logger.warning(
@@ -148,7 +151,7 @@ def _fill(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     if [a.shape for a in saved] != shapes:
         raise ValueError("the checkpoint has arrays of other shapes than this run; use another directory")
     filled = [
-        jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else jnp.asarray(a, dtype=jnp.asarray(leaf).dtype)
+        jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else jnp.asarray(a, dtype=jnp.result_type(leaf))
         for leaf, a in zip(leaves, saved, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)

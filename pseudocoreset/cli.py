@@ -157,7 +157,9 @@ def fit(
 
 @app.command()
 def sample(
-    out: Annotated[pathlib.Path, typer.Option(help="folder for the posterior")],
+    out: Annotated[
+        pathlib.Path, typer.Option(help="folder for the posterior; a run that was stopped goes on there")
+    ],
     coreset: Annotated[pathlib.Path | None, typer.Option(help="a coreset; the full data if not given")] = None,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
@@ -199,8 +201,8 @@ def sample(
         augment=augment,
         key=jax.random.key(seed),
         predict_on=dataset.test,
+        directory=out,
     )
-    posterior.save(out)
     typer.echo(repr(posterior))
 
 

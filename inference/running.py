@@ -1,0 +1,186 @@
+"""Warmup and draws of a run, block by block: kept in memory, or in a directory from which a stopped run goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from pseudocoreset.inference.chains import HeldOut, Plan, adapt_chains, run_block, start_chains
+from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.inference.draw_files import DrawFiles
+from pseudocoreset.inference.guards import check_finite
+from pseudocoreset.inference.kernels import Tuning
+from pseudocoreset.inference.posterior import flatten_groups
+from pseudocoreset.models import Params
+from pseudocoreset.progress import progress_bar
+
+__all__ = ["Run"]
+
+NUM_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run does besides the plan of one block.
+
+    Attributes:
+        plan: of the compiled blocks.
+        key: of everything random from the start of the chains on.
+        num_warmup: steps a chain before the first draw.
+        num_samples: draws a chain.
+        thinning: steps from draw to draw.
+        block: draws of a block.
+        rows: training data.
+        held_out: what draws are evaluated on, None for nothing.
+        progress: whether to show a bar.
+    """
+
+    plan: Plan
+    key: jax.Array
+    num_warmup: int
+    num_samples: int
+    thinning: int
+    block: int
+    rows: Minibatch
+    held_out: HeldOut
+    progress: bool
+
+    def __call__(
+        self, positions: Params, are_given: bool, tuning: Tuning, files: DrawFiles | None
+    ) -> tuple[dict[str, np.ndarray], Tuning, dict[str, float]]:
+        """All draws, the tuning they were made with, and seconds: of warmup, of sampling, and of both in earlier calls.
+
+        Args:
+            positions: where the chains start.
+            are_given: whether the user gave them.
+            tuning: of every chain; what is missing is adapted.
+            files: where to, None for memory.
+        """
+        start_key, warmup_key, draw_key = jax.random.split(self.key, 3)
+        num_chains = jax.tree.leaves(positions)[0].shape[0]
+        warmup_keys, draw_keys = jax.random.split(warmup_key, num_chains), jax.random.split(draw_key, num_chains)
+        adapts = "step_size" not in tuning
+
+        states, positions = start_chains(self.plan, start_key, positions, are_given, tuning, self.rows)
+        state = states, tuning
+        done, seconds, restored = 0, {"warmup": 0.0, "sampling": 0.0}, None
+        if files is not None:
+            template = jax.eval_shape(self._adaptation, warmup_keys, positions, tuning) if adapts else state
+            restored = files.restore(template)
+        if restored is not None:
+            done, state, seconds = restored
+        seconds["earlier"] = seconds["warmup"] + seconds["sampling"]
+
+        if done < self.num_warmup or (adapts and restored is None):
+            if adapts:
+                state = self._adapt(warmup_keys, positions, tuning, seconds, files)
+            else:
+                state = self._warm_up(state, warmup_keys, done, seconds, files)
+            done = self.num_warmup
+        arrays = self._draw(state, draw_keys, done - self.num_warmup, seconds, files)
+        return arrays, state[1], seconds
+
+    def _adaptation(self, keys: jax.Array, positions: Params, tuning: Tuning) -> tuple[Any, Tuning]:
+        return adapt_chains(self.plan, self.num_warmup, keys, positions, tuning, self.rows)
+
+    def _adapt(
+        self, keys: jax.Array, positions: Params, tuning: Tuning, seconds: dict[str, float], files: DrawFiles | None
+    ) -> tuple[Any, Tuning]:
+        """Warmup that adapts, in one computation."""
+        started = time.perf_counter()
+        with progress_bar(f"{self.plan.kernel} warmup", self.num_warmup, enabled=self.progress) as advance:
+            state = self._adaptation(keys, positions, tuning)
+            found = np.asarray(state[1]["step_size"])
+            if not np.all(np.isfinite(found) & (found > 0)):
+                raise FloatingPointError(
+                    f"kernel {self.plan.kernel!r} adapted to the step sizes {found.tolist()}; give step_size and "
+                    "init_params, or a longer num_warmup"
+                )
+            advance(self.num_warmup)
+        seconds["warmup"] += time.perf_counter() - started
+        if files is not None:
+            files.save(self.num_warmup, state, seconds)
+        return state
+
+    def _warm_up(
+        self,
+        state: tuple[Any, Tuning],
+        keys: jax.Array,
+        done: int,
+        seconds: dict[str, float],
+        files: DrawFiles | None,
+    ) -> tuple[Any, Tuning]:
+        """Warmup that only moves."""
+        states, tuning = state
+        with progress_bar(f"{self.plan.kernel} warmup", self.num_warmup, enabled=self.progress) as advance:
+            advance(done)
+            for first, last in _blocks(done, self.num_warmup, math.ceil(self.num_warmup / NUM_BLOCKS)):
+                started = time.perf_counter()
+                states, _, finite = run_block(
+                    self.plan, self.block, False, 1, states, tuning, keys, first, last, self.rows, self.held_out
+                )
+                check_finite(finite, self.plan, tuning, f"warmup steps {first} to {last}")
+                seconds["warmup"] += time.perf_counter() - started
+                if files is not None:
+                    files.save(last, (states, tuning), seconds)
+                advance(last - first)
+        return states, tuning
+
+    def _draw(
+        self,
+        state: tuple[Any, Tuning],
+        keys: jax.Array,
+        drawn: int,
+        seconds: dict[str, float],
+        files: DrawFiles | None,
+    ) -> dict[str, np.ndarray]:
+        """Draws from ``drawn`` on, beside those already in the files; leaves (chain, draw, ...)."""
+        states, tuning = state
+        arrays = files.reopen() if files is not None and drawn > 0 else {}
+        with progress_bar(f"{self.plan.kernel} sampling", self.num_samples, enabled=self.progress) as advance:
+            advance(drawn)
+            for first, last in _blocks(drawn, self.num_samples, self.block):
+                started = time.perf_counter()
+                states, draws, finite = run_block(
+                    self.plan,
+                    self.block,
+                    True,
+                    self.thinning,
+                    states,
+                    tuning,
+                    keys,
+                    first,
+                    last,
+                    self.rows,
+                    self.held_out,
+                )
+                check_finite(finite, self.plan, tuning, f"draws {first} to {last}")
+                leaves = flatten_groups(draws)
+                if not arrays:
+                    shapes = {
+                        name: jax.ShapeDtypeStruct((len(keys), self.num_samples, *leaf.shape[2:]), leaf.dtype)
+                        for name, leaf in leaves.items()
+                    }
+                    arrays = _in_memory(shapes) if files is None else files.create(shapes)
+                for name, leaf in leaves.items():
+                    arrays[name][:, first:last] = np.asarray(leaf)[:, : last - first]
+                seconds["sampling"] += time.perf_counter() - started
+                if files is not None:
+                    files.save(self.num_warmup + last, (states, tuning), seconds)
+                advance(last - first)
+        return arrays
+
+
+def _in_memory(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    return {name: np.empty(item.shape, item.dtype) for name, item in shapes.items()}
+
+
+def _blocks(first: int, total: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, total, max(1, size)):
+        yield start, min(start + size, total)
