@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pseudocoreset.data import Dataset as Dataset
     from pseudocoreset.data import load_dataset as load_dataset
     from pseudocoreset.diagnostics import compare_posteriors as compare_posteriors
+    from pseudocoreset.evaluation import Evaluation as Evaluation
+    from pseudocoreset.evaluation import evaluate as evaluate
     from pseudocoreset.experts import Experts as Experts
     from pseudocoreset.experts import train_experts as train_experts
     from pseudocoreset.fitting import FitResult as FitResult
@@ -34,11 +36,13 @@ __version__ = "0.1.0"
 # Loaded on first use, so that importing the package touches no device and no heavy library.
 _HOMES = {
     "Dataset": "data",
+    "Evaluation": "evaluation",
     "Experts": "experts",
     "FitResult": "fitting",
     "Pseudocoreset": "coreset",
     "choose_mass": "mass",
     "compare_posteriors": "diagnostics",
+    "evaluate": "evaluation",
     "fit": "fitting",
     "fit_bacon": "methods",
     "fit_bpc_fkl": "methods",
@@ -59,12 +63,14 @@ _HOMES = {
 
 __all__ = [
     "Dataset",
+    "Evaluation",
     "Experts",
     "FitResult",
     "Pseudocoreset",
     "__version__",
     "choose_mass",
     "compare_posteriors",
+    "evaluate",
     "fit",
     "fit_bacon",
     "fit_bpc_fkl",

@@ -1,7 +1,8 @@
-"""The command ``pseudocoreset``: experts, fit, sample, compare, demo."""
+"""The command ``pseudocoreset``: experts, fit, evaluate, sample, compare, report, demo."""
 
 from __future__ import annotations
 
+import json
 import logging
 import pathlib
 from typing import Annotated, Any
@@ -27,6 +28,9 @@ Depth = Annotated[int, typer.Option(help="blocks of the ConvNet")]
 Width = Annotated[int, typer.Option(help="filters of the ConvNet")]
 NormKind = Annotated[str, typer.Option("--norm", help="instance, group, layer, batch or none")]
 Zca = Annotated[bool, typer.Option("--zca", help="whiten the images")]
+
+
+NETWORKS = {name.lower(): name for name in ("ConvNet", "ResNet18", "ResNet34", "VGG11", "AlexNet", "LeNet", "MLP")}
 
 
 def _data_and_model(data: str, data_dir: pathlib.Path | None, zca: bool, depth: int, width: int, norm: str) -> Any:
@@ -157,9 +161,7 @@ def fit(
 
 @app.command()
 def sample(
-    out: Annotated[
-        pathlib.Path, typer.Option(help="folder for the posterior; a run that was stopped goes on there")
-    ],
+    out: Annotated[pathlib.Path, typer.Option(help="folder for the posterior; a run that was stopped goes on there")],
     coreset: Annotated[pathlib.Path | None, typer.Option(help="a coreset; the full data if not given")] = None,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
@@ -207,11 +209,87 @@ def sample(
 
 
 @app.command()
+def evaluate(
+    coreset: Annotated[pathlib.Path, typer.Argument(help="folder of a coreset")],
+    protocol: Annotated[str, typer.Option(help="default, kim2022, fbpc2023 or distillation")] = "default",
+    split: Annotated[str, typer.Option(help="validation or test")] = "validation",
+    network: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(NETWORKS)}; give it again for more of them")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="a setting of the protocol, num_repeats=3 say"),
+    ] = None,
+    json_file: Annotated[pathlib.Path | None, typer.Option("--json", help="also write the figures here")] = None,
+    data: DataName = "cifar10",
+    data_dir: DataDir = None,
+    depth: Depth = 3,
+    width: Width = 128,
+    norm: NormKind = "instance",
+    zca: Zca = False,
+    seed: Seed = 0,
+) -> None:
+    """What a coreset is worth to networks that see nothing else, by a named protocol."""
+    import jax
+
+    from pseudocoreset import models
+    from pseudocoreset.coreset import Pseudocoreset
+    from pseudocoreset.data import load_dataset
+    from pseudocoreset.evaluation import evaluate as evaluate_coreset
+    from pseudocoreset.storage import write_json
+    from pseudocoreset.validation import check_choice
+
+    names = network or ["convnet"]
+    settings = dict(_setting(text) for text in setting or ())
+    loaded = Pseudocoreset.load(coreset)
+    dataset = load_dataset(data, data_dir=data_dir, zca=zca)
+    shape: dict[str, dict[str, Any]] = {"convnet": {"depth": depth, "width": width}}
+    built = {}
+    for name in names:
+        kind = getattr(models, NETWORKS[check_choice(name, "network", NETWORKS)])
+        options = shape.get(name, {}) | ({"norm": norm} if "norm" in kind.__dataclass_fields__ else {})
+        built[name] = models.bnn(kind(**options), dataset)
+    model = built if len(built) > 1 else built[names[0]]
+    found = evaluate_coreset(
+        loaded, model, dataset, protocol=protocol, split=split, key=jax.random.key(seed), **settings
+    )
+    if json_file is not None:
+        write_json(json_file, found.as_dict())
+    typer.echo(repr(found))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``name=value``, the value in JSON, or a word."""
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise typer.BadParameter(f"write --set as NAME=VALUE; got {text!r}")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return name, value
+    return name, tuple(found) if isinstance(found, list) else found
+
+
+Posteriors = Annotated[list[str], typer.Argument(help="NAME=FOLDER of `pseudocoreset sample`, one or more")]
+Reference = Annotated[str, typer.Option(help="the name that the others are compared with")]
+
+
+def _compared(posteriors: list[str], reference: str, dataset: Any, model: Any) -> tuple[Any, dict[str, Any]]:
+    """The comparison on the test images, and the posteriors by name."""
+    from pseudocoreset.diagnostics import compare_posteriors
+    from pseudocoreset.inference import Posterior
+
+    pairs = [item.partition("=") for item in posteriors]
+    if not all(name and folder for name, _, folder in pairs):
+        raise typer.BadParameter("write each posterior as NAME=FOLDER")
+    loaded = {name: Posterior.load(folder) for name, _, folder in pairs}
+    return compare_posteriors(loaded, model, dataset.test, reference=reference), loaded
+
+
+@app.command()
 def compare(
-    posteriors: Annotated[list[str], typer.Argument(help="NAME=FOLDER of `pseudocoreset sample`, one or more")],
-    reference: Annotated[str, typer.Option(help="the name that the others are compared with")] = "full",
-    html: Annotated[pathlib.Path | None, typer.Option(help="also write this report")] = None,
-    coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture in the report")] = None,
+    posteriors: Posteriors,
+    reference: Reference = "full",
     data: DataName = "cifar10",
     data_dir: DataDir = None,
     depth: Depth = 3,
@@ -219,22 +297,34 @@ def compare(
     norm: NormKind = "instance",
     zca: Zca = False,
 ) -> None:
-    """Compare posteriors on the test images, as a table and an HTML report."""
-    from pseudocoreset.coreset import Pseudocoreset
-    from pseudocoreset.diagnostics import compare_posteriors, report
-    from pseudocoreset.inference import Posterior
-
-    pairs = [item.partition("=") for item in posteriors]
-    if not all(name and folder for name, _, folder in pairs):
-        raise typer.BadParameter("write each posterior as NAME=FOLDER")
-    dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    loaded = {name: Posterior.load(folder) for name, _, folder in pairs}
-    comparison = compare_posteriors(loaded, model, dataset.test, reference=reference)
+    """Compare posteriors on the test images, as a table."""
+    comparison, _ = _compared(posteriors, reference, *_data_and_model(data, data_dir, zca, depth, width, norm))
     typer.echo(str(comparison))
-    if html is not None:
-        pictured = None if coreset is None else Pseudocoreset.load(coreset)
-        report(comparison, html, coreset=pictured, data=dataset, posteriors=loaded, model=model)
-        typer.echo(f"wrote {html}")
+
+
+@app.command()
+def report(
+    posteriors: Posteriors,
+    out: Annotated[pathlib.Path, typer.Option(help="the HTML file to write")],
+    coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture")] = None,
+    reference: Reference = "full",
+    title: Annotated[str, typer.Option(help="heading of the page")] = "Pseudocoreset report",
+    data: DataName = "cifar10",
+    data_dir: DataDir = None,
+    depth: Depth = 3,
+    width: Width = 128,
+    norm: NormKind = "instance",
+    zca: Zca = False,
+) -> None:
+    """The same comparison as one HTML page, with plots, and the coreset beside real images."""
+    from pseudocoreset.coreset import Pseudocoreset
+    from pseudocoreset.diagnostics import report as write_report
+
+    dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
+    pictured = None if coreset is None else Pseudocoreset.load(coreset)
+    comparison, loaded = _compared(posteriors, reference, dataset, model)
+    write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, model=model, title=title)
+    typer.echo(f"wrote {out}")
 
 
 def main() -> None:

@@ -89,13 +89,13 @@ def test_the_command_explains_itself():
     runner = CliRunner()
     listing = runner.invoke(app, ["--help"])
     assert listing.exit_code == 0
-    for name in ("demo", "experts", "fit", "sample", "compare"):
+    for name in ("demo", "experts", "fit", "evaluate", "sample", "compare", "report"):
         assert name in listing.output
         assert runner.invoke(app, [name, "--help"]).exit_code == 0
 
 
 def test_the_command_goes_all_the_way(tmp_path):
-    """experts, fit, sample, compare on the bundled digits, each from the files of the one before."""
+    """experts, fit, sample, compare, report on the bundled digits, each from the files of the one before."""
     runner = CliRunner()
     network = ["--data", "digits", "--width", "2", "--depth", "1"]
 
@@ -112,9 +112,9 @@ def test_the_command_goes_all_the_way(tmp_path):
     run("sample", "--out", tmp_path / "small", "--coreset", coreset, "--mass", "data", *few, *network)
     html = tmp_path / "report.html"
     pairs = [f"full={tmp_path / 'full'}", f"small={tmp_path / 'small'}"]
-    table = run("compare", *pairs, "--html", html, "--coreset", coreset, *network)
-    assert "small" in table
-    assert html.is_file()
+    assert "small" in run("compare", *pairs, *network)
+    run("report", *pairs, "--out", html, "--coreset", coreset, "--title", "Ten <digits>", *network)
+    assert "<h1>Ten &lt;digits&gt;</h1>" in html.read_text()
 
 
 def test_the_command_answers_bad_input_in_one_line():

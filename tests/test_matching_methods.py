@@ -111,6 +111,8 @@ def experts():
 def test_the_fits_take_expert_snapshots(experts):
     common = dict(images_per_class=2, steps=4, experts=experts, **FAST)
     trajectory = fit_trajectory_matching(SMALL, VECTORS, num_inner_steps=3, inner_learning_rate=0.1, **common)
+    # What a network is to be trained with on these points travels with them.
+    assert trajectory.coreset.metadata["learned_step_size"] == trajectory.history["step_size"][-1] != 0.1
     settings = trajectory.coreset.metadata["objectives"][0]
     assert (settings["last_epoch"], settings["expert_epochs"]) == (2, 2)  # as late as four epochs allow
     means = fit_bacon(SMALL, VECTORS, variant="released", first_epoch=1, **common)

@@ -16,7 +16,7 @@ import pseudocoreset
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("LICENSE", "README.md", "inference", "models", "pseudocoreset", "pyproject.toml")
-SUBPACKAGES = ("cli", "data", "diagnostics", "inference", "models", "objectives", "proxies")
+SUBPACKAGES = ("cli", "data", "diagnostics", "evaluation", "inference", "models", "objectives", "proxies")
 HEAVY = ("arviz_plots", "matplotlib", "sklearn", "tensorflow", "tensorflow_datasets")
 
 
@@ -92,12 +92,14 @@ def test_import_is_light() -> None:
 def test_public_names() -> None:
     assert sorted(pseudocoreset.__all__) == [
         "Dataset",
+        "Evaluation",
         "Experts",
         "FitResult",
         "Pseudocoreset",
         "__version__",
         "choose_mass",
         "compare_posteriors",
+        "evaluate",
         "fit",
         "fit_bacon",
         "fit_bpc_fkl",

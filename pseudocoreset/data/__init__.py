@@ -1,7 +1,18 @@
 """Datasets: by name through tensorflow-datasets, or from a user's own arrays."""
 
+from pseudocoreset.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corrupted
 from pseudocoreset.data.dataset import Dataset, Split
 from pseudocoreset.data.loading import DATASET_NAMES, load_dataset
 from pseudocoreset.data.preprocessing import Preprocessing
 
-__all__ = ["DATASET_NAMES", "Dataset", "Preprocessing", "Split", "load_dataset"]
+__all__ = [
+    "CORRUPTIONS",
+    "DATASET_NAMES",
+    "SEVERITIES",
+    "Dataset",
+    "Preprocessing",
+    "Split",
+    "corrupt",
+    "corrupted",
+    "load_dataset",
+]

@@ -152,6 +152,8 @@ def run(
         progress=common.progress,
     )
     extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
+    if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
+        extra["learned_step_size"] = float(result.history["step_size"][-1])
     return replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
 
 

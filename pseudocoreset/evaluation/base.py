@@ -1,0 +1,98 @@
+"""What the published evaluations have in common: a configuration, and the pure functions that a run consists of.
+
+``start`` makes the state of one repeat, ``advance`` takes it through one round, and after the last rounds the network
+at ``position`` predicts. What the weights of a coreset sum to plays no part in them: losses are weighted means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.augment import Augmentation
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.models import Model, Params
+from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.proxies import mean_loss
+
+__all__ = ["Published", "Task", "check_non_negative", "check_share", "still"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is evaluated, apart from arrays.
+
+    Attributes:
+        model: a bound model.
+        augment: of the coreset, a new one each step, with parameters for each image; None for none.
+    """
+
+    model: Model
+    augment: Augmentation | None
+
+    def loss(self, params: Params, batch: CoresetArrays, key: jax.Array) -> jax.Array:
+        """Weighted mean cross-entropy of a batch, augmented."""
+        x = batch.inputs if self.augment is None else self.augment(key, batch.inputs)
+        return mean_loss(self.model, params, (x, batch.targets, batch.weights))
+
+
+@dataclass(frozen=True)
+class Published:
+    """What ``Kim2022``, ``FBPC2023`` and ``Distillation`` have in common."""
+
+    name: ClassVar[str]
+    batch_scores: ClassVar[bool]  # whether its code scores test batches of 128 by formulas of its own
+
+    @property
+    def repeats(self) -> int:
+        """Independent runs."""
+        raise NotImplementedError
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """Number of rounds of a run, and the first after which it predicts."""
+        raise NotImplementedError
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+        raise NotImplementedError
+
+    def resolved(self, coreset: Pseudocoreset, num_classes: int) -> Published:
+        """The same with what depends on the coreset filled in."""
+        raise NotImplementedError
+
+    def start(self, key: jax.Array, task: Task) -> Any:
+        """State of one repeat."""
+        raise NotImplementedError
+
+    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Task, coreset: CoresetArrays) -> Any:
+        """State after round ``index``."""
+        raise NotImplementedError
+
+    def position(self, state: Any) -> Params:
+        """Parameters that predict."""
+        return state.position
+
+    def measured(self, state: Any) -> dict[str, jax.Array]:
+        """Numbers about the run itself, by name."""
+        return {}
+
+
+def check_non_negative(value: float | None, argument: str) -> None:
+    """A finite number not below zero, or None."""
+    if value is not None and not 0.0 <= value < float("inf"):
+        raise ValueError(f"{argument} must be a number not below zero; got {value!r}")
+
+
+def check_share(value: float, argument: str) -> None:
+    """A number in [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{argument} must be in [0, 1); got {value!r}")
+
+
+def still(params: Params) -> Params:
+    """A velocity of zero."""
+    return jax.tree.map(jnp.zeros_like, params)

@@ -1,0 +1,277 @@
+"""``evaluate``: what a coreset is worth, by a named protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import jax
+import numpy as np
+
+from pseudocoreset.augment import resolve_augmentation
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset, Preprocessing, Split
+from pseudocoreset.diagnostics.formatting import number
+from pseudocoreset.evaluation.base import Published, Task
+from pseudocoreset.evaluation.default import Default, run_default
+from pseudocoreset.evaluation.distillation import Distillation
+from pseudocoreset.evaluation.fbpc2023 import FBPC2023
+from pseudocoreset.evaluation.kim2022 import Kim2022
+from pseudocoreset.evaluation.result import Estimate, Evaluation, Evaluations
+from pseudocoreset.evaluation.runs import run_protocol
+from pseudocoreset.evaluation.scores import estimates, scores_of
+from pseudocoreset.inference.posterior import library_versions
+from pseudocoreset.models import Model
+from pseudocoreset.validation import check_choice, check_key
+
+__all__ = ["PROTOCOLS", "evaluate"]
+
+Protocol = Default | Published
+PROTOCOLS: dict[str, type[Any]] = {one.name: one for one in (Default, Kim2022, FBPC2023, Distillation)}
+SPLITS = ("validation", "test")
+
+
+@overload
+def evaluate(
+    coreset: Pseudocoreset,
+    model: Model,
+    data: Dataset,
+    *,
+    protocol: str | Protocol = ...,
+    key: jax.Array,
+    split: str = ...,
+    validation_fraction: float = ...,
+    progress: bool = ...,
+    **settings: Any,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    coreset: Pseudocoreset,
+    model: Sequence[Model] | Mapping[str, Model],
+    data: Dataset,
+    *,
+    protocol: str | Protocol = ...,
+    key: jax.Array,
+    split: str = ...,
+    validation_fraction: float = ...,
+    progress: bool = ...,
+    **settings: Any,
+) -> Evaluations: ...
+
+
+def evaluate(
+    coreset: Pseudocoreset,
+    model: Model | Sequence[Model] | Mapping[str, Model],
+    data: Dataset,
+    *,
+    protocol: str | Protocol = "default",
+    key: jax.Array,
+    split: str = "validation",
+    validation_fraction: float = 0.1,
+    progress: bool = True,
+    **settings: Any,
+) -> Evaluation | Evaluations:
+    """What a coreset is worth to a network that sees nothing else, scored once on held-out data.
+
+    Validation data are the default, so that a choice between coresets costs no look at the test split, which has to be
+    asked for; a protocol scores its last state or its draws, never the best of several looks. Where the data set
+    carries no validation split, a part of its training data is taken, the same for the same key. A coreset that was
+    learned from all training data has then been learned from these too, and scores a little better on them than on new
+    data: good for comparisons of coresets of the same data, not for claims. To have it clean, split first
+    (``data.split_validation``), and learn the coreset from what is left.
+
+    Args:
+        coreset: what to evaluate.
+        model: a network, not necessarily the one that the coreset was learned with; or several, by name or one after
+            the other (cross-architecture transfer).
+        data: the data set, preprocessed as that of the coreset was.
+        protocol: ``"default"`` (the posterior, sampled correctly), ``"kim2022"``, ``"fbpc2023"`` (as published, for
+            comparison with tables), ``"distillation"`` (networks trained by SGD), or a configuration from
+            ``pseudocoreset.evaluation``: ``Default``, ``Kim2022``, ``FBPC2023``, ``Distillation``.
+        key: one typed key. All networks are evaluated with the same.
+        split: ``"validation"`` or ``"test"``.
+        validation_fraction: of the training data, where there is no validation split.
+        progress: show progress bars.
+        **settings: fields of the protocol, over those that it has.
+
+    Returns:
+        ``Evaluation``, or, for several models, ``Evaluations``, a dictionary of them by name.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, before anything is compiled.
+        FloatingPointError: when a run leaves the finite numbers.
+    """
+    check_key(key)
+    check_choice(split, "split", SPLITS)
+    if not isinstance(coreset, Pseudocoreset):
+        raise TypeError(f"coreset must be a Pseudocoreset; got {type(coreset).__name__}")
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data must be a Dataset (Dataset.from_arrays makes one); got {type(data).__name__}")
+    chosen = _protocol(protocol, settings)
+    _check_fit(coreset, data)
+    split_key, run_key = jax.random.split(key)
+    needs_validation = split == "validation" or getattr(chosen, "mass", None) == "choose"
+    validation, is_seen = _validation(data, validation_fraction, split_key) if needs_validation else (None, False)
+    held_out = validation if split == "validation" else data.test
+    if held_out is None:
+        raise ValueError(f"split='test', but {data.name} has no test split; take split='validation'")
+    notes = []
+    if is_seen and split == "validation":
+        notes.append(
+            f"The validation data are {len(held_out):,} of the training data, which this coreset may have been learned "
+            "from: compare coresets by these figures, but quote those of the test split."
+        )
+
+    def run(one: Model) -> Evaluation:
+        began = time.perf_counter()
+        bound = one.bind(jax.ShapeDtypeStruct((1, *coreset.inputs.shape[1:]), np.float32), held_out.y)
+        found = _run(chosen, bound, coreset, data, held_out, validation, run_key, progress)
+        metrics, described, more, posterior = found
+        return Evaluation(
+            protocol=chosen.name,
+            model=one.name,
+            split=split,
+            num_data=len(held_out),
+            metrics=metrics,
+            settings={
+                **described,
+                "data": data.name,
+                "num_points": coreset.size,
+                "objective": coreset.metadata.get("objective"),
+                "num_params": bound.num_params,
+                "key": np.asarray(jax.random.key_data(key)).tolist(),
+                "backend": jax.default_backend(),
+            },
+            notes=(*more, *notes),
+            seconds=time.perf_counter() - began,
+            versions=library_versions(),
+            posterior=posterior,
+        )
+
+    if isinstance(model, Model):
+        return run(model)
+    return Evaluations({name: dataclasses.replace(run(one), model=name) for name, one in _named(model).items()})
+
+
+def _run(
+    protocol: Protocol,
+    model: Model,
+    coreset: Pseudocoreset,
+    data: Dataset,
+    held_out: Split,
+    validation: Split | None,
+    key: jax.Array,
+    progress: bool,
+) -> tuple[dict[str, Estimate], dict[str, Any], list[str], Any]:
+    """Scores, settings, notes and draws of one model."""
+    posterior = None
+    notes: list[str]
+    if isinstance(protocol, Default):
+        posterior, predictives, extra, notes = run_default(
+            protocol, model, coreset, held_out, validation, key, progress=progress
+        )
+        metrics = estimates([scores_of(one) for one in predictives])
+        described = dataclasses.asdict(protocol) | extra
+        notes.insert(0, _mass_note(extra["mass"], coreset))
+    else:
+        if model.num_classes is None or not model.has_function:
+            raise ValueError(
+                f"protocol {protocol.name!r} is for models of classes with function values; {model.name!r} is none, "
+                "use protocol='default'"
+            )
+        resolved = protocol.resolved(coreset, model.num_classes)
+        augment = resolve_augmentation(getattr(resolved, "augment"), coreset.inputs.shape[1:], data.name)  # noqa: B009
+        outcome = run_protocol(resolved, Task(model, augment), coreset, held_out, key, progress=progress)
+        members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
+        metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])
+        metrics |= {name: Estimate(tuple(map(float, values))) for name, values in outcome.measured.items()}
+        if isinstance(resolved, Distillation) and resolved.repeats > 1:
+            ensemble = scores_of(outcome.ensemble())
+            metrics |= estimates([{k: v for k, v in ensemble.items() if not k.startswith("nll_member")}], "ensemble_")
+        described = dataclasses.asdict(resolved) | {"augment": None if augment is None else augment.strategy}
+        notes = list(resolved.notes())
+    if model.num_classes is not None:
+        uniform = float(np.log(model.num_classes))
+        if metrics["nll"].mean >= uniform:
+            notes.append(f"The NLL is no better than that of uniform guessing ({number(uniform)}).")
+    return metrics, described, notes, posterior
+
+
+def _protocol(protocol: Any, settings: Mapping[str, Any]) -> Protocol:
+    """The configuration that ``protocol`` means, with some fields changed."""
+    if isinstance(protocol, str):
+        check_choice(protocol, "protocol", PROTOCOLS)
+        protocol = PROTOCOLS[protocol]()
+    if not isinstance(protocol, Default | Published):
+        raise TypeError(
+            f"protocol must be one of {', '.join(map(repr, PROTOCOLS))} or a configuration from "
+            f"pseudocoreset.evaluation; got {protocol!r}"
+        )
+    fields = [field.name for field in dataclasses.fields(protocol)]
+    unknown = sorted(set(settings) - set(fields))
+    if unknown:
+        raise ValueError(
+            f"protocol {protocol.name!r} has no {', '.join(map(repr, unknown))}; its settings are {', '.join(fields)}"
+        )
+    return dataclasses.replace(protocol, **settings)
+
+
+def _check_fit(coreset: Pseudocoreset, data: Dataset) -> None:
+    if coreset.inputs.shape[1:] != data.feature_shape:
+        raise ValueError(f"coreset has inputs of shape {coreset.inputs.shape[1:]}; the data have {data.feature_shape}")
+    if not _same(coreset.preprocessing, data.preprocessing):
+        raise ValueError(
+            f"the coreset was made of data preprocessed as {coreset.preprocessing!r}, the data are preprocessed as "
+            f"{data.preprocessing!r}: networks would be tried on other inputs than they were trained on. Load the data "
+            "as they were for the coreset; if its inputs are right, give it their preprocessing "
+            "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
+        )
+
+
+def _same(one: Preprocessing, other: Preprocessing) -> bool:
+    arrays, others = one.arrays(), other.arrays()
+    # Statistics of the same data differ in their last digits from one machine to another.
+    return (
+        arrays.keys() == others.keys()
+        and all(
+            arrays[name].shape == others[name].shape and np.allclose(arrays[name], others[name], rtol=1e-3, atol=1e-4)
+            for name in arrays
+        )
+        and bool(np.isclose(one.scale, other.scale))
+    )
+
+
+def _validation(data: Dataset, fraction: float, key: jax.Array) -> tuple[Split, bool]:
+    """Validation data, and whether they are training data."""
+    if data.validation is not None:
+        return data.validation, False
+    found = data.split_validation(fraction, key).validation
+    assert found is not None
+    return found, True
+
+
+def _mass_note(mass: float, coreset: Pseudocoreset) -> str:
+    if not coreset.num_data:
+        return f"The mass of the weights is {mass:g}."
+    return f"The mass of the weights is {mass:g}, {number(mass / coreset.num_data)} of that of the data."
+
+
+def _named(models: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
+    """Models by name; those of one name are numbered."""
+    if isinstance(models, Mapping):
+        named = {str(name): one for name, one in models.items()}
+    elif isinstance(models, tuple | list):
+        every = [getattr(one, "name", "") for one in models]
+        named = {
+            name if every.count(name) == 1 else f"{name}-{1 + every[:place].count(name)}": models[place]
+            for place, name in enumerate(every)
+        }
+    else:
+        named = {}
+    if not named or not all(isinstance(one, Model) for one in named.values()):
+        raise TypeError(f"model must be a Model, or several, in a sequence or by name; got {models!r}")
+    return named

@@ -1,0 +1,191 @@
+"""Runs of a published protocol: all repeats together, in compiled blocks of rounds."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.batching import map_stack
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Split
+from pseudocoreset.diagnostics.predictive import Predictive
+from pseudocoreset.evaluation.base import Published, Task
+from pseudocoreset.inference.data import default_chunk_size, function_summary
+from pseudocoreset.inference.validation import stored_inputs
+from pseudocoreset.models import Params
+from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.progress import progress_bar
+
+__all__ = ["Outcome", "run_protocol"]
+
+NUM_BLOCKS = 20
+Rows = tuple[jax.Array, jax.Array]
+
+
+class Outcome(NamedTuple):
+    """What the repeats of a run predict on held-out data.
+
+    log_probabilities
+        (repeats, n, C) of the averages over draws.
+    log_likelihood
+        (repeats, draws, n) of the labels under each draw.
+    y
+        (n,) labels.
+    measured
+        (repeats,) arrays by name: numbers about the run itself.
+    """
+
+    log_probabilities: np.ndarray
+    log_likelihood: np.ndarray
+    y: np.ndarray
+    measured: dict[str, np.ndarray]
+
+    def predictive(self, repeat: int) -> Predictive:
+        """The model average of one repeat."""
+        log_probabilities, members = self.log_probabilities[repeat].astype(np.float64), self.log_likelihood[repeat]
+        return Predictive(
+            y=self.y,
+            log_likelihood=log_probabilities[np.arange(len(self.y)), self.y],
+            member_log_likelihood=members.mean(0, dtype=np.float64),
+            log_probabilities=log_probabilities,
+            num_draws=len(members),
+        )
+
+    def ensemble(self) -> Predictive:
+        """The average over repeats of one draw each."""
+        parts = self.log_probabilities.astype(np.float64)
+        log_probabilities = np.logaddexp.reduce(parts) - math.log(len(parts))
+        return Predictive(
+            y=self.y,
+            log_likelihood=log_probabilities[np.arange(len(self.y)), self.y],
+            member_log_likelihood=self.log_likelihood.mean((0, 1), dtype=np.float64),
+            log_probabilities=log_probabilities,
+            num_chains=len(parts),
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    protocol: Published
+    task: Task
+    preprocessing: Any
+    chunk_size: int
+
+    def predict(self, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities (n, C), and those of the labels (n,)."""
+        model = self.task.model
+        f, log_likelihood = function_summary(
+            model, params, *rows, preprocessing=self.preprocessing, chunk_size=self.chunk_size
+        )
+        assert f is not None
+
+        def of_class(label: jax.Array) -> jax.Array:
+            return model.function_log_likelihood(params, f, jnp.full(f.shape[0], label))
+
+        return jax.vmap(of_class, out_axes=1)(jnp.arange(model.num_classes)), log_likelihood
+
+
+class _Carry(NamedTuple):
+    state: Any
+    total: jax.Array  # (n, C) log of the sum of probabilities
+    log_likelihood: jax.Array  # (draws, n)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _start(plan: _Plan, keys: jax.Array, rows: Rows) -> _Carry:
+    num_rounds, first = plan.protocol.rounds
+    num_data, num_classes = len(rows[1]), plan.task.model.num_classes
+    assert num_classes is not None
+
+    def one(key: jax.Array) -> _Carry:
+        state = plan.protocol.start(jax.random.fold_in(key, 0), plan.task)
+        return _Carry(
+            state,
+            jnp.full((num_data, num_classes), -jnp.inf, jnp.float32),
+            jnp.zeros((num_rounds - first, num_data), jnp.float32),
+        )
+
+    return map_stack(one, keys)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _run_block(
+    plan: _Plan,
+    carry: _Carry,
+    keys: jax.Array,
+    first: jax.Array,
+    last: jax.Array,
+    coreset: CoresetArrays,
+    rows: Rows,
+) -> tuple[_Carry, jax.Array]:
+    """Rounds ``first`` to ``last`` of every repeat, and whether its parameters are finite."""
+    recorded_from = plan.protocol.rounds[1]
+
+    def recorded(index: jax.Array, carry: _Carry) -> _Carry:
+        log_probabilities, log_likelihood = plan.predict(plan.protocol.position(carry.state), rows)
+        total = jnp.logaddexp(carry.total, log_probabilities.astype(carry.total.dtype))
+        members = carry.log_likelihood.at[index - recorded_from].set(log_likelihood.astype(carry.total.dtype))
+        return _Carry(carry.state, total, members)
+
+    def round_of(key: jax.Array, index: jax.Array, carry: _Carry) -> _Carry:
+        state = plan.protocol.advance(jax.random.fold_in(key, index + 1), index, carry.state, plan.task, coreset)
+        carry = carry._replace(state=state)
+        return jax.lax.cond(index >= recorded_from, recorded, lambda _, same: same, index, carry)
+
+    def one(item: tuple[_Carry, jax.Array]) -> tuple[_Carry, jax.Array]:
+        carry, key = item
+        carry = jax.lax.fori_loop(first, last, functools.partial(round_of, key), carry)
+        leaves = jax.tree.leaves(plan.protocol.position(carry.state))
+        return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+    return map_stack(one, (carry, keys))
+
+
+def run_protocol(
+    protocol: Published, task: Task, coreset: Pseudocoreset, split: Split, key: jax.Array, *, progress: bool
+) -> Outcome:
+    """Run all repeats of a protocol; the key of a repeat depends on its number alone.
+
+    Args:
+        protocol: with everything filled in that depends on the coreset.
+        task: model and augmentation.
+        coreset: what to train or sample on.
+        split: held-out data.
+        key: one typed key.
+        progress: show a progress bar.
+
+    Raises:
+        FloatingPointError: when the parameters of a repeat leave the finite numbers.
+    """
+    inputs, preprocessing = stored_inputs(split)
+    plan = _Plan(protocol, task, preprocessing, default_chunk_size(task.model, inputs.shape[1:]))
+    arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
+    rows = (jnp.asarray(inputs), jnp.asarray(split.y))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats))
+    num_rounds, recorded_from = protocol.rounds
+    carry = _start(plan, keys, rows)
+    block = math.ceil(num_rounds / NUM_BLOCKS)
+    with progress_bar(f"evaluating: {protocol.name}", num_rounds, enabled=progress) as advance:
+        for done in range(0, num_rounds, block):
+            last = min(done + block, num_rounds)
+            carry, finite = _run_block(plan, carry, keys, jnp.asarray(done), jnp.asarray(last), arrays, rows)
+            lost = np.flatnonzero(~np.asarray(finite))
+            if len(lost):
+                raise FloatingPointError(
+                    f"protocol {protocol.name!r} left the finite numbers in repeats {lost[:10].tolist()} before round "
+                    f"{last} of {num_rounds}; try a smaller step size"
+                )
+            advance(last - done)
+    count = num_rounds - recorded_from
+    return Outcome(
+        log_probabilities=np.asarray(carry.total) - math.log(count),
+        log_likelihood=np.asarray(carry.log_likelihood),
+        y=np.asarray(split.y),
+        measured={name: np.asarray(values) for name, values in protocol.measured(carry.state).items()},
+    )

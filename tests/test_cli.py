@@ -1,0 +1,53 @@
+"""The command ``evaluate``, at a small size; the rest of them are in ``test_demo.py``."""
+
+import json
+
+import jax
+import pytest
+from typer.testing import CliRunner
+
+from pseudocoreset import Pseudocoreset, load_dataset
+from pseudocoreset.cli import app
+
+NETWORK = ["--data", "digits", "--width", "2", "--depth", "1"]
+
+
+@pytest.fixture(scope="module")
+def coreset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coresets") / "coreset"
+    Pseudocoreset.from_data(load_dataset("digits"), size=10, key=jax.random.key(0)).save(folder)
+    return folder
+
+
+def run(*arguments, fails=False):
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=fails)
+    assert (result.exit_code != 0) == fails, result.output
+    return result
+
+
+def test_evaluate_prints_a_table_of_networks_and_writes_the_figures(coreset, tmp_path):
+    file = tmp_path / "figures.json"
+    few = ["--set", "num_epochs=2", "--set", "num_networks=2", "--set", "augment=null", "--protocol", "distillation"]
+    networks = ["--network", "convnet", "--network", "lenet"]
+    printed = run("evaluate", coreset, *few, *networks[:2], "--split", "test", "--json", file, *NETWORK).stdout
+    assert "ConvNet by 'distillation' on 355 test data, 2 repeats" in printed
+    content = json.loads(file.read_text())
+    assert len(content["metrics"]["accuracy"]["values"]) == 2
+    assert content["settings"]["num_epochs"] == 2
+    assert f"{content['metrics']['accuracy']['mean']:.3f}" in printed
+    # Digits of 8x8 pixels are too small for LeNet, which is therefore seen to be asked.
+    failed = run("evaluate", coreset, *few, *networks, *NETWORK, fails=True)
+    assert "LeNet needs sides of at least 16 pixels" in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "num_epochs"], "NAME=VALUE"),
+        (["--network", "transformer"], "network='transformer'"),
+        (["--protocol", "kim2023"], "protocol='kim2023'"),
+    ],
+)
+def test_evaluate_names_what_it_does_not_know(coreset, arguments, message):
+    result = run("evaluate", coreset, *arguments, *NETWORK, fails=True)
+    assert message in result.output + str(result.exception)
