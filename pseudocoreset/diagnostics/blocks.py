@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
     from pseudocoreset.models import Model
 
-__all__ = ["bound", "held_out", "log_probability_blocks", "mean_blocks", "target_blocks"]
+__all__ = ["bound", "held_out", "log_probability_blocks", "mean_blocks", "same_data", "target_blocks"]
 
 _BLOCK_ELEMENTS = 2**22
 _FUNCTION = "f"
@@ -46,6 +46,17 @@ def held_out(posterior: Posterior) -> Split:
 def bound(model: Model, split: Split) -> Model:
     """The model with the shape of a datum fixed; a split that does not fit it is refused."""
     return model.bind(jax.ShapeDtypeStruct(split.raw.shape, jnp.float32), split.y)
+
+
+def same_data(left: Split, right: Split) -> bool:
+    """Whether two splits hold the same model inputs and targets."""
+    if left is right:
+        return True
+    if not (np.array_equal(left.raw, right.raw) and np.array_equal(left.y, right.y)):
+        return False
+    one, other = left.preprocessing, right.preprocessing
+    arrays, others = one.arrays(), other.arrays()
+    return one.metadata() == other.metadata() and all(np.array_equal(arrays[name], others[name]) for name in arrays)
 
 
 def log_probability_blocks(

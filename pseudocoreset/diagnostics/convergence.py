@@ -1,4 +1,4 @@
-"""Have the chains converged? R-hat and effective sample size of predictions, not of weights.
+"""Have the chains converged? R-hat, effective sample size and Monte-Carlo error of predictions, not of weights.
 
 The weights of a network have symmetries (permuted units, flipped signs), so chains may disagree about every
 weight and agree about every prediction. What is checked is therefore the predicted probabilities, or means,
@@ -36,6 +36,9 @@ class Convergence:
         rhat_median: Median R-hat.
         ess_min: Smallest bulk effective sample size. Above 100 a chain is good.
         ess_median: Median bulk effective sample size.
+        mcse_max: Largest Monte-Carlo standard error of an average prediction (a probability, or a mean): what more
+            draws would still change.
+        mcse_median: Median Monte-Carlo standard error.
         num_divergences: Divergent transitions, where the kernel reports them.
     """
 
@@ -47,6 +50,8 @@ class Convergence:
     rhat_median: float | None = None
     ess_min: float | None = None
     ess_median: float | None = None
+    mcse_max: float | None = None
+    mcse_median: float | None = None
     num_divergences: int | None = None
 
     @property
@@ -67,7 +72,7 @@ def spread_indices(num_data: int, num_wanted: int) -> np.ndarray:
 
 
 def convergence(posterior: Posterior, model: Model, *, max_inputs: int = 200, max_quantities: int = 400) -> Convergence:
-    """R-hat and bulk effective sample size of predictions at held-out inputs, through arviz-stats.
+    """R-hat, bulk effective sample size and Monte-Carlo error of predictions at held-out inputs, through arviz-stats.
 
     Args:
         posterior: Draws evaluated on held-out inputs.
@@ -103,9 +108,10 @@ def convergence(posterior: Posterior, model: Model, *, max_inputs: int = 200, ma
         with np.errstate(divide="ignore", invalid="ignore"):
             rhat = np.asarray(arviz_stats.rhat(tree)["prediction"])
             ess = np.asarray(arviz_stats.ess(tree)["prediction"])
+            mcse = np.asarray(arviz_stats.mcse(tree)["prediction"])
         if num_chains > 1:
             found |= _summary("rhat", rhat, "max")
-        found |= _summary("ess", ess, "min")
+        found |= _summary("ess", ess, "min") | _summary("mcse", mcse, "max")
     return Convergence(**found)
 
 

@@ -29,10 +29,11 @@ __all__ = [
 ]
 
 CHUNK = 2**22  # pairwise distances held at once
+NUM_PROJECTIONS = 200
 
 
 def sliced_wasserstein(
-    x: ArrayLike, y: ArrayLike, *, key: jax.Array, num_projections: int = 200, order: int = 2
+    x: ArrayLike, y: ArrayLike, *, key: jax.Array, num_projections: int = NUM_PROJECTIONS, order: int = 2
 ) -> float:
     """Sliced Wasserstein distance (Bonneel et al. 2015).
 
@@ -53,12 +54,20 @@ def sliced_wasserstein(
     check_integer(num_projections, "num_projections")
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2; got {order}")
-    count = 1 if x.shape[1] == 1 else num_projections
-    directions = np.asarray(jax.random.normal(key, (x.shape[1], count)), np.float64)
-    directions /= np.linalg.norm(directions, axis=0)
-    one, other = np.sort(x @ directions, axis=0), np.sort(y @ directions, axis=0)
+    directions = _directions(key, x.shape[1], num_projections)
+    return _projected_wasserstein(x @ directions, y @ directions, order)
+
+
+def _directions(key: jax.Array, dimension: int, count: int) -> np.ndarray:
+    directions = np.asarray(jax.random.normal(key, (dimension, 1 if dimension == 1 else count)), np.float64)
+    return directions / np.linalg.norm(directions, axis=0)
+
+
+def _projected_wasserstein(one: np.ndarray, other: np.ndarray, order: int) -> float:
+    """From draws along each direction, (s, directions) and (t, directions)."""
+    s, t = len(one), len(other)
+    one, other = np.sort(one, axis=0), np.sort(other, axis=0)
     # Both quantile functions are steps: between two neighbouring ends the integrand is constant.
-    s, t = len(x), len(y)
     ends = np.union1d(np.arange(1, s + 1) * t, np.arange(1, t + 1) * s)  # in units of 1 / (s t), exact
     widths = np.diff(ends, prepend=0) / (s * t)
     left, right = (ends - 1) // t, (ends - 1) // s
@@ -77,8 +86,7 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
         The unbiased estimate, which may be a little below zero where the laws are close.
     """
     x, y = _checked(x, y, least=2)
-    cross, within_x, within_y = _pair_means(x, y, np.sqrt)
-    return float(2 * cross - within_x - within_y)
+    return _energy(*_PairMeans(x, y, np.sqrt)())
 
 
 def maximum_mean_discrepancy(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
@@ -94,8 +102,7 @@ def maximum_mean_discrepancy(x: ArrayLike, y: ArrayLike, *, bandwidth: float | N
     """
     x, y = _checked(x, y, least=2)
     h = median_distance(x) if bandwidth is None else check_positive(bandwidth, "bandwidth")
-    cross, within_x, within_y = _pair_means(x, y, lambda squares: np.exp(-0.5 * squares / h**2))
-    return float(within_x + within_y - 2 * cross)
+    return _discrepancy(*_PairMeans(x, y, _kernel(h))())
 
 
 def median_distance(x: ArrayLike, most: int = 1000) -> float:
@@ -114,18 +121,31 @@ class Distances:
         sliced_wasserstein: Of order two, times the root of the dimension: a shift of every coordinate by one is one.
         energy: Energy distance of the draws over the root of the dimension.
         mmd: Squared maximum mean discrepancy, the bandwidth the median distance of two draws of the reference.
+        sliced_wasserstein_standard_error: Over the draws, by leaving out one group of them at a time.
+        energy_standard_error: Likewise.
+        mmd_standard_error: Likewise.
     """
 
     sliced_wasserstein: float
     energy: float
     mmd: float
+    sliced_wasserstein_standard_error: float | None = None
+    energy_standard_error: float | None = None
+    mmd_standard_error: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The values by name, ready for JSON."""
         return json_values(dataclasses.asdict(self))
 
 
-def distances(reference: ArrayLike, other: ArrayLike, *, key: jax.Array, bandwidth: float | None = None) -> Distances:
+def distances(
+    reference: ArrayLike,
+    other: ArrayLike,
+    *,
+    key: jax.Array,
+    bandwidth: float | None = None,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Distances:
     """All distances of two samples.
 
     Args:
@@ -133,15 +153,56 @@ def distances(reference: ArrayLike, other: ArrayLike, *, key: jax.Array, bandwid
         other: draws (t, d), two at least.
         key: one typed key, for the directions of the sliced Wasserstein distance.
         bandwidth: of the kernel, on the draws over sqrt(d); by default that of ``reference``.
+        groups: integers (s,) and (t,) from zero, such as the chain of each draw: standard errors are from leaving
+            out one group at a time (the jackknife), of either sample. Draws of different groups must be independent.
     """
     x, y = _checked(reference, other, least=2)
-    x, y = x / np.sqrt(x.shape[1]), y / np.sqrt(x.shape[1])
-    return Distances(
+    root = float(np.sqrt(x.shape[1]))
+    x, y = x / root, y / root
+    h = median_distance(x) if bandwidth is None else check_positive(bandwidth, "bandwidth")
+    check_key(key)
+    labels = (np.zeros(len(x), int), np.zeros(len(y), int)) if groups is None else groups
+    directions = _directions(key, x.shape[1], NUM_PROJECTIONS)
+    along_x, along_y = x @ directions, y @ directions
+    roots, kernels = _PairMeans(x, y, np.sqrt, *labels), _PairMeans(x, y, _kernel(h), *labels)
+
+    def values(keep_x: np.ndarray, keep_y: np.ndarray) -> np.ndarray:
+        kept = along_x[keep_x[labels[0]]], along_y[keep_y[labels[1]]]
         # E <v, delta>^2 = |delta|^2 / d over directions v.
-        sliced_wasserstein=float(np.sqrt(x.shape[1])) * sliced_wasserstein(x, y, key=key),
-        energy=energy_distance(x, y),
-        mmd=maximum_mean_discrepancy(x, y, bandwidth=bandwidth),
-    )
+        sliced = root * _projected_wasserstein(*kept, order=2)
+        return np.array([sliced, _energy(*roots(keep_x, keep_y)), _discrepancy(*kernels(keep_x, keep_y))])
+
+    whole = np.ones(labels[0].max() + 1, bool), np.ones(labels[1].max() + 1, bool)
+    errors = jackknife(values, labels)
+    return Distances(*values(*whole).tolist(), *([] if errors is None else errors.tolist()))
+
+
+def jackknife(
+    values: Callable[[np.ndarray, np.ndarray], np.ndarray], groups: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray | None:
+    """Standard errors of a function of two samples by leaving out one group of draws at a time, of either.
+
+    Args:
+        values: of the groups kept of each sample, (number of groups,) bool.
+        groups: integers from zero, the group of each draw.
+
+    Returns:
+        Standard errors; None where a sample has one group, or fewer than two draws would be left of it.
+    """
+    counts = [np.bincount(labels) for labels in groups]
+    if any(len(count) < 2 or count.sum() - count.max() < 2 for count in counts):
+        return None
+    everything = [np.ones(len(count), bool) for count in counts]
+    variance: Any = 0.0
+    for side, count in enumerate(counts):
+        number = len(count)
+        left_out = []
+        for group in range(number):
+            keep = list(everything)
+            keep[side] = np.arange(number) != group
+            left_out.append(values(*keep))
+        variance = variance + (number - 1) * np.var(left_out, axis=0)
+    return np.sqrt(variance)
 
 
 class GaussianDivergences(NamedTuple):
@@ -207,22 +268,61 @@ def _checked(x: ArrayLike, y: ArrayLike, least: int = 1) -> tuple[np.ndarray, np
     return one, other
 
 
-def _pair_means(
-    x: np.ndarray, y: np.ndarray, of_squares: Callable[[np.ndarray], np.ndarray]
-) -> tuple[float, float, float]:
-    """Means over pairs of x and y, and over pairs of two different rows of x and of y."""
+class _PairMeans:
+    """Means over pairs of x and y, and over pairs of two different rows of x and of y; of all groups, or of some."""
 
-    def total(a: np.ndarray, b: np.ndarray) -> float:
-        rows = max(1, CHUNK // len(b))
-        return sum(float(of_squares(_squared_distances(a[i : i + rows], b)).sum()) for i in range(0, len(a), rows))
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        of_squares: Callable[[np.ndarray], np.ndarray],
+        x_groups: np.ndarray | None = None,
+        y_groups: np.ndarray | None = None,
+    ) -> None:
+        members = [
+            np.ones((len(rows), 1)) if groups is None else np.eye(groups.max() + 1)[groups]
+            for rows, groups in ((x, x_groups), (y, y_groups))
+        ]
+        same = float(of_squares(np.zeros(1))[0])  # what a row has with itself
+        self.counts = [member.sum(0) for member in members]
+        self.cross = _group_sums(x, y, of_squares, members[0], members[1])
+        self.within = [
+            _group_sums(rows, rows, of_squares, member, member) - same * np.diag(count)
+            for rows, member, count in ((x, members[0], self.counts[0]), (y, members[1], self.counts[1]))
+        ]
 
-    same = float(of_squares(np.zeros(1))[0])  # what a row has with itself
-    s, t = len(x), len(y)
-    return (
-        total(x, y) / (s * t),
-        (total(x, x) - s * same) / (s * (s - 1)),
-        (total(y, y) - t * same) / (t * (t - 1)),
-    )
+    def __call__(
+        self, keep_x: np.ndarray | None = None, keep_y: np.ndarray | None = None
+    ) -> tuple[float, float, float]:
+        kept = [
+            np.ones(len(count)) if keep is None else keep.astype(float)
+            for count, keep in zip(self.counts, (keep_x, keep_y), strict=True)
+        ]
+        s, t = (float(count @ keep) for count, keep in zip(self.counts, kept, strict=True))
+        within_x, within_y = (keep @ sums @ keep for sums, keep in zip(self.within, kept, strict=True))
+        cross = kept[0] @ self.cross @ kept[1]
+        return float(cross) / (s * t), float(within_x) / (s * (s - 1)), float(within_y) / (t * (t - 1))
+
+
+def _energy(cross: float, within_x: float, within_y: float) -> float:
+    return float(2 * cross - within_x - within_y)
+
+
+def _discrepancy(cross: float, within_x: float, within_y: float) -> float:
+    return float(within_x + within_y - 2 * cross)
+
+
+def _kernel(h: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda squares: np.exp(-0.5 * squares / h**2)
+
+
+def _group_sums(
+    a: np.ndarray, b: np.ndarray, of_squares: Callable[[np.ndarray], np.ndarray], in_a: np.ndarray, in_b: np.ndarray
+) -> np.ndarray:
+    """Sums over pairs of a row of each, by group of a and group of b; memberships are one-hot."""
+    rows = max(1, CHUNK // len(b))
+    parts = (slice(i, i + rows) for i in range(0, len(a), rows))
+    return sum(in_a[part].T @ of_squares(_squared_distances(a[part], b)) @ in_b for part in parts)
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -21,12 +21,24 @@ if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
     from pseudocoreset.models import Model
 
-__all__ = ["Metrics", "expected_calibration_error", "metrics_of", "predictive_metrics", "reliability"]
+__all__ = [
+    "Metrics",
+    "contributions",
+    "expected_calibration_error",
+    "metrics_of",
+    "predictive_metrics",
+    "reliability",
+    "standard_error",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """Scores of one predictive distribution on held-out data; ``None`` where a score has no meaning.
+
+    Each standard error is over the choice of held-out examples, the draws being what they are. Those of ``ece`` and
+    ``rmse`` are of their linearisations; where predictions are calibrated, ``ece`` is mostly its own bias and the
+    standard error says nothing about that.
 
     Attributes:
         num_data: Number of held-out examples.
@@ -41,6 +53,11 @@ class Metrics:
         ece: Expected calibration error over equal-width bins of the largest probability.
         entropy: Mean entropy of the model average; nats.
         rmse: Root mean squared error of the mean prediction (regression).
+        nll_member_standard_error: Standard error of ``nll_member``.
+        brier_standard_error: Standard error of ``brier``.
+        ece_standard_error: Standard error of ``ece``.
+        entropy_standard_error: Standard error of ``entropy``.
+        rmse_standard_error: Standard error of ``rmse``.
     """
 
     num_data: int
@@ -54,6 +71,11 @@ class Metrics:
     ece: float | None = None
     entropy: float | None = None
     rmse: float | None = None
+    nll_member_standard_error: float | None = None
+    brier_standard_error: float | None = None
+    ece_standard_error: float | None = None
+    entropy_standard_error: float | None = None
+    rmse_standard_error: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The scores by name, ready for JSON: a number that is not finite becomes "inf" or "nan"."""
@@ -78,12 +100,10 @@ def reliability(
     Raises:
         ValueError: ``num_bins`` below 1.
     """
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     probabilities = np.asarray(probabilities, np.float64)
     confidence = probabilities.max(-1)
     correct = _correctness(probabilities, np.asarray(y))
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = _bins_of(confidence, num_bins)
     counts = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
         accuracies = np.bincount(bins, correct, num_bins) / counts
@@ -158,33 +178,55 @@ def metrics_of(predictive: Predictive, *, num_bins: int = 15) -> Metrics:
     Returns:
         ``Metrics``.
     """
-    nll = -predictive.log_likelihood
+    values = contributions(predictive, num_bins=num_bins)
     scores: dict[str, Any] = {
-        "num_data": nll.size,
+        "num_data": predictive.log_likelihood.size,
         "num_draws": predictive.num_chains * predictive.num_draws,
-        "nll": float(nll.mean()),
-        "nll_standard_error": _standard_error(nll),
-        "nll_member": float(-predictive.member_log_likelihood.mean()),
     }
+    for name, row in values.items():
+        scores |= {name: float(row.mean()), f"{name}_standard_error": standard_error(row)}
+    if "accuracy" in values:
+        # sqrt(a (1 - a) / n) where nothing is tied
+        scores["accuracy_standard_error"] = float(values["accuracy"].std() / math.sqrt(values["accuracy"].size))
+    return Metrics(**scores)
+
+
+def contributions(predictive: Predictive, *, num_bins: int = 15) -> dict[str, np.ndarray]:
+    """What each held-out example adds to each score.
+
+    The mean of a row is the score, and its standard deviation over sqrt(n) the standard error: exactly for averages,
+    and to first order for the calibration error, sum_b |mean of (correct - confidence) in b|, and the root mean squared
+    error. Rows of two predictions at the same examples may be subtracted, which gives paired differences.
+
+    Args:
+        predictive: Predictions with ``y`` and ``log_likelihood``.
+        num_bins: Bins of the calibration error.
+
+    Returns:
+        ``(n,)`` arrays by the names of ``Metrics``.
+    """
+    values = {"nll": -predictive.log_likelihood, "nll_member": -predictive.member_log_likelihood}
     if predictive.log_probabilities is not None:
         probabilities = predictive.probabilities
         y = check_labels(predictive.y, *probabilities.shape)
-        correct = _correctness(probabilities, y)
-        one_hot = np.eye(probabilities.shape[-1])[y]
+        correct, confidence = _correctness(probabilities, y), probabilities.max(-1)
+        bins = _bins_of(confidence, num_bins)
         # p log p -> 0 as p -> 0
         terms = probabilities * np.where(probabilities > 0, predictive.log_probabilities, 0.0)
-        scores |= {
-            "accuracy": float(correct.mean()),
-            # sqrt(a (1 - a) / n) where nothing is tied
-            "accuracy_standard_error": float(correct.std() / math.sqrt(nll.size)),
-            "brier": float(((probabilities - one_hot) ** 2).sum(-1).mean()),
-            "ece": expected_calibration_error(probabilities, y, num_bins=num_bins),
-            "entropy": float(-terms.sum(-1).mean()),
+        values |= {
+            "accuracy": correct,
+            "brier": ((probabilities - np.eye(probabilities.shape[-1])[y]) ** 2).sum(-1),
+            "ece": np.sign(np.bincount(bins, correct - confidence, num_bins))[bins] * (correct - confidence),
+            "entropy": -terms.sum(-1),
         }
-    elif predictive.mean is not None:
+    elif predictive.mean is not None and np.size(predictive.y) == predictive.mean.size:
+        # a program that observes its inputs predicts those, and has no use for y
         residual = predictive.mean - np.asarray(predictive.y, np.float64).reshape(predictive.mean.shape)
-        scores["rmse"] = math.sqrt(float((residual**2).mean()))
-    return Metrics(**scores)
+        squares = (residual**2).mean(-1)
+        root = math.sqrt(float(squares.mean()))
+        # d sqrt(m) = dm / (2 sqrt(m))
+        values["rmse"] = squares if root == 0 else root + (squares - root**2) / (2 * root)
+    return values
 
 
 def top_classes(probabilities: np.ndarray) -> np.ndarray:
@@ -198,7 +240,14 @@ def _correctness(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
     return top[np.arange(len(y)), y] / top.sum(-1)
 
 
-def _standard_error(values: np.ndarray) -> float:
+def _bins_of(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}")
+    return np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean; NaN of a single value."""
     if values.size < 2:
         return math.nan
     with np.errstate(invalid="ignore"):  # an infinite value has no spread

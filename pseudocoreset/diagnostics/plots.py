@@ -1,7 +1,7 @@
-"""Pictures: the coreset beside real data, calibration, agreement of posteriors, chains, the course of a fit.
+"""Pictures: the coreset beside real data, the course of a fit.
 
 Figures are made without pyplot, so they open no window and need no closing; show one by returning it from a
-notebook cell or ``figure.savefig(path)``. The two plots of chains come from arviz-plots.
+notebook cell or ``figure.savefig(path)``.
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pseudocoreset.diagnostics.agreement import UNIFORM, Comparison
-from pseudocoreset.diagnostics.blocks import bound, held_out
-from pseudocoreset.diagnostics.convergence import predicted_quantities, spread_indices
-from pseudocoreset.diagnostics.metrics import reliability
+from pseudocoreset.diagnostics.convergence import spread_indices
 
 if TYPE_CHECKING:
-    from arviz_plots import PlotCollection
     from matplotlib.figure import Figure
 
     from pseudocoreset.coreset import Pseudocoreset
     from pseudocoreset.data import Dataset, Split
-    from pseudocoreset.inference import Posterior
-    from pseudocoreset.models import Model
 
-__all__ = ["plot_agreement", "plot_coreset", "plot_history", "plot_rank", "plot_reliability", "plot_trace"]
+__all__ = ["MAX_POINTS", "new_figure", "plot_coreset", "plot_history"]
 
-_MAX_POINTS = 2000
+MAX_POINTS = 2000
 
 
 def plot_coreset(
@@ -59,130 +53,6 @@ def plot_coreset(
     return _image_grid(coreset, split, max_per_class, max_classes) if is_image else _point_cloud(coreset, split)
 
 
-def plot_reliability(
-    comparison_or_probabilities: Comparison | ArrayLike, y: ArrayLike | None = None, *, num_bins: int = 15
-) -> Figure:
-    """Accuracy against confidence by bin, and how many examples each bin holds; calibrated is the diagonal.
-
-    Args:
-        comparison_or_probabilities: A ``Comparison``, or probabilities ``(n, C)``.
-        y: ``(n,)`` labels, with probabilities.
-        num_bins: Equal-width bins of confidence.
-
-    Returns:
-        A matplotlib ``Figure``.
-
-    Raises:
-        ValueError: A regression, or probabilities without labels.
-    """
-    if isinstance(comparison_or_probabilities, Comparison):
-        if not comparison_or_probabilities.is_classification:
-            raise ValueError("plot_reliability needs class probabilities; this comparison is of regressions")
-        curves = {
-            name: (row.probabilities, row.y)
-            for name, row in comparison_or_probabilities.predictions.items()
-            if name != UNIFORM
-        }
-    elif y is None:
-        raise ValueError("y is needed with probabilities: plot_reliability(probabilities, y)")
-    else:
-        curves = {"": (np.asarray(comparison_or_probabilities), np.asarray(y))}
-    figure = _figure(4.8, 5.0)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    for name, (probabilities, labels) in curves.items():
-        counts, accuracies, confidences = reliability(probabilities, labels, num_bins=num_bins)
-        held = counts > 0
-        upper.plot(confidences[held], accuracies[held], marker="o", markersize=4, label=name, clip_on=False)
-        lower.stairs(counts, np.linspace(0, 1, num_bins + 1))
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    lower.set(xlabel="confidence (largest probability)", ylabel="examples")
-    if any(curves):
-        upper.legend(frameon=False)
-    return figure
-
-
-def plot_agreement(comparison: Comparison) -> Figure:
-    """Each posterior against the reference, one dot a held-out input.
-
-    For classes: the probability given to the class that the reference finds most probable. For a regression:
-    the predicted mean. Perfect agreement is the diagonal.
-
-    Args:
-        comparison: Made with a reference.
-
-    Returns:
-        A matplotlib ``Figure``, one panel a posterior.
-
-    Raises:
-        ValueError: No reference, or nothing to hold against it.
-    """
-    names = [name for name in comparison.agreement if name != UNIFORM]
-    if comparison.reference is None or not names:
-        raise ValueError("plot_agreement needs a reference and another posterior; compare_posteriors(..., reference=)")
-    reference = comparison.predictions[comparison.reference]
-    shown = spread_indices(comparison.num_data, _MAX_POINTS)
-    figure = _figure(4.2 * len(names), 4.2)
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        other = comparison.predictions[name]
-        if comparison.is_classification:
-            p, q = reference.probabilities, other.probabilities
-            rows, top = np.arange(len(p)), p.argmax(-1)
-            horizontal, vertical = p[rows, top], q[rows, top]
-            same = q.argmax(-1) == top
-            ends, what = (0.0, 1.0), "probability of the reference's top class"
-        else:
-            if reference.mean is None or other.mean is None:
-                raise ValueError("plot_agreement needs predicted means, which these posteriors do not have")
-            horizontal, vertical = reference.mean[:, 0], other.mean[:, 0]
-            same = np.ones(len(horizontal), bool)
-            both = np.concatenate([horizontal, vertical])
-            ends, what = (float(both.min()), float(both.max())), "predicted mean"
-        axes.plot(ends, ends, color="0.6", linestyle="--", linewidth=1)
-        groups = [("C0", same, "same top class"), ("C3", ~same, "another top class")]
-        for colour, group, label in groups:
-            keep = shown[group[shown]]
-            axes.scatter(horizontal[keep], vertical[keep], s=10, alpha=0.5, linewidths=0, color=colour, label=label)
-        if comparison.is_classification:
-            axes.legend(frameon=False, fontsize="small")
-        axes.set(xlabel=f"{comparison.reference}", ylabel=f"{name}", title=what)
-    return figure
-
-
-def plot_trace(posterior: Posterior, model: Model, *, num_inputs: int = 4) -> PlotCollection:
-    """Trace of predictions at the held-out inputs where they vary most over draws; see ``plot_rank``.
-
-    Args:
-        posterior: Draws evaluated on held-out inputs.
-        model: The model that was sampled.
-        num_inputs: Panels.
-
-    Returns:
-        An arviz-plots ``PlotCollection``.
-    """
-    import arviz_plots
-
-    return arviz_plots.plot_trace(_prediction_tree(posterior, model, num_inputs), backend="matplotlib")
-
-
-def plot_rank(posterior: Posterior, model: Model, *, num_inputs: int = 4) -> PlotCollection:
-    """Rank plot of predictions at the held-out inputs where they vary most over draws.
-
-    A chain that explores the same distribution as the others stays within the grey band.
-
-    Args:
-        posterior: Draws evaluated on held-out inputs.
-        model: The model that was sampled.
-        num_inputs: Panels.
-
-    Returns:
-        An arviz-plots ``PlotCollection``.
-    """
-    import arviz_plots
-
-    return arviz_plots.plot_rank(_prediction_tree(posterior, model, num_inputs), backend="matplotlib")
-
-
 def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
     """The course of a fit: one panel a recorded series, against the step where "step" is recorded.
 
@@ -205,7 +75,7 @@ def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
         raise ValueError(f"history has no series of numbers; got {sorted(arrays)}")
     num_columns = min(3, len(series))
     num_rows = -(-len(series) // num_columns)
-    figure = _figure(3.6 * num_columns, 2.4 * num_rows)
+    figure = new_figure(3.6 * num_columns, 2.4 * num_rows)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes, (name, values) in zip(panels, series.items(), strict=False):
         steps = arrays.get("step")
@@ -216,27 +86,11 @@ def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure without pyplot, of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def _prediction_tree(posterior: Posterior, model: Model, num_inputs: int) -> Any:
-    import arviz_base
-
-    if num_inputs < 1:
-        raise ValueError(f"num_inputs must be at least 1; got {num_inputs}")
-    inputs, values = predicted_quantities(posterior, model)
-    first = values[..., 0]
-    chosen = np.sort(np.argsort(-first.var(axis=(0, 1)), kind="stable")[:num_inputs])
-    name = "mean" if bound(model, held_out(posterior)).num_classes is None else "probability"
-    return arviz_base.from_dict(
-        {"posterior": {name: first[:, :, chosen]}},
-        dims={name: ["input"]},
-        coords={"input": inputs[chosen]},
-        check_conventions=False,
-    )
 
 
 def _classes(targets: np.ndarray) -> np.ndarray:
@@ -269,7 +123,7 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
 
     gap = 0.5 if real else 0.0
     num_left = count if real else 0
-    figure = _figure(max(4.0, 0.75 * (num_left + count + gap) + 1.2), 0.75 * len(rows) + 0.8)
+    figure = new_figure(max(4.0, 0.75 * (num_left + count + gap) + 1.2), 0.75 * len(rows) + 0.8)
     grid = figure.add_gridspec(
         len(rows),
         num_left + count + bool(real),
@@ -300,14 +154,14 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
 def _point_cloud(coreset: Pseudocoreset, split: Any) -> Figure:
     from matplotlib.colors import Normalize
 
-    figure = _figure(5.0, 4.2)
+    figure = new_figure(5.0, 4.2)
     axes = figure.subplots()
     inputs = np.asarray(coreset.inputs, np.float64).reshape(len(coreset.inputs), -1)
     targets = _classes(np.asarray(coreset.targets))
     is_line = inputs.shape[1] == 1
     everything = targets
     if split is not None:
-        index = spread_indices(split.num_data, _MAX_POINTS)
+        index = spread_indices(split.num_data, MAX_POINTS)
         real = np.asarray(split.preprocessing.apply(split.raw[index]), np.float64).reshape(len(index), -1)
         y = np.asarray(split.y)[index]
         everything = np.concatenate([targets, y])

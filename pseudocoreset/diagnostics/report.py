@@ -14,16 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from pseudocoreset.diagnostics.agreement import UNIFORM, Comparison
-from pseudocoreset.diagnostics.formatting import html_table, json_values
-from pseudocoreset.diagnostics.plots import (
-    plot_agreement,
-    plot_coreset,
-    plot_history,
+from pseudocoreset.diagnostics.agreement import UNIFORM
+from pseudocoreset.diagnostics.blocks import held_out, same_data
+from pseudocoreset.diagnostics.chain_plots import (
+    MIN_DRAWS,
+    plot_energy,
+    plot_ess,
+    plot_forest,
+    plot_marginals,
     plot_rank,
-    plot_reliability,
     plot_trace,
 )
+from pseudocoreset.diagnostics.comparison import Comparison, Comparisons
+from pseudocoreset.diagnostics.comparison_plots import plot_agreement, plot_comparison, plot_reliability
+from pseudocoreset.diagnostics.formatting import html_table, json_values
+from pseudocoreset.diagnostics.plots import plot_coreset, plot_history
+from pseudocoreset.diagnostics.tables import tables_with_notes
 from pseudocoreset.diagnostics.verdict import verdict
 
 if TYPE_CHECKING:
@@ -64,7 +70,7 @@ pre { background: var(--tint); padding: .8rem; border-radius: 6px; overflow-x: a
 
 
 def report(
-    comparison: Comparison,
+    comparison: Comparison | Comparisons,
     path: str | os.PathLike[str],
     *,
     coreset: Pseudocoreset | None = None,
@@ -78,12 +84,13 @@ def report(
     """Write a comparison as one HTML file that needs nothing else; it appears whole or not at all.
 
     Args:
-        comparison: What ``compare_posteriors`` returned.
+        comparison: What ``compare_posteriors`` returned; of several splits, each gets its sections.
         path: The file to write; an existing one is replaced.
         coreset: Shown beside real data, with its size and the mass of its weights.
         data: The real data; a ``Dataset`` gives its train split.
         history: The course of the fit, series by name (``FitResult.history``).
-        posteriors: The posteriors that were compared, for trace and rank plots; needs ``model``.
+        posteriors: The posteriors that were compared, for plots of their chains, of predictions side by side, and of
+            the marginals of few parameters; needs ``model``.
         model: The model that was sampled.
         title: Heading of the page.
         details: Anything more to record, JSON-able.
@@ -98,17 +105,22 @@ def report(
         raise ValueError(
             "report needs model to plot the chains of posteriors; report(..., posteriors=..., model=model)"
         )
-    parts = [_verdict(comparison, coreset)]
+    by_split = {"": comparison} if isinstance(comparison, Comparison) else dict(comparison)
+    where = {split: f", on {split}" if split else "" for split in by_split}
+    main, *others = by_split
+    first = by_split[main]
+    parts = [_verdict(first, coreset, where[main])]
+    parts += [_verdict(by_split[split], None, where[split]) for split in others]
     if coreset is not None:
         caption = "The coreset beside real data." if data is not None else "The coreset."
         parts.append(_section("What the coreset looks like", _figure(plot_coreset(coreset, data), caption)))
-    parts += [_tables(comparison), _calibration_and_agreement(comparison)]
+    parts += [_findings(found, posteriors or {}, where[split]) for split, found in by_split.items()]
     chains = _chains(posteriors or {}, model)
     if chains:
         parts.append(_section("Chains", chains))
     if history:
         parts.append(_section("Course of the fit", _figure(plot_history(history), "Recorded at each step.")))
-    parts.append(_how_it_was_made(comparison, coreset, details))
+    parts.append(_how_it_was_made(first, coreset, details))
     heading = html.escape(title)
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>'
@@ -123,38 +135,41 @@ def _section(title: str, content: str, kind: str = "") -> str:
     return f"<section{attribute}><h2>{html.escape(title)}</h2>{content}</section>"
 
 
-def _verdict(comparison: Comparison, coreset: Pseudocoreset | None) -> str:
+def _verdict(comparison: Comparison, coreset: Pseudocoreset | None, where: str) -> str:
     paragraphs = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdict(comparison, coreset))
-    return _section("In short", paragraphs, "verdict")
+    return _section(f"In short{where}", paragraphs, "verdict")
+
+
+def _findings(comparison: Comparison, posteriors: Mapping[str, Posterior], where: str = "") -> str:
+    """Figures and tables of one split."""
+    caption = "Lines are 95 % intervals; a broken line is the noise floor, two halves of the reference."
+    parts = [_section(f"At a glance{where}", _figure(plot_comparison(comparison), caption)), _tables(comparison)]
+    parts.append(_calibration_and_agreement(comparison))
+    if comparison.moments:
+        parts.append(_parameters(comparison, posteriors))
+    return "".join(parts)
 
 
 def _tables(comparison: Comparison) -> str:
-    notes = [
-        "Predictions are averaged over all draws of all chains before they are scored. NLL is the mean of "
-        "-log of the probability given to the truth, in nats; lower is better. “NLL of one draw” is what a "
-        "single draw scores on average."
-    ]
-    if comparison.reference is not None:
-        notes.append(
-            f"How close the predictions are to those of “{comparison.reference}”. The last row holds one "
-            "half of the reference's own chains against the other: no coreset can be expected to do much "
-            "better."
-        )
-    if comparison.distances:
-        notes.append(
-            "Agreement is of averages over draws; these are distances of the draws themselves, whole functions at all "
-            "inputs at once. A shift of every function value by one is a sliced Wasserstein distance of one. Estimates "
-            "of the other two are unbiased, and may be a little below zero where posteriors are close."
-        )
-    notes.append(
-        "Chains are judged by what they predict, not by weights, whose symmetries would hide agreement. "
-        "R-hat near 1 means that chains agree; ESS is how many independent draws they are worth."
-    )
-    tables = zip(comparison.tables(), notes, strict=True)
     return "".join(
         f'<section><div class="wide">{html_table(table)}</div><p class="note">{html.escape(note)}</p></section>'
-        for table, note in tables
+        for table, note in tables_with_notes(comparison)
     )
+
+
+def _parameters(comparison: Comparison, posteriors: Mapping[str, Posterior]) -> str:
+    """Every parameter of a small model: shifts and ratios, and the marginals over each other."""
+    content = ""
+    compared = {
+        name: posteriors[name] for name in (str(comparison.reference), *comparison.moments) if name in posteriors
+    }
+    if compared:
+        with _closing(plot_marginals(compared)) as figure:
+            content += _figure(figure, "Marginals under each posterior, of a dozen parameters at most.")
+    for name, row in comparison.moments.items():
+        table = html_table(row.table(f"{name}: shifts of means in standard deviations of {comparison.reference}"))
+        content += f'<details><summary>{html.escape(name)}</summary><div class="wide">{table}</div></details>'
+    return _section("Parameters", content)
 
 
 def _calibration_and_agreement(comparison: Comparison) -> str:
@@ -176,13 +191,29 @@ def _calibration_and_agreement(comparison: Comparison) -> str:
 
 def _chains(posteriors: Mapping[str, Posterior], model: Model | None) -> str:
     content = ""
-    for name, posterior in posteriors.items():
-        if model is None or posterior.predict_on is None:
-            continue
-        for plot, what in ((plot_trace, "trace"), (plot_rank, "rank plot")):
-            with _closing(plot(posterior, model)) as figure:
+    evaluated = {name: posterior for name, posterior in posteriors.items() if posterior.predict_on is not None}
+    if model is None or not evaluated:
+        return content
+    first = next(iter(evaluated.values()))
+    alike = {name: row for name, row in evaluated.items() if same_data(held_out(first), held_out(row))}
+    with _closing(plot_forest(alike, model)) as figure:
+        content += _figure(figure, "Predictions and their spread at the held-out inputs where they vary most.")
+    for name, posterior in evaluated.items():
+        plots = [(plot_trace(posterior, model), "trace"), (plot_rank(posterior, model), "rank plot")]
+        if posterior.num_draws >= MIN_DRAWS:
+            plots.append(
+                (
+                    plot_ess(posterior, model, kind="evolution"),
+                    "effective draws (blue: bulk, orange: tail) as more draws come in,",
+                )
+            )
+        for collection, what in plots:
+            with _closing(collection) as figure:
                 caption = f"{name}: {what} of predictions at the held-out inputs where they vary most."
                 content += _figure(figure, caption)
+        if "energy" in posterior.sample_stats and posterior.num_draws >= MIN_DRAWS:
+            with _closing(plot_energy(posterior)) as figure:
+                content += _figure(figure, f"{name}: energies of the draws, and their changes from draw to draw.")
     return content
 
 

@@ -37,6 +37,17 @@ class Reweighting:
     effective_draws: float
 
     @property
+    def pareto_k_standard_error(self) -> float:
+        """Of the tail index, (1 + k) / sqrt(M): that of maximum likelihood from the M largest weights (Smith 1987).
+
+        M = min(S / 5, 3 sqrt(S)) of S draws. NaN for equal weights and k below -1/2, where the formula does not hold.
+        """
+        count = self.log_weights.size
+        if self.pareto_k <= -0.5 or np.ptp(self.log_weights) == 0:
+            return math.nan
+        return (1 + self.pareto_k) / math.sqrt(min(count / 5, 3 * math.sqrt(count)))
+
+    @property
     def is_reliable(self) -> bool:
         """Whether averages under the weights can be trusted."""
         return self.pareto_k <= self.threshold
@@ -47,8 +58,8 @@ class Reweighting:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, ready for JSON."""
-        content = {name: getattr(self, name) for name in ("pareto_k", "threshold", "effective_draws", "is_reliable")}
-        return json_values(content)
+        names = ("pareto_k", "pareto_k_standard_error", "threshold", "effective_draws", "is_reliable")
+        return json_values({name: getattr(self, name) for name in names})
 
 
 def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) -> Reweighting:

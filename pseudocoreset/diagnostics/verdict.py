@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from pseudocoreset.diagnostics.agreement import UNIFORM, Comparison
-from pseudocoreset.diagnostics.formatting import number
+from pseudocoreset.diagnostics.agreement import UNIFORM
+from pseudocoreset.diagnostics.formatting import number, with_error
 
 if TYPE_CHECKING:
     from pseudocoreset.coreset import Pseudocoreset
+    from pseudocoreset.diagnostics.comparison import Comparison
 
 __all__ = ["verdict"]
 
@@ -70,14 +72,17 @@ def _quality(comparison: Comparison, name: str) -> str:
     reference = comparison.reference
     against = None if reference is None else comparison.metrics[reference]
     if scores.accuracy is None:
-        said = f"{name!r} predicts held-out targets with NLL {number(scores.nll)}"
-        said += "" if scores.rmse is None else f" and RMSE {number(scores.rmse)}"
+        said = f"{name!r} predicts held-out targets with NLL {with_error(scores.nll, scores.nll_standard_error)}"
+        said += "" if scores.rmse is None else f" and RMSE {with_error(scores.rmse, scores.rmse_standard_error)}"
         said += "" if against is None else f" ({reference!r}: NLL {number(against.nll)})"
-        difference = None if reference is None else comparison.agreement[name].mean_difference
-        if difference is not None:
-            said += f"; its predicted means are {number(difference)} standard deviations of {reference!r} away"
-        return said + "."
-    said = f"{name!r} is right on {scores.accuracy:.1%} of held-out examples with NLL {number(scores.nll)}"
+        found = comparison.agreement.get(name)
+        if found is not None and found.mean_difference is not None:
+            said += (
+                f"; its predicted means are {number(found.mean_difference)} standard deviations of {reference!r} away"
+            )
+        return " ".join([said + ".", *_against(comparison, name)])
+    said = f"{name!r} is right on {scores.accuracy:.1%} of held-out examples with NLL "
+    said += with_error(scores.nll, scores.nll_standard_error)
     if against is not None:
         said += f"; {reference!r} on {against.accuracy:.1%} with NLL {number(against.nll)}"
     said += "."
@@ -86,9 +91,12 @@ def _quality(comparison: Comparison, name: str) -> str:
         said += f" Its NLL is no better than that of uniform guessing ({number(uniform.nll)})."
     closeness = comparison.agreement.get(name)
     if closeness is not None and closeness.top1 is not None and closeness.total_variation is not None:
+        said += f" Both name the same class on {closeness.top1:.1%}"
+        if closeness.top1_standard_error is not None and math.isfinite(closeness.top1_standard_error):
+            said += f" (± {closeness.top1_standard_error:.1%})"
         said += (
-            f" Both name the same class on {closeness.top1:.1%} of the examples; their probabilities "
-            f"differ by {number(closeness.total_variation)} in total variation"
+            " of the examples; their probabilities differ by "
+            f"{with_error(closeness.total_variation, closeness.total_variation_standard_error)} in total variation"
         )
         floor = comparison.noise_floor
         if floor is not None and floor.total_variation is not None:
@@ -98,7 +106,68 @@ def _quality(comparison: Comparison, name: str) -> str:
                 else "more than the noise of sampling"
             )
         said += "."
-    return said
+    return " ".join([said, *_against(comparison, name)])
+
+
+def _against(comparison: Comparison, name: str) -> list[str]:
+    """What else is known of one posterior against the reference."""
+    return [
+        sentence(comparison, name)
+        for sentence, rows in (
+            (_paired, comparison.differences),
+            (_distance, comparison.distances),
+            (_moments, comparison.moments),
+            (_reweighting, comparison.reweighting),
+        )
+        if name in rows
+    ]
+
+
+def _paired(comparison: Comparison, name: str) -> str:
+    gap = comparison.differences[name]
+    size = f"{with_error(abs(gap.elpd), gap.elpd_standard_error)} nats over {comparison.num_data} examples"
+    if not math.isfinite(gap.elpd) or not math.isfinite(gap.elpd_standard_error):
+        return f"Its log predictive density (elpd) differs by {size}."
+    if abs(gap.elpd) <= 2 * gap.elpd_standard_error:
+        return f"Their log predictive densities (elpd) cannot be told apart: a difference of {size}."
+    return f"Its log predictive density (elpd) is {'higher' if gap.elpd > 0 else 'lower'} by {size}, error paired."
+
+
+def _distance(comparison: Comparison, name: str) -> str:
+    found, floor = comparison.distances[name], comparison.distance_floor
+    said = (
+        "As whole functions, its draws are at a sliced Wasserstein distance of "
+        f"{with_error(found.sliced_wasserstein, found.sliced_wasserstein_standard_error)}"
+    )
+    return said + ("." if floor is None else f" (the halves: {number(floor.sliced_wasserstein)}).")
+
+
+def _moments(comparison: Comparison, name: str) -> str:
+    found = comparison.moments[name]
+    at = found.largest
+    said = (
+        f"Of {len(found.names)} parameters the mean of {found.names[at]} is shifted most, by "
+        f"{with_error(float(found.shift[at]), float(found.shift_standard_error[at]))} standard deviations of "
+        f"{comparison.reference!r}"
+    )
+    if found.gaussian is not None:
+        error = found.gaussian_standard_error
+        said += (
+            "; variances are "
+            f"{with_error(found.gaussian.variance_ratio, None if error is None else error.variance_ratio)} times those "
+            f"of {comparison.reference!r}"
+        )
+    return said + "."
+
+
+def _reweighting(comparison: Comparison, name: str) -> str:
+    found = comparison.reweighting[name]
+    can = "can" if found.is_reliable else "cannot"
+    return (
+        f"Importance weights {can} turn its draws into draws of {comparison.reference!r}: Pareto k "
+        f"{with_error(found.pareto_k, found.pareto_k_standard_error)}, up to {number(found.threshold)} may be trusted; "
+        f"{number(found.effective_draws, 1)} effective draws of {found.log_weights.size}."
+    )
 
 
 def _convergence_sentence(comparison: Comparison) -> str:
@@ -127,4 +196,8 @@ def _convergence_sentence(comparison: Comparison) -> str:
     if divergent:
         counts = ", ".join(f"{name!r} {count}" for name, count in divergent.items())
         said.append(f"Divergent transitions: {counts}.")
+    errors = {name: row.mcse_max for name, row in comparison.convergence.items() if row.mcse_max is not None}
+    if errors:
+        listed = ", ".join(f"{name!r} {number(error)}" for name, error in errors.items())
+        said.append(f"Largest Monte-Carlo error of an average prediction: {listed}.")
     return " ".join(said)

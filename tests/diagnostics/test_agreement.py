@@ -42,6 +42,10 @@ def test_two_inputs_by_hand(tools: SimpleNamespace) -> None:
     first = 0.6 * np.log(0.6 / 0.5) + 0.1 * np.log(0.1 / 0.2)
     second = 0.2 * np.log(0.2 / 0.6) + 0.7 * np.log(0.7 / 0.2) + 0.1 * np.log(0.1 / 0.2)
     assert closeness.kl == pytest.approx((first + second) / 2, rel=1e-5)
+    # of two values the standard deviation is their distance over sqrt(2)
+    assert closeness.top1_standard_error == pytest.approx(0.5)
+    assert closeness.total_variation_standard_error == pytest.approx((0.5 - 0.1) / 2, rel=1e-5)
+    assert closeness.kl_standard_error == pytest.approx(abs(first - second) / 2, rel=1e-5)
     # the two chains of the reference: (0.7, 0.2, 0.1) against (0.5, 0.4, 0.1), and no difference
     assert found.noise_floor is not None
     assert found.noise_floor.total_variation == pytest.approx(0.1, rel=1e-5)
@@ -190,11 +194,14 @@ def test_convergence_is_what_arviz_says(softmax: tuple[Model, object], softmax_p
     order = np.argsort(-probabilities.mean(("chain", "draw")).values, axis=-1)[:, :2]
     doubles = probabilities.astype(float).to_dataset()
     rhat = np.take_along_axis(arviz_stats.rhat(doubles)["probabilities"].values, order, -1)
+    mcse = np.take_along_axis(arviz_stats.mcse(doubles)["probabilities"].values, order, -1)
     ess = np.take_along_axis(arviz_stats.ess(doubles)["probabilities"].values, order, -1)
     assert found.rhat_max == pytest.approx(rhat.max(), rel=1e-4)
     assert found.rhat_median == pytest.approx(np.median(rhat), rel=1e-4)
     assert found.ess_min == pytest.approx(ess.min(), rel=1e-4)
     assert found.ess_median == pytest.approx(np.median(ess), rel=1e-4)
+    assert found.mcse_max == pytest.approx(mcse.max(), rel=1e-4)
+    assert found.mcse_median == pytest.approx(np.median(mcse), rel=1e-4)
     assert found.num_quantities == 120
     # independent draws
     assert found.rhat_max < 1.1
@@ -253,7 +260,7 @@ def test_what_is_printed(run: dict[str, Posterior], network: Model, images: obje
     assert "full, half against half" in text
     assert max(len(line) for line in lines) <= 110
     table = found._repr_html_()
-    assert table.count("<table>") == 4
+    assert table.count("<table>") == 5
     assert f"{found.metrics['full'].nll:.3f}" in table
 
 

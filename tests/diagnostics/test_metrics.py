@@ -39,22 +39,37 @@ def defined_metrics(stack: np.ndarray, y: np.ndarray) -> dict[str, float]:
     p = stack.mean(0)
     nll = [-np.log(p[i, y[i]]) for i in range(n)]
     right = [float(max(range(num_classes), key=lambda c, i=i: p[i, c]) == y[i]) for i in range(n)]
-    edges, ece = np.linspace(0, 1, 16), 0.0
+    edges, ece, gaps = np.linspace(0, 1, 16), 0.0, []
     for low, high in itertools.pairwise(edges):
         inside = [i for i in range(n) if low < p[i].max() <= high]
         ece += abs(sum(right[i] - p[i].max() for i in inside)) / n
+        if inside:
+            sign = np.sign(sum(right[i] - p[i].max() for i in inside))
+            gaps += [sign * (right[i] - p[i].max()) for i in inside]
+    brier = [sum((p[i, c] - (c == y[i])) ** 2 for c in range(num_classes)) for i in range(n)]
+    entropy = [-sum(q * np.log(q) for q in p[i]) for i in range(n)]
+    members = [-np.mean([np.log(stack[s, i, y[i]]) for s in range(num_draws)]) for i in range(n)]
+
+    def error(values: list[float]) -> float:
+        return np.std(values, ddof=1) / np.sqrt(n)
+
     return {
         "num_data": n,
         "num_draws": num_draws,
         "nll": np.mean(nll),
-        "nll_standard_error": np.std(nll, ddof=1) / np.sqrt(n),
+        "nll_standard_error": error(nll),
         "nll_member": np.mean([-np.log(stack[s, i, y[i]]) for s in range(num_draws) for i in range(n)]),
         "accuracy": np.mean(right),
         "accuracy_standard_error": np.sqrt(np.mean(right) * (1 - np.mean(right)) / n),
-        "brier": np.mean([sum((p[i, c] - (c == y[i])) ** 2 for c in range(num_classes)) for i in range(n)]),
+        "brier": np.mean(brier),
         "ece": ece,
-        "entropy": np.mean([-sum(q * np.log(q) for q in p[i]) for i in range(n)]),
+        "entropy": np.mean(entropy),
         "rmse": None,
+        "nll_member_standard_error": error(members),
+        "brier_standard_error": error(brier),
+        "ece_standard_error": error(gaps),
+        "entropy_standard_error": error(entropy),
+        "rmse_standard_error": None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -18,6 +19,8 @@ from pseudocoreset.diagnostics import (
     compare_posteriors,
     plot_agreement,
     plot_coreset,
+    plot_ess,
+    plot_forest,
     plot_history,
     plot_rank,
     plot_reliability,
@@ -99,6 +102,11 @@ def test_reliability_draws_accuracy_against_confidence() -> None:
     curve = figure.axes[0].lines[1]
     np.testing.assert_allclose(curve.get_xdata(), [0.55, 0.8])
     np.testing.assert_allclose(curve.get_ydata(), [0.5, 0.75])
+    # Wilson: the p with |p - a| = 1.96 sqrt(p (1 - p) / n)
+    ends = [segment[:, 1] for segment in figure.axes[0].collections[0].get_segments()]
+    for (low, high), a, n in zip(ends, (0.5, 0.75), (2, 4), strict=True):
+        for p in (low, high):
+            assert abs(p - a) == pytest.approx(1.959964 * np.sqrt(p * (1 - p) / n), rel=1e-6)
     assert drawn(figure).std() > 0
     with pytest.raises(ValueError, match="y is needed"):
         plot_reliability(probabilities)
@@ -129,7 +137,7 @@ def test_agreement_needs_a_reference(run: dict[str, Posterior], network: Model, 
         plot_agreement(alone)
 
 
-@pytest.mark.parametrize("plot", [plot_trace, plot_rank])
+@pytest.mark.parametrize("plot", [plot_trace, plot_rank, plot_ess])
 def test_chains_are_plotted_where_predictions_vary(plot: object, run: dict[str, Posterior], network: Model) -> None:
     collection = plot(run["coreset"], network, num_inputs=2)
     figure = collection.viz["figure"].item()
@@ -152,6 +160,49 @@ def test_trace_is_the_probability_of_the_likeliest_class(
     lines = collection.viz["trace"]["probability"].values.ravel()
     np.testing.assert_allclose(np.stack([line.get_ydata() for line in lines]), expected, rtol=1e-4)
     pyplot.close(collection.viz["figure"].item())
+
+
+def test_effective_draws_by_number_of_draws(run: dict[str, Posterior], network: Model) -> None:
+    collection = plot_ess(run["full"], network, num_inputs=1, kind="evolution")
+    line = collection.viz["ess_bulk_line"]["probability"].values.ravel()[0]
+    # independent draws: about as many effective ones as there are
+    assert 0.5 < line.get_ydata()[-1] / (2 * 40) < 2
+    pyplot.close(collection.viz["figure"].item())
+    with pytest.raises(ValueError, match="kind"):
+        plot_ess(run["full"], network, kind="local tail")
+    few = dataclasses.replace(run["full"], function_values=run["full"].function_values[:, :7])
+    few = dataclasses.replace(few, draws={}, sample_stats={"lp": np.zeros((2, 7))})
+    with pytest.raises(ValueError, match="at least 8 draws a chain; posterior has 7"):
+        plot_ess(few, network)
+
+
+def test_forest_shows_one_class_of_every_posterior(
+    softmax: tuple[Model, object], softmax_posterior: Posterior, tools: SimpleNamespace
+) -> None:
+    model, split = softmax
+    draws = tools.random_draws(model, split, seed=9)
+    other = tools.make_posterior(model, split, {**draws, "weights": -draws["weights"]})
+    collection = plot_forest({"full": softmax_posterior, "other": other}, model, num_inputs=3)
+    points = collection.viz["point_estimate"]["probability"]
+    at = points["input"].values
+
+    def probabilities(posterior: Posterior) -> np.ndarray:
+        logits = posterior.function_values[:, :, at] * posterior.draws["scale"][..., None, None]
+        return np.asarray(jax.nn.softmax(logits, axis=-1)).reshape(-1, 3, 3)
+
+    likeliest = probabilities(softmax_posterior).mean(0).argmax(-1)
+    for name, posterior in (("full", softmax_posterior), ("other", other)):
+        shown = [float(np.ravel(dot.get_offsets())[0]) for dot in points.sel(model=name).values.ravel()]
+        expected = probabilities(posterior)[:, np.arange(3), likeliest]
+        np.testing.assert_allclose(shown, expected.mean(0), rtol=1e-3)
+    figure = collection.viz["figure"].item()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full", "other"]
+    pyplot.close(figure)
+    pyplot.close(plot_forest(other, model, num_inputs=2).viz["figure"].item())
+    with pytest.raises(ValueError, match="'other' was evaluated on other held-out data than 'full'"):
+        plot_forest({"full": softmax_posterior, "other": other.evaluate(model, split.head(20))}, model)
+    with pytest.raises(ValueError, match="posteriors is empty"):
+        plot_forest({}, model)
 
 
 def test_regressions(tools: SimpleNamespace) -> None:

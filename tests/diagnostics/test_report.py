@@ -106,6 +106,8 @@ def test_it_says_the_numbers(page: Page, comparison: Comparison) -> None:
     assert f"differ by {comparison.noise_floor.total_variation:.3f}" in page.text
     assert "full, half against half" in page.text
     assert "R-hat max" in page.text
+    gap = comparison.differences["coreset"]
+    assert f"by {abs(gap.elpd):.3f} ± {gap.elpd_standard_error:.3f} nats over 30 examples" in page.text
 
 
 def test_the_mass_is_always_said(page: Page) -> None:
@@ -115,8 +117,8 @@ def test_the_mass_is_always_said(page: Page) -> None:
 
 
 def test_it_has_its_pictures_and_its_provenance(page: Page) -> None:
-    # coreset, calibration, agreement, trace and rank of two posteriors, history
-    assert page.seen.count("img") == 8
+    # coreset, at a glance, calibration, agreement, forest, trace, rank and ESS of two posteriors, history
+    assert page.seen.count("img") == 12
     assert '"kernel": "sghmc"' in page.text
     assert '"blackjax"' in page.text
     assert pyplot.get_fignums() == []
@@ -172,6 +174,17 @@ def test_regression_page(tools: SimpleNamespace, tmp_path: pathlib.Path) -> None
     assert "RMSE" in text
     assert "0.000 standard deviations of 'full' away" in text
     assert "Calibration" not in text
+
+
+def test_several_splits_have_their_sections(
+    softmax: tuple[Model, object], softmax_posterior: Posterior, tmp_path: pathlib.Path
+) -> None:
+    model, split = softmax
+    both = compare_posteriors({"full": softmax_posterior}, model, {"test": split, "less": split.head(20)}, max_inputs=5)
+    text = Page(report(both, tmp_path / "r.html").read_text()).text
+    for words in ("In short, on test", "In short, on less", "At a glance, on test", "At a glance, on less"):
+        assert text.count(words) == 1
+    assert text.index("Predictions on 60 held-out") < text.index("Predictions on 20 held-out")
 
 
 def test_a_failed_write_leaves_the_old_page(

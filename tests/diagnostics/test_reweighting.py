@@ -6,9 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 
 from pseudocoreset import Dataset, Pseudocoreset
-from pseudocoreset.diagnostics import reweight
+from pseudocoreset.diagnostics import Reweighting, reweight
 from pseudocoreset.inference import Posterior
 from pseudocoreset.models import gaussian_location
 
@@ -61,6 +62,19 @@ def test_the_weights_are_the_ratio_of_the_densities_and_correct_the_moments():
     assert np.any(np.abs(values.mean((0, 1)) - mean) > 4 * error)  # what the weights had to correct
     assert 1000 < found.effective_draws < 4000
     assert json.loads(json.dumps(found.as_dict()))["is_reliable"] is True
+
+
+def test_the_standard_error_of_the_tail_index_is_true():
+    """Of weights with a Pareto tail of index 1/2, 200 times 2,000 of them, by the estimator that is used."""
+    ratios = 0.5 * RNG.exponential(size=(200, 2000))  # logs of (1 / uniform)^(1/2)
+    found = [array_stats.psislw(-row) for row in ratios]
+    indices = np.array([float(k) for _, k in found])
+    rows = [Reweighting(np.asarray(w)[None], float(k), 0.7, 1.0) for w, k in found]
+    # The estimator leans towards 1/2 with the weight of ten draws, of M = 134; 200 values give a spread to 5 %.
+    shrinkage = 134 / 144
+    spread = np.std(indices) / np.mean([row.pareto_k_standard_error for row in rows])
+    assert spread == pytest.approx(shrinkage, abs=0.2)
+    assert np.isnan(Reweighting(np.zeros((1, 10)), 0.0, 0.0, 10.0).pareto_k_standard_error)
 
 
 def test_the_same_data_need_no_weights():
