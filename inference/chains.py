@@ -24,8 +24,10 @@ from pseudocoreset.inference.data import (
     function_summary,
     gradient_estimator,
     log_density_estimator,
+    log_density_terms,
 )
 from pseudocoreset.inference.kernels import KERNELS, Density, KernelSpec, Stats, Tuning
+from pseudocoreset.inference.schedules import scheduled, steps_of_draw
 from pseudocoreset.models import Model, Params
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "Plan",
     "adapt_chains",
     "initial_positions",
+    "over_chains",
     "prior_curvature",
+    "prior_variance",
     "run_block",
     "start_chains",
     "summarise",
@@ -104,6 +108,7 @@ class Plan:
             gradient=gradient_estimator(self.model, self.num_data, **form),
             minibatch=minibatch,
             data=data,
+            terms=log_density_terms(self.model, **form),
         )
 
 
@@ -123,11 +128,28 @@ def prior_curvature(plan: Plan, positions: Params) -> jax.Array:
     """Largest precision of a network's prior: max |H 1|, H its Hessian, diagonal for independent weights."""
 
     def chain(position: Params) -> jax.Array:
-        ones = jax.tree.map(jnp.ones_like, position)
-        _, product = jax.jvp(jax.grad(plan.model.log_prior), (position,), (ones,))
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(product)]))
+        precisions = _prior_precisions(plan.model, position)
+        return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(precisions)]))
 
     return jnp.max(over_chains(plan.model, chain, positions))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def prior_variance(plan: Plan, positions: Params, scale: Params) -> jax.Array:
+    """Mean over parameters of the variance of a prior of independent Gaussians, parameters in units of ``scale``."""
+
+    def chain(position: Params) -> jax.Array:
+        precisions = _prior_precisions(plan.model, position)
+        sums = jax.tree.map(lambda h, s: jnp.sum(1 / (h * s**2)), precisions, scale)
+        return jax.tree.reduce(jnp.add, sums) / plan.model.num_params
+
+    return jnp.mean(over_chains(plan.model, chain, positions))
+
+
+def _prior_precisions(model: Model, position: Params) -> Params:
+    ones = jax.tree.map(jnp.ones_like, position)
+    _, product = jax.jvp(jax.grad(model.log_prior), (position,), (ones,))
+    return jax.tree.map(jnp.abs, product)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -226,10 +248,13 @@ def run_block(
                 stats = {name: density.log_density(params, density.minibatch(key)), **stats}
             return summarise(plan, params, stats, held_out)
 
+        def steps_to(index: Any, key: jax.Array, state: Any) -> tuple[Any, Stats]:
+            return _several_steps(plan, key, state, tuned, density, index, thinning, is_recording)
+
         def body(index: jax.Array, carry: Any) -> Any:
             state, buffers = carry
             steps_key, summary_key = jax.random.split(jax.random.fold_in(key, index))
-            state, stats = _several_steps(plan, steps_key, state, tuned, density, thinning)
+            state, stats = steps_to(index, steps_key, state)
 
             def record(buffers: Any) -> Any:
                 summary = summary_of(summary_key, state, stats)
@@ -240,7 +265,7 @@ def run_block(
             return state, jax.lax.cond(is_recording, record, lambda buffers: buffers, buffers)
 
         def one_draw(key: jax.Array, state: Any) -> dict[str, Any]:
-            state, stats = _several_steps(plan, key, state, tuned, density, thinning)
+            state, stats = steps_to(first, key, state)
             return summary_of(key, state, stats)
 
         shapes = jax.eval_shape(one_draw, key, state)
@@ -255,18 +280,36 @@ def run_block(
 
 
 def _several_steps(
-    plan: Plan, key: jax.Array, state: Any, tuning: Tuning, density: Density, num_steps: int
+    plan: Plan,
+    key: jax.Array,
+    state: Any,
+    tuning: Tuning,
+    density: Density,
+    draw: Any,
+    thinning: Any,
+    is_recording: Any,
 ) -> tuple[Any, Stats]:
     """Steps from draw to draw; divergences are joined, integration steps added, the rest is the last's."""
+    schedule = tuning.get("schedule")
+    is_recording = jnp.asarray(is_recording)
+    first, num_steps = jnp.zeros((), jnp.int32), thinning
+    if schedule is not None:
+        of_draw = steps_of_draw(schedule, draw, thinning)
+        first, num_steps = (jnp.where(is_recording, a, b) for a, b in zip(of_draw, (0, thinning), strict=True))
 
     def step(index: jax.Array, state: Any) -> tuple[Any, Stats]:
-        return plan.spec.step(jax.random.fold_in(key, index), state, tuning, density, dict(plan.options))
+        now = {**tuning, "is_warmup": ~is_recording}
+        if schedule is not None:
+            of_step = scheduled(schedule, first + index, tuning)
+            now |= {name: jnp.where(is_recording, value, tuning[name]) for name, value in of_step.items()}
+        return plan.spec.step(jax.random.fold_in(key, index), state, now, density, dict(plan.options))
 
     def body(index: jax.Array, carry: Any) -> Any:
         state, before = carry
         state, stats = step(index, state)
         if "diverging" in stats:
             stats["diverging"] = stats["diverging"] | before["diverging"]
+        if "n_steps" in stats:
             stats["n_steps"] = stats["n_steps"] + before["n_steps"]
         return state, stats
 

@@ -12,7 +12,7 @@ import numpy as np
 from pseudocoreset.inference.chains import Plan
 from pseudocoreset.inference.kernels import Tuning
 
-__all__ = ["check_finite", "warn_of_divergences", "warn_of_heat"]
+__all__ = ["check_finite", "warn_of_augmentation", "warn_of_divergences", "warn_of_heat"]
 
 # Shorter chains say nothing about the temperature of their momenta.
 MIN_REFRESHMENTS = 20
@@ -39,6 +39,17 @@ def warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, th
         )
 
 
+def warn_of_augmentation(plan: Plan) -> None:
+    """Warn that an augmentation inside the likelihood changes the posterior."""
+    if plan.augment is not None:
+        warnings.warn(
+            f"augment={plan.augment.strategy!r} changes the posterior: its log-likelihood is the mean over "
+            "augmentations, which no model of the data has, and which favours low temperatures. Leave augment out for "
+            "the posterior of the model; it is for comparison with published evaluations",
+            stacklevel=3,
+        )
+
+
 def _chains(indices: np.ndarray) -> str:
     more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
     return f"chains {indices[:10].tolist()}{more}"
@@ -59,12 +70,12 @@ def check_finite(finite: jax.Array, plan: Plan, tuning: Tuning, where: str) -> N
 
 
 def warn_of_divergences(stats: Mapping[str, np.ndarray], kernel: str) -> None:
-    """Warn if transitions of HMC or NUTS diverged."""
+    """Warn if transitions diverged."""
     diverging = stats.get("diverging")
     if diverging is not None and diverging.any():
+        knob = "lower energy_variance" if kernel == "mclmc" else "higher target_acceptance_rate"
         warnings.warn(
             f"{int(diverging.sum())} of {diverging.size} {kernel} draws come from divergent transitions: "
-            "parts of the posterior may be missed. Try a higher target_acceptance_rate, a smaller step_size, "
-            "or reparameterise",
+            f"parts of the posterior may be missed. Try a {knob}, a smaller step_size, or reparameterise",
             stacklevel=3,
         )

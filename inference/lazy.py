@@ -14,5 +14,8 @@ def load_blackjax() -> Any:
     # It evaluates default arguments with jax.numpy on import; under a trace these would leak.
     with jax.ensure_compile_time_eval():
         import blackjax
+        import blackjax.adaptation.mclmc_adaptation
         import blackjax.adaptation.metric_recipes
+        import blackjax.adaptation.step_size
+        import blackjax.mcmc.adjusted_mclmc_dynamic
     return blackjax

@@ -23,8 +23,9 @@ from pseudocoreset.inference.posterior import (
     library_versions,
     split_arrays,
 )
+from pseudocoreset.inference.run_options import resolve_run_options
 from pseudocoreset.inference.running import NUM_BLOCKS, Run
-from pseudocoreset.inference.tuning import default_step_size, initial_tuning, reported_options
+from pseudocoreset.inference.tuning import default_step_size, initial_tuning, reported_options, starting_positions
 from pseudocoreset.inference.validation import (
     check_kernel_options,
     check_step_size_and_metric,
@@ -36,7 +37,6 @@ from pseudocoreset.inference.validation import (
     resolve_init_params,
     resolve_keep,
     resolve_predict_on,
-    resolve_run_options,
     stored_inputs,
 )
 from pseudocoreset.models import Model, Params
@@ -51,6 +51,7 @@ STATIC_OPTIONS = (
     "is_mass_matrix_diagonal",
     "num_integration_steps",
     "max_num_doublings",
+    "diagonal_preconditioning",
 )
 
 
@@ -89,10 +90,11 @@ def sample(
     Args:
         model: the model; bound to the shape of the data if it is not yet.
         data: ``Dataset`` (its train split), ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``.
-        kernel: ``"nuts"``, ``"hmc"``, ``"sghmc"``, ``"sgld"``, or, for comparison only because its variance
-            is wrong, ``"blackjax_sghmc"``.
+        kernel: ``"nuts"``, ``"hmc"``, ``"network_hmc"``, ``"adjusted_mclmc"``, whose draws are exact; ``"mclmc"``,
+            ``"sghmc"``, ``"sgld"``, whose draws have a bias that the step size controls; or, for comparison only
+            because its variance is wrong, ``"blackjax_sghmc"``.
         num_chains: independent chains, at least 1.
-        num_warmup: steps a chain before the first draw, 0 or more. NUTS and HMC adapt in them.
+        num_warmup: steps a chain before the first draw, 0 or more. Kernels other than SGHMC and SGLD adapt in them.
         num_samples: draws a chain to keep, at least 1.
         thinning: steps from one draw to the next, at least 1.
         temperature: T, positive.
@@ -123,7 +125,21 @@ def sample(
             if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True). NUTS:
             ``max_num_doublings`` (10). HMC: ``num_integration_steps`` (10; on a nearly Gaussian posterior
             a trajectory, step size times this, close to a multiple of pi mixes slowly, which NUTS avoids).
+            Network HMC: ``trajectory_length`` (for networks pi / 2 times the root mean square scale of the prior and
+            the root of T), in as many steps as it takes, at most ``max_num_steps`` (1000), each length multiplied by a
+            number within ``trajectory_jitter`` (0.2) of one; ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix``
+            (a diagonal; ones). MCLMC: ``energy_variance`` (5e-4), the variance of the change of energy of a step, per
+            parameter, that the tuning aims at; ``decoherence_length`` (tuned, or given with ``step_size``);
+            ``inverse_mass_matrix``, and ``diagonal_preconditioning`` (True), whether to adapt it. Adjusted MCLMC: those
+            two, ``target_acceptance_rate`` (0.9), and ``mean_integration_steps`` (2) of a proposal.
             SGHMC: ``friction`` (-log(0.9) / step_size, so that the momentum keeps a factor 0.9 a step).
+            SGHMC and SGLD: ``schedule``, how the step size changes: ``"constant"``, ``"polynomial"``, ``"cyclical"`` or
+            one of ``pseudocoreset.inference.schedules``; draws of a decreasing step size are to be weighted by it.
+            ``preconditioner``, a diagonal inverse mass: positive arrays by site or one vector, given with
+            ``step_size``, or ``"rmsprop"``, for each site the least root mean square gradient of any site divided by
+            its own, estimated during the warmup and then frozen. ``control_variate``: True, or a point
+            ``{site: array}``: gradients of minibatches are corrected by those at a centre, which for True L-BFGS
+            finds from where the chain starts; chains then start at the centre.
             ``"blackjax_sghmc"``: ``friction`` and ``num_integration_steps``.
 
     Returns:
@@ -161,7 +177,6 @@ def sample(
     step_size, metric = check_step_size_and_metric(kernel, step_size, options, model.num_params, num_warmup)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     given = resolve_init_params(init_params, shapes, num_chains)
-    options = resolve_run_options(options, model, num_samples, thinning)
 
     rows_at_once = chunk_size or default_chunk_size(model, source.inputs.shape[1:])
     plan = Plan(
@@ -178,6 +193,16 @@ def sample(
         has_metric=metric is not None,
         augment=resolve_augment(augment, kernel, source),
     )
+    options = resolve_run_options(
+        options,
+        plan,
+        shapes,
+        step_size=step_size,
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        thinning=thinning,
+    )
     kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
     bytes_per_draw = num_chains * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     if directory is None:
@@ -192,7 +217,18 @@ def sample(
     total_weight = float(np.sum(source.weights, dtype=np.float64))
     if step_size is None and plan.spec.uses_minibatches:
         step_size = default_step_size(plan, positions, total_weight)
-    tuning = initial_tuning(plan, positions, temperature, step_size, options, metric, num_samples, thinning)
+    tuning = initial_tuning(
+        plan,
+        positions,
+        rows,
+        options,
+        temperature=temperature,
+        step_size=step_size,
+        metric=metric,
+        num_samples=num_samples,
+        thinning=thinning,
+    )
+    positions = starting_positions(positions, tuning, options, given is not None)
     run = Run(
         plan=plan,
         key=run_key,

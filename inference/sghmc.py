@@ -15,6 +15,10 @@ The positions after the second A are those of the BAOAB scheme (Leimkuhler and M
 gradient a step: with exact gradients they have the right law on a Gaussian target for every stable step size
 (h^2 times the largest curvature below 4), temperature and friction, and are second order in h elsewhere.
 
+With a diagonal mass M the same is done to M^(1/2) theta, whose mass is one: the gradient in B and the momentum in A are
+multiplied by M^(-1/2), and the momentum keeps its law. A mass that does not depend on theta leaves the stationary law
+as it is; it changes how fast that is reached and which step sizes are stable.
+
 BlackJAX 1.7.1 draws momentum of unit variance at every call and integrates by explicit Euler, which inflates
 the variance of the draws, tenfold at T = 0.1; this kernel takes BlackJAX's form and its gradient estimators.
 """
@@ -76,8 +80,9 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
     """Build the kernel; step size, friction and temperature may change from step to step.
 
     Returns:
-        ``kernel(rng_key, state, grad_estimator, minibatch, step_size, friction, temperature=1.0)``, which
-        returns the next state and an ``SGHMCInfo``. Exactly one gradient estimate is made.
+        ``kernel(rng_key, state, grad_estimator, minibatch, step_size, friction, temperature=1.0, inverse_mass=None)``,
+        which returns the next state and an ``SGHMCInfo``. ``inverse_mass`` is the diagonal of M^-1 in the structure of
+        the position, its leaves broadcasting against those; ones by default. Exactly one gradient estimate is made.
     """
 
     def kernel(
@@ -88,6 +93,7 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
         step_size: float | Array,
         friction: float | Array,
         temperature: float | Array = 1.0,
+        inverse_mass: ArrayTree | None = None,
     ) -> tuple[SGHMCState, SGHMCInfo]:
         decay = jnp.exp(-jnp.asarray(friction) * step_size)
         # 1 - c^2 by expm1: at small friction the difference would lose all digits in single precision.
@@ -96,12 +102,18 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
         position, momentum = state
         gradient = grad_estimator(position, minibatch)
         noise = _gaussian_noise(rng_key, momentum)
-        momentum = _axpy(step_size, gradient, momentum)  # B
-        position = _axpy(0.5 * step_size, momentum, position)  # A
+
+        def in_units(tree: ArrayTree) -> ArrayTree:
+            if inverse_mass is None:
+                return tree
+            return jax.tree.map(lambda leaf, inverse: jnp.sqrt(inverse) * leaf, tree, inverse_mass)
+
+        momentum = _axpy(step_size, in_units(gradient), momentum)  # B
+        position = _axpy(0.5 * step_size, in_units(momentum), position)  # A
         momentum = jax.tree.map(  # O
             lambda p, n: (decay * p + noise_scale * n).astype(p.dtype), momentum, noise
         )
-        position = _axpy(0.5 * step_size, momentum, position)  # A
+        position = _axpy(0.5 * step_size, in_units(momentum), position)  # A
 
         info = SGHMCInfo(
             kinetic_temperature=_sum_of_squares(momentum) / _size(momentum),

@@ -11,6 +11,7 @@ import numpy as np
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.inference.kernels import KERNELS
+from pseudocoreset.inference.schedules import resolve_schedule
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
@@ -60,17 +61,31 @@ def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any
         valid = ", ".join(defaults) or "none"
         raise ValueError(f"kernel {kernel!r} has no option {', '.join(map(repr, unknown))}; its options are: {valid}")
     options = {**defaults, **given}
-    for name in ("num_integration_steps", "max_num_doublings"):
+    for name in ("num_integration_steps", "max_num_doublings", "max_num_steps"):
         if name in options:
             options[name] = check_integer(options[name], name)
-    if options.get("friction") is not None:
-        options["friction"] = check_positive(options["friction"], "friction")
+    for name in ("friction", "trajectory_length", "decoherence_length", "energy_variance"):
+        if options.get(name) is not None:
+            options[name] = check_positive(options[name], name)
+    if "trajectory_jitter" in options:
+        options["trajectory_jitter"] = float(options["trajectory_jitter"])
+        if not 0 <= options["trajectory_jitter"] < 1:
+            raise ValueError(
+                f"trajectory_jitter must be at least 0 and less than 1; got {options['trajectory_jitter']}"
+            )
     if "target_acceptance_rate" in options:
         rate = check_positive(options["target_acceptance_rate"], "target_acceptance_rate")
         if rate >= 1:
             raise ValueError(f"target_acceptance_rate must lie between 0 and 1; got {rate}")
-    if "is_mass_matrix_diagonal" in options and not isinstance(options["is_mass_matrix_diagonal"], bool):
-        raise TypeError(f"is_mass_matrix_diagonal must be a bool; got {options['is_mass_matrix_diagonal']!r}")
+    if "schedule" in options:
+        options["schedule"] = resolve_schedule(options["schedule"])
+    if "mean_integration_steps" in options:
+        mean = options["mean_integration_steps"] = float(options["mean_integration_steps"])
+        if not 1.1 < mean < float("inf"):
+            raise ValueError(f"mean_integration_steps must be above 1.1, which the tuning needs; got {mean}")
+    for name in ("is_mass_matrix_diagonal", "diagonal_preconditioning"):
+        if name in options and not isinstance(options[name], bool):
+            raise TypeError(f"{name} must be a bool; got {options[name]!r}")
     return options
 
 
@@ -82,8 +97,15 @@ def check_step_size_and_metric(
         step_size = check_positive(step_size, "step_size")
     elif not KERNELS[kernel].uses_minibatches and num_warmup == 0:
         raise ValueError(f"num_warmup=0 leaves kernel {kernel!r} no steps to adapt in; give step_size, or some warmup")
+    if "decoherence_length" in options and (options["decoherence_length"] is None) != (step_size is None):
+        raise ValueError("give both step_size and decoherence_length, or neither, which are then tuned together")
     matrix = options.get("inverse_mass_matrix")
-    return step_size, None if matrix is None else check_inverse_mass_matrix(matrix, num_params)
+    if matrix is None:
+        return step_size, None
+    array = check_inverse_mass_matrix(matrix, num_params)
+    if array.ndim == 2 and "is_mass_matrix_diagonal" not in options:
+        raise ValueError(f"inverse_mass_matrix: kernel {kernel!r} takes a diagonal, shape ({num_params},)")
+    return step_size, array
 
 
 def resolve_batch_size(batch_size: Any, num_data: int, kernel: str) -> int | None:
@@ -254,7 +276,9 @@ def check_targets(model: Model, struct: jax.ShapeDtypeStruct, y: np.ndarray, arg
     return y.astype(np.int32)
 
 
-def resolve_init_params(init_params: Any, shapes: dict[str, Any], num_chains: int) -> dict[str, jax.Array] | None:
+def resolve_init_params(
+    init_params: Any, shapes: dict[str, Any], num_chains: int, argument: str = "init_params"
+) -> dict[str, jax.Array] | None:
     """Starting points stacked over chains; a single one is broadcast.
 
     Args:
@@ -262,23 +286,24 @@ def resolve_init_params(init_params: Any, shapes: dict[str, Any], num_chains: in
             chains.
         shapes: ``{site: ShapeDtypeStruct}`` of one chain.
         num_chains: number of chains.
+        argument: how errors call it.
     """
     if init_params is None:
         return None
     if not isinstance(init_params, Mapping) or set(init_params) != set(shapes):
         given = sorted(init_params) if isinstance(init_params, Mapping) else type(init_params).__name__
-        raise ValueError(f"init_params must be a dictionary of the sites {sorted(shapes)}; got {given}")
+        raise ValueError(f"{argument} must be a dictionary of the sites {sorted(shapes)}; got {given}")
     stacked = {}
     for name, wanted in shapes.items():
         array = np.asarray(init_params[name])
         if array.shape not in (wanted.shape, (num_chains, *wanted.shape)):
             raise ValueError(
-                f"init_params[{name!r}] has shape {array.shape}; wanted {wanted.shape} or "
+                f"{argument}[{name!r}] has shape {array.shape}; wanted {wanted.shape} or "
                 f"{(num_chains, *wanted.shape)}, unconstrained"
             )
         if not np.all(np.isfinite(array)):
-            raise ValueError(f"init_params[{name!r}] is not finite")
+            raise ValueError(f"{argument}[{name!r}] is not finite")
         stacked[name] = jnp.broadcast_to(jnp.asarray(array, wanted.dtype), (num_chains, *wanted.shape))
     if len({np.asarray(init_params[name]).shape == wanted.shape for name, wanted in shapes.items()}) > 1:
-        raise ValueError(f"init_params: either all sites or none have a leading axis of {num_chains} chains")
+        raise ValueError(f"{argument}: either all sites or none have a leading axis of {num_chains} chains")
     return stacked

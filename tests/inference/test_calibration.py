@@ -1,0 +1,55 @@
+"""Simulation-based calibration of the kernels on small models, as users would run it on theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from pseudocoreset.diagnostics import calibrate
+from pseudocoreset.models import MLP, Model, bnn, logistic_regression, poisson_regression
+from tests.inference.statistics import FAILURE_RATE
+
+X = np.random.default_rng(0).normal(size=(15, 2)).astype(np.float32)
+RUN: dict[str, Any] = {"num_simulations": 150, "num_draws": 49, "num_warmup": 150, "key": jax.random.key(0)}
+
+
+def logistic() -> Model:
+    return logistic_regression(num_classes=2)
+
+
+def poisson() -> Model:
+    return poisson_regression(prior_scale=0.5)
+
+
+def network() -> Model:
+    return bnn(MLP(widths=(3,)), input_shape=(2,), num_outputs=1, likelihood="gaussian", noise_scale=0.5)
+
+
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "nuts": (poisson, {"kernel": "nuts"}),
+    "hmc": (logistic, {"kernel": "hmc", "num_integration_steps": 4}),
+    "sghmc": (logistic, {"kernel": "sghmc", "step_size": 0.1, "friction": 2.0, "num_warmup": 200}),
+    "sgld": (logistic, {"kernel": "sgld", "step_size": 0.02, "num_warmup": 300, "thinning": 100}),
+    "network": (network, {"kernel": "sghmc", "step_size": 0.04, "friction": 1.0, "num_warmup": 3000, "thinning": 150}),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case in ("nuts", "sgld", "network") else ()) for case in CASES],
+)
+def test_kernels_are_calibrated(case: str) -> None:
+    model, settings = CASES[case]
+    found = calibrate(model(), X, **{**RUN, **settings})
+    assert found.p_value > FAILURE_RATE, str(found)
+    if case == "network":
+        assert found.quantities == ("log_likelihood", "f[0]", "f[1]", "f[2]")
+
+
+def test_sghmc_of_blackjax_is_not() -> None:
+    """Ten explicit Euler steps from momenta of unit variance, at a temperature of one."""
+    found = calibrate(logistic(), X, kernel="blackjax_sghmc", step_size=0.15, friction=0.3, thinning=50, **RUN)
+    assert found.p_value < FAILURE_RATE
