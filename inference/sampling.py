@@ -17,7 +17,7 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.inference.chains import Plan, initial_positions, summarise
 from pseudocoreset.inference.data import Minibatch, default_chunk_size
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
-from pseudocoreset.inference.guards import warn_of_divergences, warn_of_heat
+from pseudocoreset.inference.guards import warn_of_augmentation, warn_of_divergences, warn_of_heat
 from pseudocoreset.inference.posterior import (
     Posterior,
     library_versions,
@@ -103,9 +103,10 @@ def sample(
             up to 2,000 of them, and 128 beyond.
         augment: ``"auto"``, a strategy or an ``Augmentation`` (``pseudocoreset.augment``): every gradient sees the
             images through a new one, so that the chain samples the posterior whose log-likelihood is the mean over
-            augmentations, as the coreset papers evaluate; for the stochastic gradient kernels only. None by default.
-        step_size: of the integrator, positive. By default NUTS and HMC adapt it. With W the sum of all
-            weights, SGHMC takes 0.1 / sqrt(max(W, 1)) and SGLD 0.01 / max(W, 1): the curvature of a
+            augmentations, as the coreset papers evaluate, and not that of the model, which a warning says; for the
+            stochastic gradient kernels only. None by default.
+        step_size: of the integrator, positive. By default all kernels but SGHMC and SGLD adapt it. With W the sum of
+            all weights, SGHMC takes 0.1 / sqrt(max(W, 1)) and SGLD 0.01 / max(W, 1): the curvature of a
             log-likelihood grows like W, so that step times curvature does not depend on how many data there
             are (SGHMC's step squared is what optimisers call learning rate on the summed loss; W times it is
             0.01, as customary for networks). Where the prior of a network is narrower than the data call for,
@@ -193,6 +194,7 @@ def sample(
         has_metric=metric is not None,
         augment=resolve_augment(augment, kernel, source),
     )
+    warn_of_augmentation(plan)
     options = resolve_run_options(
         options,
         plan,

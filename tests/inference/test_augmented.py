@@ -31,10 +31,11 @@ def exact(*views):
 
 @pytest.mark.parametrize("batch_size", [6, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_mean_over_flips_is_what_is_sampled(batch_size):
-    posterior = sample(
-        Model.from_numpyro(program), (IMAGES, REAL), augment="flip", batch_size=batch_size, num_chains=40,
-        num_warmup=2000, num_samples=100, thinning=40, step_size=0.006, key=jax.random.key(0), progress=False,
-    )  # fmt: skip
+    with pytest.warns(UserWarning, match="augment='flip' changes the posterior"):
+        posterior = sample(
+            Model.from_numpyro(program), (IMAGES, REAL), augment="flip", batch_size=batch_size, num_chains=40,
+            num_warmup=2000, num_samples=100, thinning=40, step_size=0.006, key=jax.random.key(0), progress=False,
+        )  # fmt: skip
     means = posterior.draws["theta"].mean(1)  # of each chain, independent
     error = means.std(0, ddof=1) / np.sqrt(len(means))
     wanted = exact(IMAGES, IMAGES[:, :, ::-1])
