@@ -57,6 +57,7 @@ def test_degradation_is_the_share_of_clean_accuracy_that_is_lost():
     assert found.overall.accuracy_standard_error == pytest.approx(right.std(ddof=1) / 10)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repetition():
     rng = np.random.default_rng(0)
     found = [

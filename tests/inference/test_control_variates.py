@@ -62,6 +62,7 @@ def run(regression, **settings):
     return sample(regression.model, (regression.x, regression.y), key=jax.random.key(5), **settings)
 
 
+@pytest.mark.slow
 def test_chains_start_at_the_centre_that_is_found(regression) -> None:
     found = run(regression, control_variate=True, step_size=1e-9, chunk_size=15)
     np.testing.assert_allclose(found.draws["b"], np.broadcast_to(regression.mean, (3, 2, 3)), atol=2e-4)

@@ -27,7 +27,14 @@ def second_moments(draws: np.ndarray, mean: np.ndarray, covariance: np.ndarray) 
     return of_chains.mean() - 1, of_chains.std(ddof=1) / np.sqrt(len(of_chains)), float(scores.max())
 
 
-@pytest.mark.parametrize(("kernel", "temperature"), [("mclmc", 0.3), ("adjusted_mclmc", 0.3), ("mclmc", 1.0)])
+@pytest.mark.parametrize(
+    ("kernel", "temperature"),
+    [
+        pytest.param("mclmc", 0.3, marks=pytest.mark.slow),
+        ("adjusted_mclmc", 0.3),
+        pytest.param("mclmc", 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_posterior_of_a_linear_regression_after_tuning(regression, kernel: str, temperature: float) -> None:
     posterior = run(regression, kernel=kernel, temperature=temperature, thinning=4)
     covariance = temperature * np.linalg.inv(regression.precision)

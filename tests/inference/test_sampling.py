@@ -42,8 +42,17 @@ def run(regression, **settings):
     return sample(regression.model, data, **{**RUN, "key": jax.random.key(7), **settings})
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.3])
-@pytest.mark.parametrize("kernel", ["nuts", "hmc", "sghmc"])
+@pytest.mark.parametrize(
+    ("kernel", "temperature"),
+    [
+        ("nuts", 0.3),
+        ("hmc", 0.3),
+        ("sghmc", 0.3),
+        ("sghmc", 1.0),
+        pytest.param("nuts", 1.0, marks=pytest.mark.slow),
+        pytest.param("hmc", 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_posterior_of_a_linear_regression(regression, kernel: str, temperature: float) -> None:
     posterior = run(regression, kernel=kernel, temperature=temperature)
     scores = moment_scores(draws_of(posterior), regression.mean, temperature * np.linalg.inv(regression.precision))

@@ -23,7 +23,10 @@ def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (a * b).mean(axis=0) / (a.std(axis=0) * b.std(axis=0))
 
 
-@pytest.mark.parametrize(("target", "temperature"), CASES)
+@pytest.mark.parametrize(
+    ("target", "temperature"),
+    [pytest.param(*case, marks=() if case[1] == 0.3 else pytest.mark.slow) for case in CASES],
+)
 @pytest.mark.parametrize("kernel", METROPOLIS)
 def test_hmc_and_nuts(kernel: str, target: str, temperature: float) -> None:
     chosen = TARGETS[target]

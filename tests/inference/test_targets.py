@@ -57,8 +57,17 @@ def logistic_reference(temperature: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array(quantiles), np.sum(weights * slope * intercept)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.3])
-@pytest.mark.parametrize("kernel", ["nuts", "hmc", "sghmc"])
+@pytest.mark.parametrize(
+    ("kernel", "temperature"),
+    [
+        ("nuts", 0.3),
+        ("sghmc", 1.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("nuts", 1.0), ("hmc", 1.0), ("hmc", 0.3), ("sghmc", 0.3)]
+        ),
+    ],
+)
 def test_logistic_regression(kernel: str, temperature: float) -> None:
     model, data = logistic()
     settings: dict[str, Any] = {"num_warmup": 150, "num_samples": 20, "thinning": 3}

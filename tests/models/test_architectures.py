@@ -94,8 +94,8 @@ def test_sizes_on_cifar10(network, size):
     ("network", "reference"),
     [
         (LeNet(num_outputs=7), lenet),
-        (AlexNet(num_outputs=7), alexnet),
-        (VGG11(width=4, num_outputs=7), vgg),
+        pytest.param(AlexNet(num_outputs=7), alexnet, marks=pytest.mark.slow),
+        pytest.param(VGG11(width=4, num_outputs=7), vgg, marks=pytest.mark.slow),
         (ResNet18(width=4, num_outputs=7), resnet((2, 2, 2, 2))),
     ],
     ids=["LeNet", "AlexNet", "VGG11", "ResNet18"],
