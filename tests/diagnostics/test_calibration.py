@@ -137,6 +137,7 @@ def test_fewer_at_once_are_the_same_simulations(right: Calibration) -> None:
     assert parts.p_value > FAILURE_RATE
 
 
+@pytest.mark.slow
 def test_inputs_of_a_key_quantities_and_functions() -> None:
     """A model that is not bound, whose inputs are drawn too; it observes its inputs in the second half."""
     settings = {"num_simulations": 60, "num_draws": 19, "key": jax.random.key(1)}

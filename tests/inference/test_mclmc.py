@@ -92,6 +92,7 @@ def test_the_bias_falls_with_the_step(regression) -> None:
     assert score < 5
 
 
+@pytest.mark.slow
 def test_a_smaller_energy_variance_gives_smaller_steps(regression) -> None:
     """The variance of the change of energy grows like the sixth power of the step."""
     steps = [

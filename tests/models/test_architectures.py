@@ -96,7 +96,7 @@ def test_sizes_on_cifar10(network, size):
         (LeNet(num_outputs=7), lenet),
         pytest.param(AlexNet(num_outputs=7), alexnet, marks=pytest.mark.slow),
         pytest.param(VGG11(width=4, num_outputs=7), vgg, marks=pytest.mark.slow),
-        (ResNet18(width=4, num_outputs=7), resnet((2, 2, 2, 2))),
+        pytest.param(ResNet18(width=4, num_outputs=7), resnet((2, 2, 2, 2)), marks=pytest.mark.slow),
     ],
     ids=["LeNet", "AlexNet", "VGG11", "ResNet18"],
 )
