@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo whose change of energy is exact in single precision, for networks and many data.
 
 Acceptance needs the change of energy to about a hundredth. The energy itself is of the order of the number of
-parameters and data, so that in single precision the difference of two energies is wrong by 0.03 for a quarter of a
-million parameters, and by that over T at temperature T. Here the log density is a tree of **terms**, one a datum and
+parameters and data, so that in single precision the difference of two energies carries the rounding of numbers that
+large, which grows with the network, and over T at temperature T. Here the log density is a tree of **terms**, one a datum and
 one a parameter,
 
     log pi(theta) = sum_k t_k(theta),      H = -log pi(theta) / T + |r|^2 / 2,

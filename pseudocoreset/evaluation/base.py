@@ -6,6 +6,7 @@ at ``position`` predicts. What the weights of a coreset sum to plays no part in 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,37 +41,37 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(ABC):
     """What ``Kim2022``, ``FBPC2023`` and ``Distillation`` have in common."""
 
     name: ClassVar[str]
     batch_scores: ClassVar[bool]  # whether its code scores test batches of 128 by formulas of its own
 
     @property
+    @abstractmethod
     def repeats(self) -> int:
         """Independent runs."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def rounds(self) -> tuple[int, int]:
         """Number of rounds of a run, and the first after which it predicts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resolved(self, coreset: Pseudocoreset, num_classes: int) -> Published:
         """The same with what depends on the coreset filled in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, key: jax.Array, task: Task) -> Any:
         """State of one repeat."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Task, coreset: CoresetArrays) -> Any:
         """State after round ``index``."""
-        raise NotImplementedError
 
     def position(self, state: Any) -> Params:
         """Parameters that predict."""
