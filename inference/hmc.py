@@ -2,8 +2,8 @@
 
 Acceptance needs the change of energy to about a hundredth. The energy itself is of the order of the number of
 parameters and data, so that in single precision the difference of two energies carries the rounding of numbers that
-large, which grows with the network, and over T at temperature T. Here the log density is a tree of **terms**, one a datum and
-one a parameter,
+large, which grows with the network, and over T at temperature T. Here the log density is a tree of **terms**, one a
+datum and one a parameter,
 
     log pi(theta) = sum_k t_k(theta),      H = -log pi(theta) / T + |r|^2 / 2,
 
