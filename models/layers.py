@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolves_by_matmul
+from pseudocoreset.batching import LEAST_CHANNELS, convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.models.winograd import winograd
 
 __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
 
@@ -31,15 +32,22 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _unfold(x: jax.Array, height: int, width: int, stride: int) -> jax.Array:
-    """Padded images (n, H, W, c) -> patches (n, H', W', height * width * c), one for every ``stride``-th place."""
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    shifted = [x[:, i : i + rows : stride, j : j + columns : stride, :] for i in range(height) for j in range(width)]
-    return jnp.concatenate(shifted, axis=-1)
+def _shifted(x: jax.Array, kernel: jax.Array, stride: int, axis: int) -> list[jax.Array]:
+    """Padded images as each place of the kernel sees them; rows along ``axis`` and columns along the next."""
+    height, width = kernel.shape[:2]
+    stops = x.shape[axis] - height + 1, x.shape[axis + 1] - width + 1
+
+    def shifted(row: int, column: int) -> jax.Array:
+        places = slice(row, row + stops[0], stride), slice(column, column + stops[1], stride)
+        return x[(slice(None),) * axis + places]
+
+    return [shifted(row, column) for row in range(height) for column in range(width)]
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> jax.Array:
     """Convolution with symmetric zero padding, fast inside loops and under ``vmap``.
+
+    ``pseudocoreset.batching`` says in which form: Winograd's, as one product of unfolded images, or the compiler's.
 
     Args:
         x: images (n, height, width, channels).
@@ -51,12 +59,23 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> ja
         Images (n, (height + 2 padding - kernel_height) // stride + 1, ..., filters).
     """
     height, width, channels, filters = kernel.shape
+    is_tiled = (height, width, padding, stride) == (3, 3, 1, 1) and jnp.finfo(x.dtype).bits >= 32
+    if is_tiled and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
+        return winograd(x, kernel)
     if not convolves_by_matmul():
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    return _unfold(padded, height, width, stride) @ kernel.reshape(height * width * channels, filters)
+    weights = kernel.reshape(height * width * channels, filters)
+    frame = (padding, padding)
+    if channels >= LEAST_CHANNELS:
+        patches = _shifted(jnp.pad(x, ((0, 0), frame, frame, (0, 0))), kernel, stride, 1)
+        return jnp.concatenate(patches, axis=-1) @ weights
+    # Pixels of few channels are gathered one number at a time; rows of one channel are gathered whole.
+    planes = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), frame, frame))
+    patches = jnp.concatenate(_shifted(planes, kernel, stride, 2))
+    out = jax.lax.dot_general(patches.reshape(len(patches), -1), weights, (((0,), (0,)), ((), ())))
+    return out.reshape(*patches.shape[1:], filters)
 
 
 class Conv(nn.Module):

@@ -15,7 +15,11 @@ from typing import Any
 
 import jax
 
-__all__ = ["convolves_by_matmul", "map_stack"]
+__all__ = ["LEAST_CHANNELS", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
+
+# Below them the transforms of tiles cost more than the products that they save (``results/convolution.json``).
+LEAST_CHANNELS = 8
+LEAST_SIZE = 4
 
 
 def _on_cpu() -> bool:
@@ -29,6 +33,14 @@ def convolves_by_matmul() -> bool:
     and is an order of magnitude slower than outside it; the matrix product is as fast in loops as out of them.
     """
     return _on_cpu()
+
+
+def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> bool:
+    """Whether a 3x3 convolution of images of this size is written in Winograd's form on the current backend.
+
+    On CPU that is two to six times as fast as unfolding; libraries of accelerators make this choice themselves.
+    """
+    return _on_cpu() and min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
 
 
 def map_stack(fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | None = None) -> Any:

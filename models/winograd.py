@@ -1,0 +1,191 @@
+"""Convolution with 3x3 kernels in Winograd's form F(4x4, 3x3) (Winograd 1980; Lavin and Gray 2016).
+
+A tile of 4x4 outputs is a 3x3 correlation of 6x6 inputs. With the transforms B, G and A of Lavin and Gray,
+
+    y = A^T [ (G k G^T) * (B^T x B) ] A,
+
+a channel's 144 multiplications become 36, each of the 36 places of a tile is one matrix product over channels, and
+the tiles hold 2.25 times as many numbers as the images, where unfolding for one matrix product takes nine times
+as many. In float32 the relative error is about 1e-5, ten times that of the direct sum.
+
+The two transforms of images are linear maps whose transposes, written out, are as fast as they are; what reverse mode
+would make of their slices is not. So each is a primitive of JAX whose transpose is the one given here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+__all__ = ["TILE", "winograd"]
+
+TILE = 4
+# Interpolation at 0, 1, -1, 2, -2 and infinity.
+INPUT = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+
+
+def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Correlation of images with 3x3 kernels, a frame of one zero around the images.
+
+    Args:
+        x: images (n, height, width, channels), float32 or float64.
+        kernel: weights (3, 3, channels, filters).
+
+    Returns:
+        Images (n, height, width, filters).
+    """
+    shape = x.shape[1], x.shape[2]
+    channels, filters = kernel.shape[2:]
+    kernels = jnp.asarray(np.kron(KERNEL, KERNEL), kernel.dtype) @ kernel.reshape(9, channels * filters)
+    tiles = _primitive.bind(x, map=_Linear(_cut, _cut_adjoint, 0, 2, shape))
+    places = tiles.shape[2:5]
+    products = tiles.reshape(36, math.prod(places), channels) @ kernels.reshape(36, channels, filters)
+    products = products.reshape(6, 6, *places, filters)
+    return _primitive.bind(products, map=_Linear(_join, _join_adjoint, 2, 0, shape))
+
+
+def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """Linear combinations of arrays: one for each row of the matrix, its zeros and ones not multiplied."""
+
+    def times(factor: float, part: jax.Array) -> jax.Array:
+        return part if factor == 1 else factor * part
+
+    return [
+        functools.reduce(jnp.add, [times(f, part) for f, part in zip(row, parts, strict=True) if f])
+        for row in matrix.tolist()
+    ]
+
+
+def _num_tiles(size: int) -> int:
+    return -(-size // TILE)
+
+
+def _cut(shape: tuple[int, int], x: jax.Array) -> jax.Array:
+    """B^T x B of every tile: (n, height, width, c) -> (6, 6, n, rows, columns, c)."""
+    rows, columns = map(_num_tiles, shape)
+    frame = [(1, TILE * (count + 1) - 1 - size) for count, size in zip((rows, columns), shape, strict=True)]
+    x = jnp.pad(x, ((0, 0), *frame, (0, 0)))
+    x = x.reshape(len(x), rows + 1, TILE, *x.shape[2:])
+    x = jnp.stack(_combine(INPUT, _overlapping(x, 1)))
+    x = x.reshape(*x.shape[:3], columns + 1, TILE, x.shape[-1])
+    return jnp.stack(_combine(INPUT, _overlapping(x, 3)), axis=1)
+
+
+def _cut_adjoint(shape: tuple[int, int], tiles: jax.Array) -> jax.Array:
+    rows, columns = map(_num_tiles, shape)
+    n, channels = tiles.shape[2], tiles.shape[-1]
+    x = jnp.stack(_overlapping_adjoint(_combine(INPUT.T, [tiles[:, j] for j in range(6)]), 3), axis=4)
+    x = x.reshape(6, n, rows, TILE * (columns + 1), channels)
+    x = jnp.stack(_overlapping_adjoint(_combine(INPUT.T, list(x)), 1), axis=2)
+    x = x.reshape(n, TILE * (rows + 1), TILE * (columns + 1), channels)
+    return x[:, 1 : 1 + shape[0], 1 : 1 + shape[1]]
+
+
+def _overlapping(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The six slices of tiles from blocks of four, the two first of the next block among them.
+
+    ``x`` has blocks along ``axis`` and the places in a block along the next.
+    """
+    place = [jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in range(TILE)]
+    count = x.shape[axis] - 1
+    here = [jax.lax.slice_in_dim(p, 0, count, axis=axis) for p in place]
+    return here + [jax.lax.slice_in_dim(p, 1, count + 1, axis=axis) for p in place[:2]]
+
+
+def _overlapping_adjoint(slices: Sequence[jax.Array], axis: int) -> list[jax.Array]:
+    """The four places of blocks from the six slices of tiles."""
+
+    def padded(x: jax.Array, before: int, after: int) -> jax.Array:
+        return jnp.pad(x, [(before, after) if a == axis else (0, 0) for a in range(x.ndim)])
+
+    places = [padded(x, 0, 1) for x in slices[:TILE]]
+    return [p + padded(x, 1, 0) for p, x in zip(places, slices[TILE:], strict=False)] + places[2:]
+
+
+def _join(shape: tuple[int, int], products: jax.Array) -> jax.Array:
+    """A^T m A of every tile: (6, 6, n, rows, columns, c) -> (n, height, width, c)."""
+    _, _, n, rows, columns, channels = products.shape
+    x = jnp.stack(_combine(OUTPUT, [products[:, j] for j in range(6)]), axis=4)
+    x = x.reshape(6, n, rows, TILE * columns, channels)
+    x = jnp.stack(_combine(OUTPUT, list(x)), axis=2)
+    return x.reshape(n, TILE * rows, TILE * columns, channels)[:, : shape[0], : shape[1]]
+
+
+def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
+    rows, columns = map(_num_tiles, shape)
+    y = jnp.pad(y, ((0, 0), (0, TILE * rows - shape[0]), (0, TILE * columns - shape[1]), (0, 0)))
+    n, channels = len(y), y.shape[-1]
+    y = y.reshape(n, rows, TILE, TILE * columns, channels)
+    y = jnp.stack(_combine(OUTPUT.T, [y[:, :, i] for i in range(TILE)]))
+    y = y.reshape(6, n, rows, columns, TILE, channels)
+    return jnp.stack(_combine(OUTPUT.T, [y[..., i, :] for i in range(TILE)]), axis=1)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear map of images, each by itself, so that a batch is more images."""
+
+    apply: Callable[[tuple[int, int], jax.Array], jax.Array]
+    adjoint: Callable[[tuple[int, int], jax.Array], jax.Array]
+    before: int  # axis of the images in the argument
+    after: int  # and in the result
+    shape: tuple[int, int]  # height and width
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.apply(self.shape, x)
+
+    def transposed(self) -> _Linear:
+        return _Linear(self.adjoint, self.apply, self.after, self.before, self.shape)
+
+
+_primitive = Primitive("winograd_transform")
+
+
+def _evaluate(x: jax.Array, *, map: _Linear) -> jax.Array:
+    return map(x)
+
+
+def _shape(x: Any, *, map: _Linear) -> Any:
+    out = jax.eval_shape(map, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return x.update(shape=out.shape, dtype=out.dtype)
+
+
+def _transpose(cotangent: Any, x: Any, *, map: _Linear) -> list[Any]:
+    if isinstance(cotangent, ad.Zero):
+        return [ad.Zero(x.aval)]
+    return [_primitive.bind(cotangent, map=map.transposed())]
+
+
+def _batch(arguments: Sequence[Any], dims: Sequence[int], *, map: _Linear) -> tuple[Any, int]:
+    x = jnp.moveaxis(arguments[0], dims[0], map.before)
+    num_batches, num_images = x.shape[map.before : map.before + 2]
+    x = x.reshape(*x.shape[: map.before], num_batches * num_images, *x.shape[map.before + 2 :])
+    out = _primitive.bind(x, map=map)
+    return out.reshape(*out.shape[: map.after], num_batches, num_images, *out.shape[map.after + 1 :]), map.after
+
+
+_primitive.def_impl(jax.jit(_evaluate, static_argnames="map"))
+_primitive.def_abstract_eval(_shape)
+ad.deflinear2(_primitive, _transpose)
+batching.primitive_batchers[_primitive] = _batch
+mlir.register_lowering(_primitive, mlir.lower_fun(_evaluate, multiple_results=False))
