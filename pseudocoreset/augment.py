@@ -21,7 +21,8 @@ FULL_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 DIGITS_STRATEGY = "color_crop_cutout_scale_rotate"
 _UNFLIPPABLE = ("digits", "mnist", "svhn")
 
-Draw = Callable[..., jax.Array]
+Draw = Callable[[int, float, float], jax.Array]
+MOST_DRAWS = 3  # numbers that a group takes for an image
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,18 @@ class Augmentation:
         Returns:
             Images of the same shape; differentiable in ``images``.
         """
-        group_key, parameter_key = jax.random.split(key)
+        count = 1 if shared else images.shape[0]
+        # All random numbers at once: each call of the generator takes longer to compile than all the rest of a group.
+        numbers = jax.random.uniform(key, (1 + MOST_DRAWS * count,), images.dtype)
+        unit = jnp.broadcast_to(numbers[1:].reshape(MOST_DRAWS, count), (MOST_DRAWS, images.shape[0]))
 
-        def draw(k: jax.Array, low: float, high: float) -> jax.Array:
-            """Uniform draws (n, 1, 1, 1)."""
-            count = 1 if shared else images.shape[0]
-            values = jax.random.uniform(k, (count, 1, 1, 1), images.dtype, low, high)
-            return jnp.broadcast_to(values, (images.shape[0], 1, 1, 1))
+        def draw(place: int, low: float, high: float) -> jax.Array:
+            """Uniform draws (n, 1, 1, 1); a group has them at the places 0, 1, 2."""
+            return (low + (high - low) * unit[place])[:, None, None, None]
 
-        branches = [lambda k, x, group=group: _GROUPS[group](k, x, draw) for group in self.groups]
-        chosen = jax.random.randint(group_key, (), 0, len(branches))
-        return jax.lax.switch(chosen, branches, parameter_key, images)
+        branches = [lambda x, group=group: _GROUPS[group](x, draw) for group in self.groups]
+        chosen = jnp.floor(len(branches) * numbers[0]).astype(jnp.int32)
+        return jax.lax.switch(chosen, branches, images)
 
 
 def resolve_augmentation(augment: Any, feature_shape: tuple[int, ...], data_name: str = "") -> Augmentation | None:
@@ -102,28 +104,26 @@ def resolve_augmentation(augment: Any, feature_shape: tuple[int, ...], data_name
     raise TypeError(f"augment must be 'auto', a strategy string, an Augmentation or None; got {augment!r}")
 
 
-def _color(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
-    brightness, saturation, contrast = jax.random.split(key, 3)
-    x = x + draw(brightness, -0.5, 0.5)
+def _color(x: jax.Array, draw: Draw) -> jax.Array:
+    x = x + draw(0, -0.5, 0.5)
     mean = x.mean(axis=3, keepdims=True)
-    x = (x - mean) * draw(saturation, 0.0, 2.0) + mean
+    x = (x - mean) * draw(1, 0.0, 2.0) + mean
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
-    return (x - mean) * draw(contrast, 0.5, 1.5) + mean
+    return (x - mean) * draw(2, 0.5, 1.5) + mean
 
 
-def _flip(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
-    return jnp.where(draw(key, 0.0, 1.0) < 0.5, x[:, :, ::-1, :], x)
+def _flip(x: jax.Array, draw: Draw) -> jax.Array:
+    return jnp.where(draw(0, 0.0, 1.0) < 0.5, x[:, :, ::-1, :], x)
 
 
-def _crop(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
+def _crop(x: jax.Array, draw: Draw) -> jax.Array:
     """Shift by whole pixels, at most an eighth of the side; what comes in is zero."""
-    vertical, horizontal = jax.random.split(key)
     _, height, width, _ = x.shape
     shifts = []
-    for k, side in ((vertical, height), (horizontal, width)):
+    for place, side in enumerate((height, width)):
         most = round(0.125 * side)
         # The draw is uniform over the 2 most + 1 whole shifts.
-        shifts.append(jnp.floor(draw(k, -float(most), most + 1.0))[:, 0, 0, 0].astype(jnp.int32))
+        shifts.append(jnp.floor(draw(place, -float(most), most + 1.0))[:, 0, 0, 0].astype(jnp.int32))
     down, right = shifts
     rows = jnp.arange(height)[None, :] + down[:, None]
     columns = jnp.arange(width)[None, :] + right[:, None]
@@ -133,14 +133,13 @@ def _crop(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
     return jnp.where(inside[..., None], moved, 0.0)
 
 
-def _cutout(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
+def _cutout(x: jax.Array, draw: Draw) -> jax.Array:
     """Zero a square of half the side, clipped at the border."""
-    vertical, horizontal = jax.random.split(key)
     _, height, width, _ = x.shape
     masks = []
-    for k, side in ((vertical, height), (horizontal, width)):
+    for place, side in enumerate((height, width)):
         size = round(0.5 * side)
-        centre = jnp.floor(draw(k, 0.0, float(side + (1 - size % 2)))[:, 0, 0, 0])
+        centre = jnp.floor(draw(place, 0.0, float(side + (1 - size % 2)))[:, 0, 0, 0])
         first = jnp.clip(centre - size // 2, 0, side - 1)[:, None]
         last = jnp.clip(centre - size // 2 + size - 1, 0, side - 1)[:, None]
         position = jnp.arange(side)[None, :]
@@ -149,19 +148,18 @@ def _cutout(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
     return jnp.where(square[..., None], 0.0, x)
 
 
-def _scale(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
+def _scale(x: jax.Array, draw: Draw) -> jax.Array:
     """Zoom each axis by its own factor in [1/1.2, 1.2]; a factor above one shrinks the picture."""
-    vertical, horizontal = jax.random.split(key)
     ratio = 1.2
-    sy = draw(vertical, 1 / ratio, ratio)[:, 0, 0, 0]
-    sx = draw(horizontal, 1 / ratio, ratio)[:, 0, 0, 0]
+    sy = draw(0, 1 / ratio, ratio)[:, 0, 0, 0]
+    sx = draw(1, 1 / ratio, ratio)[:, 0, 0, 0]
     zero = jnp.zeros_like(sx)
     return _affine(x, jnp.stack([jnp.stack([sx, zero], -1), jnp.stack([zero, sy], -1)], -2))
 
 
-def _rotate(key: jax.Array, x: jax.Array, draw: Draw) -> jax.Array:
+def _rotate(x: jax.Array, draw: Draw) -> jax.Array:
     """Rotate by an angle in [-15, 15] degrees."""
-    angle = draw(key, -15.0, 15.0)[:, 0, 0, 0] * (math.pi / 180.0)
+    angle = draw(0, -15.0, 15.0)[:, 0, 0, 0] * (math.pi / 180.0)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return _affine(x, jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2))
 
@@ -192,7 +190,7 @@ def _affine(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return out
 
 
-_GROUPS: dict[str, Callable[[jax.Array, jax.Array, Draw], jax.Array]] = {
+_GROUPS: dict[str, Callable[[jax.Array, Draw], jax.Array]] = {
     "color": _color,
     "crop": _crop,
     "cutout": _cutout,
