@@ -39,6 +39,7 @@ def bnn(
     likelihood: str | None = None,
     prior_scale: PriorScale = "fan_in",
     noise_scale: float | None = None,
+    separable: bool | None = None,
 ) -> Model:
     """A Bayesian neural network: Gaussian priors on all weights, function values at the site ``"f"``.
 
@@ -60,6 +61,8 @@ def bnn(
         prior_scale: ``"fan_in"``, one positive standard deviation around zero for all, or a function
             ``(site, shape) -> standard deviation``.
         noise_scale: standard deviation of a Gaussian likelihood; None infers it with a half-normal(1) prior.
+        separable: whether the output for one input depends on no other input of its batch, which lets large batches
+            through a few at a time. By default it does not, unless the network has an attribute ``norm="batch"``.
 
     Raises:
         TypeError: if ``network`` is none of these.
@@ -127,7 +130,12 @@ def bnn(
         return params
 
     model = Model(
-        program=program, is_network=True, name=pure.name, initializer=initializer, outputs_last=pure.outputs_last
+        program=program,
+        is_network=True,
+        name=pure.name,
+        initializer=initializer,
+        outputs_last=pure.outputs_last,
+        is_separable=getattr(network, "norm", None) != "batch" if separable is None else separable,
     )
     target = jax.ShapeDtypeStruct((1,), jnp.int32 if likelihood == "categorical" else jnp.float32)
     return model.bind(batch, target)

@@ -50,6 +50,8 @@ class Model:
         name: shown in logs and saved with coresets.
         conjugate: ``(x, y, weights) -> Gaussian``, the exact posterior where it is a Gaussian, else None.
         outputs_last: whether the last axis of a kernel counts its output units (flax) or the first (equinox).
+        is_separable: whether the function value of a datum is known to depend on no other datum of its batch, so that
+            a batch may be gone through a few data at a time.
     """
 
     program: Callable[..., Any]
@@ -59,6 +61,7 @@ class Model:
     structure: Structure | None = None
     conjugate: Callable[[jax.Array, jax.Array, jax.Array], Gaussian] | None = None
     outputs_last: bool = True
+    is_separable: bool = False
 
     @classmethod
     def from_numpyro(cls, program: Callable[..., Any], *, name: str | None = None) -> Model:

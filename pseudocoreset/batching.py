@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 
-__all__ = ["LEAST_CHANNELS", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
+__all__ = ["LEAST_CHANNELS", "activation_bytes", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
 
+MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/convolution.json``).
 LEAST_CHANNELS = 8
 LEAST_SIZE = 4
@@ -41,6 +42,14 @@ def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> 
     On CPU that is two to six times as fast as unfolding; libraries of accelerators make this choice themselves.
     """
     return _on_cpu() and min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
+
+
+def activation_bytes() -> int:
+    """Memory that the activations of one chunk of a batch may take on the current backend.
+
+    On CPU a network is as fast on a handful of images as on hundreds (``benchmarks/results/memory.json``).
+    """
+    return 20 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
 
 
 def map_stack(fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | None = None) -> Any:

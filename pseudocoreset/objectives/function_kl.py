@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from pseudocoreset.augment import Augmentation
+from pseudocoreset.chunks import over_data
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import (
@@ -29,7 +30,7 @@ from pseudocoreset.objectives.base import (
     check_free,
     differentiate,
 )
-from pseudocoreset.proxies import Batch, BatchFn, Covariance, Side, mean_loss, resolve_covariance
+from pseudocoreset.proxies import Batch, BatchFn, Covariance, Side, mean_loss_and_gradient, resolve_covariance
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["function_kl", "function_kl_surrogate"]
@@ -66,13 +67,19 @@ def function_kl_surrogate(
     Returns:
         The scalar, and the mean negative log-likelihoods under nu_x and nu_u.
     """
-
-    def negative_log_likelihood(draws: FunctionDraws) -> jax.Array:
-        values = jax.vmap(lambda f: model.function_log_likelihood(params, f, targets))(draws(inputs))
-        return -jnp.sum(weights * jnp.mean(values, axis=0)) / jax.lax.stop_gradient(jnp.sum(weights))
-
-    data_loss, coreset_loss = negative_log_likelihood(data_draws), negative_log_likelihood(coreset_draws)
+    mass = jax.lax.stop_gradient(jnp.sum(weights))
+    data_loss, coreset_loss = (
+        _expected_loss(model, params, draws(inputs), targets, weights) / mass for draws in (data_draws, coreset_draws)
+    )
     return data_loss - coreset_loss, (data_loss, coreset_loss)
+
+
+def _expected_loss(
+    model: Model, params: Params, values: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """-(1/S) sum_s sum_j w_j log p(y_j | f_s(u_j)), of draws (S, m, d) of the function values."""
+    each = jax.vmap(lambda f: model.function_log_likelihood(params, f, targets))(values)
+    return -jnp.sum(weights * jnp.mean(each, axis=0))
 
 
 class _Map(NamedTuple):
@@ -166,7 +173,7 @@ def function_kl(
 
         def step(state: _Map) -> _Map:
             points = batch(jax.random.fold_in(step_key, state.steps))
-            loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(model, state.params, points)
+            loss, gradient = mean_loss_and_gradient(model, state.params, points)
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
@@ -184,35 +191,44 @@ def function_kl(
     ) -> Gradient:
         (snapshot,) = snapshots
         map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
-        fixed = jax.lax.stop_gradient(coreset)
-        solution = coreset_map(map_key, fixed)
+        solution = coreset_map(map_key, coreset)
 
-        seen = choose(choice_key, fixed)
-        at = view(view_key, seen.inputs)
+        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], CoresetArrays]:
+            """The points of this step as they are seen: their free leaves, and all leaves."""
+            points = choose(choice_key, coreset._replace(**leaves))
+            seen = points._replace(inputs=view(view_key, points.inputs))
+            return {name: getattr(seen, name) for name in free}, seen
+
+        _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in free}, has_aux=True)
         full = Side(snapshot, batches_of_data(data), data.num_data, True)
-        small = Side(solution.params, batches_of(fixed), jnp.sum(fixed.weights), False)
-        noise = jax.lax.stop_gradient(
-            [covariance.noise(k, model, s, at, num_draws) for k, s in ((data_key, full), (coreset_key, small))]
-        )
+        small = Side(solution.params, batches_of(coreset), jnp.sum(coreset.weights), False)
+        noise = [
+            covariance.noise(k, model, s, seen.inputs, num_draws) for k, s in ((data_key, full), (coreset_key, small))
+        ]
+        mass = jnp.sum(seen.weights)
 
-        def draws(params: Params, deviations: jax.Array) -> FunctionDraws:
-            return lambda inputs: model.apply(params, inputs)[None] + deviations  # f = g(u) + Psi^(1/2) eps
+        def of_side(item: tuple[Params, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            """Expected loss of the points under one of the two posteriors, and its gradient in what is seen."""
+            params, deviations = item
 
-        def loss_fn(arrays: CoresetArrays) -> Any:
-            points = choose(choice_key, arrays)
-            return function_kl_surrogate(
-                model,
-                snapshot,
-                draws(snapshot, noise[0]),
-                draws(solution.params, noise[1]),
-                view(view_key, points.inputs),
-                points.targets,
-                points.weights,
-            )
+            def of_points(some: Any, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+                points, their = some
 
-        (loss, (data_loss, coreset_loss)), leaves = differentiate(loss_fn, coreset, free)
+                def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+                    # f = g(u) + Psi^(1/2) eps
+                    values = model.apply(params, arrays.inputs)[None] + jnp.moveaxis(their, 1, 0)
+                    return _expected_loss(model, snapshot, values, arrays.targets, arrays.weights) / mass, None
+
+                (loss, _), leaves = differentiate(loss_fn, points._replace(weights=weights), free)
+                return loss, leaves
+
+            return over_data(model, of_points, (seen, jnp.moveaxis(deviations, 1, 0)), seen.weights)
+
+        sides = jax.tree.map(lambda *leaves: jnp.stack(leaves), (snapshot, noise[0]), (solution.params, noise[1]))
+        (data_loss, coreset_loss), each = jax.lax.map(of_side, sides)
+        (leaves,) = pull_back({name: leaf[0] - leaf[1] for name, leaf in each.items()})
         info = {
-            "loss": loss,
+            "loss": data_loss - coreset_loss,
             "data_loss": data_loss,
             "coreset_loss": coreset_loss,
             "data_scale": jnp.sqrt(jnp.mean(noise[0] ** 2)),

@@ -9,7 +9,7 @@ from pseudocoreset.proxies.covariance import (
     Trajectory,
     resolve_covariance,
 )
-from pseudocoreset.proxies.training import Batch, BatchFn, descend, mean_loss
+from pseudocoreset.proxies.training import Batch, BatchFn, descend, mean_loss, mean_loss_and_gradient
 
 __all__ = [
     "Batch",
@@ -22,5 +22,6 @@ __all__ = [
     "Trajectory",
     "descend",
     "mean_loss",
+    "mean_loss_and_gradient",
     "resolve_covariance",
 ]

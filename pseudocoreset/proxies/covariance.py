@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.chunks import map_over_data
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.proxies.laplace import DENSE_LIMIT, coreset_potential, diagonal_laplace
 from pseudocoreset.proxies.training import BatchFn, descend
@@ -161,14 +162,19 @@ class Trajectory:
 
     def scales(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array) -> jax.Array:
         """Standard deviations (m, d) of the function values at ``inputs``."""
-        start = model.apply(side.params, inputs)
 
         def visit(seen: Any, params: Params) -> Any:
-            deviation = model.apply(params, inputs) - start
-            return seen[0] + deviation, seen[1] + deviation**2
+            # Deviations from the first values keep the variance accurate when it is small beside the mean.
+            reference, first, second, count = seen
+            values = map_over_data(model, lambda x: model.apply(params, x), inputs)
+            reference = jnp.where(count == 0, values, reference)
+            deviation = values - reference
+            return reference, first + deviation, second + deviation**2, count + 1
 
-        zero = jnp.zeros_like(start)
-        return self._deviations(*self._descend(key, model, side, visit, (zero, zero)))
+        shape = jax.eval_shape(model.apply, side.params, inputs)
+        zero = jnp.zeros(shape.shape, shape.dtype)
+        _, first, second, _ = self._descend(key, model, side, visit, (zero, zero, zero, jnp.zeros((), jnp.int32)))
+        return self._deviations(first, second)
 
     def noise(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array, num_draws: int) -> jax.Array:
         """Independent normal noise of these standard deviations."""
@@ -278,7 +284,11 @@ class Linearized:
 
         def draw(k: jax.Array) -> jax.Array:
             direction = model.unflatten(gaussian.sample(k))
-            return jax.jvp(lambda p: model.apply(p, inputs), (side.params,), (direction,))[1]
+
+            def along(x: jax.Array) -> jax.Array:
+                return jax.jvp(lambda p: model.apply(p, x), (side.params,), (direction,))[1]
+
+            return map_over_data(model, along, inputs)
 
         # One after the other: a direction is as large as the network.
         return jax.lax.map(draw, jax.random.split(draw_key, num_draws))

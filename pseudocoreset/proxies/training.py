@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.chunks import sum_over_data
 from pseudocoreset.models import Model, Params
 
-__all__ = ["Batch", "BatchFn", "descend", "mean_loss"]
+__all__ = ["Batch", "BatchFn", "descend", "mean_loss", "mean_loss_and_gradient"]
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]  # inputs, targets, weights
 BatchFn = Callable[[jax.Array], Batch]
@@ -20,6 +21,17 @@ def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
     """Weighted mean negative log-likelihood of a batch."""
     x, y, weights = batch
     return -jnp.sum(weights * model.log_likelihood(params, x, y)) / jnp.sum(weights)
+
+
+def mean_loss_and_gradient(model: Model, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    """``mean_loss`` and its gradient in the parameters, a few data at a time."""
+    x, y, weights = batch
+    mass = jnp.sum(weights)
+
+    def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[jax.Array, Params]:
+        return jax.value_and_grad(lambda p: -jnp.sum(some * model.log_likelihood(p, *data)) / mass)(params)
+
+    return sum_over_data(model, part, (x, y), weights)
 
 
 def descend(
@@ -51,7 +63,7 @@ def descend(
 
     def step(carry: tuple[Params, Any], step_key: jax.Array) -> tuple[tuple[Params, Any], None]:
         p, seen = carry
-        gradient = jax.grad(mean_loss, argnums=1)(model, p, batch(step_key))
+        _, gradient = mean_loss_and_gradient(model, p, batch(step_key))
         p = jax.tree.map(lambda a, g: a - learning_rate * g, p, gradient)
         return (p, seen if visit is None else visit(seen, p)), None
 

@@ -1,5 +1,7 @@
 """What compiled gradients need for their temporaries, by the compiler's own account; nothing is run."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import CoresetArrays, InnerTraining, forward_kl, function_kl, reverse_kl, wasserstein
+from pseudocoreset.proxies import Trajectory
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(64, 16, 16, 3)), jnp.float32)
@@ -35,6 +38,19 @@ def test_draws_cost_no_memory(build):
 def test_thirty_inner_steps_take_the_memory_of_few():
     one, thirty = (temporaries(wasserstein(CONVNET, inner=InnerTraining(num_steps=n))) for n in (1, 30))
     assert thirty < 1.5 * one
+
+
+@pytest.mark.parametrize("proxy", ["trajectory", "isotropic", "linearized"])
+def test_function_kl_takes_the_memory_of_a_few_points(proxy):
+    """Twenty times the points and a large batch of data take hardly more than the points themselves."""
+    model = bnn(ConvNet(depth=2, width=32), input_shape=(16, 16, 3), num_outputs=10)
+    named = {"trajectory": Trajectory(num_steps=2, batch_size=256)}
+    objective = function_kl(model, proxy=named.get(proxy, proxy), num_draws=2, inner_max_steps=2)
+    many = CoresetArrays(*(jnp.tile(leaf, (20,) + (1,) * (leaf.ndim - 1)) for leaf in POINTS))
+    extra = temporaries(objective, many) - temporaries(objective)
+    assert extra < 8 * many.inputs.nbytes
+    whole = function_kl(replace(model, is_separable=False), proxy="isotropic", inner_max_steps=2)
+    assert temporaries(whole, many) > 100 * 2**20
 
 
 def test_no_jacobian_of_a_network_is_formed():
