@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pseudocoreset.fitting import FitResult as FitResult
     from pseudocoreset.fitting import fit as fit
     from pseudocoreset.mass import choose_mass as choose_mass
+    from pseudocoreset.memory import MemoryEstimate as MemoryEstimate
+    from pseudocoreset.memory import estimate_memory as estimate_memory
     from pseudocoreset.methods import fit_bacon as fit_bacon
     from pseudocoreset.methods import fit_bpc_fkl as fit_bpc_fkl
     from pseudocoreset.methods import fit_bpc_rkl as fit_bpc_rkl
@@ -39,9 +41,11 @@ _HOMES = {
     "Evaluation": "evaluation",
     "Experts": "experts",
     "FitResult": "fitting",
+    "MemoryEstimate": "memory",
     "Pseudocoreset": "coreset",
     "choose_mass": "mass",
     "compare_posteriors": "diagnostics",
+    "estimate_memory": "memory",
     "evaluate": "evaluation",
     "fit": "fitting",
     "fit_bacon": "methods",
@@ -66,10 +70,12 @@ __all__ = [
     "Evaluation",
     "Experts",
     "FitResult",
+    "MemoryEstimate",
     "Pseudocoreset",
     "__version__",
     "choose_mass",
     "compare_posteriors",
+    "estimate_memory",
     "evaluate",
     "fit",
     "fit_bacon",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,16 @@ class DeviceData:
     def from_dataset(cls, data: Dataset) -> DeviceData:
         """The train split on the default device."""
         return cls.from_split(data.train)
+
+    @classmethod
+    def shapes_of(cls, data: Dataset) -> DeviceData:
+        """The shapes of the arrays that ``from_dataset`` would put on the device."""
+        split = data.train
+        whitened = split.preprocessing.zca_matrix is not None
+        dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (split.raw, split.y)]
+        raw: Any = jax.ShapeDtypeStruct(split.raw.shape, jnp.float32 if whitened else dtypes[0])
+        y: Any = jax.ShapeDtypeStruct(split.y.shape, dtypes[1])
+        return cls(raw, y) if whitened else cls(raw, y, split.preprocessing)
 
     @property
     def num_data(self) -> int:

@@ -23,6 +23,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
 from pseudocoreset.leaves import Free, from_free, project, pull_back, soften, to_free
+from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.objectives import CoresetArrays, Objective
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.validation import check_integer, check_key
@@ -123,7 +124,9 @@ def fit(
 
     Raises:
         ValueError: for arguments out of range or that do not go together.
+        MemoryError: for a fit that needs more memory than its device has (see ``estimate_memory``).
     """
+    began = time.perf_counter()
     check_key(key)
     check_integer(steps, "steps")
     check_integer(block_size, "block_size")
@@ -137,7 +140,8 @@ def fit(
         if set(optimizer) != set(names):
             raise ValueError(f"optimizer names {sorted(optimizer)}; the free leaves are {sorted(names)}")
         optimizer = optax.partition(dict(optimizer), {name: name for name in names})
-    expert_sets = _match_experts(objectives, experts)
+    planning = stop_at_plan in callbacks  # for estimate_memory: shapes in the place of arrays, and nothing runs
+    expert_sets = (None,) * len(objectives) if planning else _match_experts(objectives, experts)
     init_key, loop_key, expert_key, state_key = jax.random.split(key, 4)
     if coreset is None:
         coreset = Pseudocoreset.from_data(
@@ -153,10 +157,10 @@ def fit(
     arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
     if "targets" in names:
         arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
-    device = DeviceData.from_dataset(data)
-    states = tuple(
-        o.init(k, arrays, device) for o, k in zip(objectives, jax.random.split(state_key, len(objectives)), strict=True)
-    )
+    device = DeviceData.shapes_of(data) if planning else DeviceData.from_dataset(data)
+    state_keys = jax.random.split(state_key, len(objectives))
+    starts = [functools.partial(o.init, k, arrays) for o, k in zip(objectives, state_keys, strict=True)]
+    states = tuple(jax.eval_shape(start, device) if planning else start(device) for start in starts)
     free = to_free(arrays, names)
     loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32))
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
@@ -165,8 +169,9 @@ def fit(
         for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
     ]
     run_block = _compile_block(objectives, optimizer)
+    inspect_block(run_block, (loop, loop_key, np.arange(block)), device, objectives, planning=planning)
     history: dict[str, list[np.ndarray]] = {}
-    outcome, done, began = Outcome.COMPLETED, 0, time.perf_counter()
+    outcome, done = Outcome.COMPLETED, 0
     record = functools.partial(_with_arrays, coreset, objectives)
 
     run = {
@@ -190,7 +195,7 @@ def fit(
                     () if e is None or c is None else tuple(e.stack(part) for part in _pairs(o, c[done : done + block]))
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
-                loop, report = run_block(loop, loop_key, jnp.arange(done, done + block), snapshots, device)
+                loop, report = run_block(loop, loop_key, np.arange(done, done + block), snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)
@@ -207,6 +212,9 @@ def fit(
                     checkpoints.save(done, loop, {name: np.concatenate(v) for name, v in history.items()})
                 if outcome is Outcome.STOPPED:
                     break
+    except jax.errors.JaxRuntimeError as error:
+        raise_if_exhausted(error, objectives)
+        raise
     finally:
         if checkpoints is not None:
             checkpoints.__exit__()

@@ -16,6 +16,7 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
+from pseudocoreset.memory import stop_at_plan
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
@@ -137,7 +138,7 @@ def run(
         )
     wants_experts = any(o.window is not None for o in objectives)
     experts = common.experts
-    if experts is None and wants_experts:
+    if experts is None and wants_experts and stop_at_plan not in common.callbacks:
         experts = _train(common, expert_key, max(EXPERT_EPOCHS, first_epochs))
     result = fit(
         objectives,

@@ -1,0 +1,202 @@
+"""What a fit needs of the memory of its device, by the compiler's own account, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from pseudocoreset.objectives import Objective
+
+__all__ = [
+    "MemoryEstimate",
+    "estimate_memory",
+    "inspect_block",
+    "raise_if_exhausted",
+    "stop_at_plan",
+]
+
+# Settings of objectives that memory depends on, beside the number of points.
+KNOBS = ("coreset_batch_size", "batch_size", "num_draws", "proxy", "rank", "num_inner_steps", "rematerialise")
+UNITS = ("kB", "MB", "GB", "TB")
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a fit needs on its device.
+
+    Attributes:
+        temporaries: intermediate values of a compiled block of steps.
+        data: the training data, as they are kept on the device.
+        coreset: the coreset, the optimiser's state and the objectives', before a block and after it.
+        snapshots: the expert snapshots of a block.
+        available: what the device has in all, None where it does not say.
+    """
+
+    temporaries: int
+    data: int
+    coreset: int
+    snapshots: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.temporaries + self.data + self.coreset + self.snapshots
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has as much, or does not say what it has."""
+        return self.available is None or self.total <= self.available
+
+    def __str__(self) -> str:
+        parts = (
+            f"{_readable(self.total)}: {_readable(self.temporaries)} of temporaries, {_readable(self.data)} of data, "
+            f"{_readable(self.coreset)} of coreset and optimiser, {_readable(self.snapshots)} of expert snapshots"
+        )
+        return parts if self.available is None else f"{parts}; the device has {_readable(self.available)}"
+
+
+class _PlanReady(Exception):
+    """Carries the estimate from ``fit`` to ``estimate_memory``, which had called it; no error."""
+
+    def __init__(self, estimate: MemoryEstimate) -> None:
+        super().__init__(str(estimate))
+        self.estimate = estimate
+
+
+def stop_at_plan(step: int, coreset: Any, info: dict[str, float]) -> bool:
+    """Among the callbacks of ``fit`` it has it compile its block and run nothing; a loop of another kind calls it."""
+    raise ValueError("front_door runs no compiled block of steps whose memory could be estimated")
+
+
+def estimate_memory(front_door: Callable[..., Any], *arguments: Any, **settings: Any) -> MemoryEstimate:
+    """What a fit will need on its device: its block of steps is compiled, and the compiler asked. Nothing runs.
+
+    Compilation takes as long as it does in the fit; with JAX's persistent cache (``jax_compilation_cache_dir``) only
+    once. Experts are not trained and need not be given; the memory of training them is not counted, nor that of the
+    full-data posterior that some objectives compute before the first step. Off the device the data lie in memory a
+    second time.
+
+    Args:
+        front_door: ``fit`` or one of the ``fit_*`` functions that optimise, ``fit_fbpc`` say.
+        *arguments: what it would be called with.
+        **settings: the same by name; ``key`` may be left out, callbacks and checkpoints are.
+
+    Returns:
+        ``MemoryEstimate``; printed it reads as a sentence.
+
+    Raises:
+        ValueError: for a front door that runs no compiled block, as those that choose real data.
+        MemoryError: if the compiler itself runs out of memory.
+    """
+    known = inspect.signature(front_door).parameters
+    if "callbacks" not in known:
+        raise ValueError(
+            f"front_door={getattr(front_door, '__name__', front_door)!r} runs no compiled block of steps whose memory "
+            "could be estimated"
+        )
+    changes = {"callbacks": (stop_at_plan,), "checkpoint_dir": None, "progress": False}
+    changes = {name: value for name, value in changes.items() if name in known}
+    try:
+        front_door(*arguments, **{"key": jax.random.key(0), **settings, **changes})
+    except _PlanReady as plan:
+        return plan.estimate
+    raise ValueError(f"{front_door!r} returned without having come to a compiled block of steps")
+
+
+def inspect_block(
+    run_block: Any, loop: tuple[Any, ...], data: Any, objectives: Sequence[Objective], *, planning: bool
+) -> None:
+    """Compile the block of ``fit`` and see whether its device has the memory that it needs.
+
+    Args:
+        run_block: the jitted block.
+        loop: its first arguments: state of the loop, key, numbers of the steps of a block. A later call with arguments
+            of the same shapes finds the program compiled.
+        data: its last argument; arrays or, when planning, their shapes.
+        objectives: what runs in the block; they say which snapshots it takes.
+        planning: whether the estimate is all that is wanted.
+
+    Raises:
+        MemoryError: naming the arguments that make it smaller.
+    """
+    snapshots = tuple(_snapshot_shapes(objective, len(loop[-1])) for objective in objectives)
+    try:
+        analysis = run_block.lower(*loop, snapshots, data).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        raise_if_exhausted(error, objectives)
+        raise
+    estimate = MemoryEstimate(
+        temporaries=analysis.temp_size_in_bytes,
+        data=_bytes(data),
+        coreset=_bytes(loop) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        snapshots=_bytes(snapshots),
+        available=_device_bytes(),
+    )
+    if planning:
+        raise _PlanReady(estimate)
+    if not estimate.fits:
+        raise MemoryError(f"the fit needs {estimate}. {_advice(objectives)}")
+
+
+def _snapshot_shapes(objective: Objective, steps: int) -> tuple[Any, ...]:
+    """Shapes of the expert snapshots that an objective takes in a block of steps."""
+    if objective.window is None:
+        return ()
+    params = jax.eval_shape(objective.model.init, jax.random.key(0))
+    stack = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), params)
+    return (stack,) if objective.window.ahead is None else (stack, stack)
+
+
+def raise_if_exhausted(error: jax.errors.JaxRuntimeError, objectives: Sequence[Objective]) -> None:
+    """An error that says what to do about it, if this one of the runtime is about memory.
+
+    Raises:
+        MemoryError: naming the arguments that make the fit smaller.
+    """
+    if "RESOURCE_EXHAUSTED" in str(error):
+        raise MemoryError(f"the device ran out of memory. {_advice(objectives)} The runtime said: {error}") from error
+
+
+def _advice(objectives: Sequence[Objective]) -> str:
+    settings = {name: value for o in objectives for name, value in o.settings.items() if name in KNOBS}
+    now = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return f"Choose a smaller images_per_class (or size){f', or others of {now}' if now else ''}, or a smaller model."
+
+
+def _readable(number: int) -> str:
+    """Bytes with three digits and a unit of powers of 1,000."""
+    value = float(number)
+    if value < 1000:
+        return f"{number} bytes"
+    for unit in UNITS:
+        value /= 1000
+        if value < 999.5 or unit == UNITS[-1]:
+            return f"{value:.3g} {unit}"
+    raise AssertionError
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _device_bytes() -> int | None:
+    """Memory of the default device: what its allocator may take, or of a CPU what the machine or container has."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):
+        return None
+    for path in map(pathlib.Path, CGROUP_LIMITS):
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
