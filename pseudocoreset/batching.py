@@ -14,6 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+
+from pseudocoreset.meshes import spread
 
 __all__ = ["LEAST_CHANNELS", "activation_bytes", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
 
@@ -52,7 +55,9 @@ def activation_bytes() -> int:
     return 20 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
 
 
-def map_stack(fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | None = None) -> Any:
+def map_stack(
+    fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | None = None, mesh: Mesh | None = None
+) -> Any:
     """Apply ``fn(item, *shared)`` to every item of a stacked pytree.
 
     Args:
@@ -60,13 +65,21 @@ def map_stack(fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | Non
         stack: pytree of arrays with the same leading axis.
         *shared: arguments passed whole to every call.
         chunk: items vectorised together on accelerators; all of them by default. CPU goes one by one.
+        mesh: devices that share the stack; each goes through its part in the same way.
 
     Returns:
         The results, stacked along a new leading axis.
     """
-    if _on_cpu():
-        return jax.lax.map(lambda item: fn(item, *shared), stack)
-    size = jax.tree.leaves(stack)[0].shape[0]
-    if chunk is None or chunk >= size:
-        return jax.vmap(lambda item: fn(item, *shared))(stack)
-    return jax.lax.map(lambda item: fn(item, *shared), stack, batch_size=chunk)
+
+    def of_part(part: Any, *whole: Any) -> Any:
+        def one(item: Any) -> Any:
+            return fn(item, *whole)
+
+        if _on_cpu():
+            return jax.lax.map(one, part)
+        size = jax.tree.leaves(part)[0].shape[0]
+        if chunk is None or chunk >= size:
+            return jax.vmap(one)(part)
+        return jax.lax.map(one, part, batch_size=chunk)
+
+    return spread(of_part, mesh, stack, *shared)

@@ -1,4 +1,7 @@
-"""Checkpoints of long runs: atomic, verified, exactly resumable, one run a directory."""
+"""Checkpoints of long runs: atomic, verified, exactly resumable, one run a directory.
+
+They know nothing of the devices of a run: what was begun on one may go on with several, and the other way round.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import logging
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.meshes import is_writer, same_everywhere, to_host
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -46,7 +50,8 @@ def different_settings(saved: dict[str, Any], run: dict[str, Any]) -> str:
 class Checkpointer:
     """Steps of one run in ``directory``, the newest two kept.
 
-    Use it as a context manager; it holds a lock on the directory meanwhile.
+    Use it as a context manager; it holds a lock on the directory meanwhile. Of several processes the first writes, and
+    all read.
 
     Args:
         directory: where the steps go, made if absent.
@@ -60,6 +65,9 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], run: dict[str, Any]) -> None:
         self.directory = pathlib.Path(directory)
         self.run = run
+        self._lock: TextIO | None = None
+        if not is_writer():
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = (self.directory / "lock").open("w")
         try:
@@ -74,7 +82,8 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _steps(self) -> list[pathlib.Path]:
         return sorted(self.directory.glob("step-*"))
@@ -87,16 +96,13 @@ class Checkpointer:
             state: pytree of arrays and typed keys: everything needed to go on.
             extra: named arrays kept beside it (the history, say).
         """
-        leaves = jax.tree.leaves(state)
-        arrays = {
-            f"state/{i:05d}": np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-            for i, leaf in enumerate(leaves)
-        }
+        leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)]
+        arrays = {f"state/{i:05d}": leaf for i, leaf in enumerate(to_host(leaves))}
         arrays |= {f"extra/{name}": np.asarray(value) for name, value in (extra or {}).items()}
         with atomic_directory(self.directory / f"step-{step:09d}") as folder:
             write_arrays(folder / "state.safetensors", arrays)
             write_json(folder / "run.json", {"schema": 1, "step": step, "jax": jax.__version__, "run": self.run})
-        for old in self._steps()[:-2]:
+        for old in self._steps()[:-2] if is_writer() else []:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, template: Any) -> tuple[int, Any, dict[str, np.ndarray]] | None:
@@ -111,7 +117,16 @@ class Checkpointer:
         Raises:
             ValueError: if the checkpoints belong to a run with other settings or shapes.
             CorruptFileError: if there are checkpoints but not one of them is whole.
+            RuntimeError: if several processes do not see the same checkpoints.
         """
+        restored = self._newest(template)
+        if not same_everywhere(-1 if restored is None else restored[0]):
+            raise RuntimeError(
+                f"the processes see different checkpoints in {self.directory}; use a file system that all of them share"
+            )
+        return restored
+
+    def _newest(self, template: Any) -> tuple[int, Any, dict[str, np.ndarray]] | None:
         steps = self._steps()
         for folder in reversed(steps):
             try:

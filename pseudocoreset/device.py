@@ -1,4 +1,7 @@
-"""The training data on the device: stored once, as uint8 where they can be, preprocessed as batches are gathered."""
+"""The training data on the device: stored once, as uint8 where they can be, preprocessed as batches are gathered.
+
+With a mesh they are whole on each of its devices.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pseudocoreset.data.preprocessing import Preprocessing
+from pseudocoreset.meshes import replicate
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset, Split
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceData"]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["raw", "y"], meta_fields=["preprocessing"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["raw", "y"], meta_fields=["preprocessing", "mesh"])
 @dataclass(frozen=True)
 class DeviceData:
     """Arrays of one split on the device, a pytree.
@@ -26,23 +30,25 @@ class DeviceData:
         raw: (n, *feature_shape) uint8 or float32, as stored.
         y: (n,) targets.
         preprocessing: turns ``raw`` into model inputs.
+        mesh: the devices that have them; None for one.
     """
 
     raw: jax.Array
     y: jax.Array
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    mesh: Mesh | None = None
 
     @classmethod
-    def from_split(cls, split: Split) -> DeviceData:
-        """Put a split on the default device; whitened data as floats, since whitening costs more than a batch."""
+    def from_split(cls, split: Split, mesh: Mesh | None = None) -> DeviceData:
+        """Put a split on the device or devices; whitened data as floats, since whitening costs more than a batch."""
         if split.preprocessing.zca_matrix is not None:
-            return cls(jnp.asarray(split.x), jnp.asarray(split.y))
-        return cls(jnp.asarray(split.raw), jnp.asarray(split.y), split.preprocessing)
+            return cls(*replicate((split.x, split.y), mesh), mesh=mesh)
+        return cls(*replicate((split.raw, split.y), mesh), split.preprocessing, mesh)
 
     @classmethod
-    def from_dataset(cls, data: Dataset) -> DeviceData:
-        """The train split on the default device."""
-        return cls.from_split(data.train)
+    def from_dataset(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
+        """The train split."""
+        return cls.from_split(data.train, mesh)
 
     @classmethod
     def shapes_of(cls, data: Dataset) -> DeviceData:

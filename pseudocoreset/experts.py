@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from safetensors import safe_open
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
@@ -28,6 +29,7 @@ from pseudocoreset.batching import map_stack
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
+from pseudocoreset.meshes import check_mesh, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.storage import (
@@ -139,7 +141,7 @@ class _Training:
     @functools.partial(jax.jit, static_argnums=0)
     def epoch(self, state: _State, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         """(state after one pass over the data, mean loss of every expert)."""
-        return map_stack(lambda item, d: self._one(item[0], item[1], d), (state, keys), data)
+        return map_stack(lambda item, d: self._one(item[0], item[1], d), (state, keys), data, mesh=data.mesh)
 
     def _one(self, state: _State, key: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         order_key, augment_key = jax.random.split(key)
@@ -178,6 +180,7 @@ def train_experts(
     experts_per_group: int = 10,
     directory: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Experts:
     """Train experts on the full data by SGD on the mean negative log-likelihood, a snapshot every epoch.
 
@@ -199,9 +202,12 @@ def train_experts(
         experts_per_group: experts trained in one computation and stored in one file an epoch.
         directory: where to keep them; in memory if None.
         progress: show a progress bar.
+        mesh: devices that share the experts of a group, ``jax.make_mesh((4,), ("devices",))``; the data are on each of
+            them. Choose an ``experts_per_group`` that their number divides. A run in a directory may go on with another
+            mesh, or without.
 
     Raises:
-        ValueError: for arguments out of range, or a directory that holds other experts.
+        TypeError, ValueError: for arguments out of range, or a directory that holds other experts.
         FloatingPointError: if the training of an expert diverges.
     """
     check_key(key)
@@ -216,6 +222,7 @@ def train_experts(
         raise ValueError(f"momentum must be in [0, 1); got {momentum}")
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
+    mesh = check_mesh(mesh)
     model = model.bind(data.train.raw, data.train.y)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     sgd = optax.sgd(learning_rate, momentum=momentum or None)
@@ -244,7 +251,7 @@ def train_experts(
         return _finished(root, metadata)
 
     memory: dict[tuple[int, int], dict[str, np.ndarray]] | None = {} if root is None else None
-    device = DeviceData.from_dataset(data)
+    device = DeviceData.from_dataset(data, mesh)
     first = 0
     with progress_bar("training experts", num_experts * num_epochs, enabled=progress) as advance:
         for group, size in enumerate(groups):
@@ -253,20 +260,22 @@ def train_experts(
             if root is None:
                 assert memory is not None
                 for epoch, state, _, note in _trajectory(training, keys, num_epochs, device, None):
-                    memory[group, epoch] = {name: np.asarray(a) for name, a in state.params.items()}
+                    memory[group, epoch] = to_host(state.params)
                     advance(size if epoch else 0, note)
                 continue
             with Checkpointer(root / f"group-{group:04d}" / "state", {"group": group, **metadata}) as checkpoints:
                 for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, checkpoints):
                     if fresh:
+                        params = to_host(state.params)
                         with atomic_directory(_snapshot_path(root, group, epoch)) as folder:
-                            write_arrays(folder / FILE, state.params)
+                            write_arrays(folder / FILE, params)
                         checkpoints.save(epoch, state)
                     advance(size if epoch else 0, note)
     if root is not None:
         with atomic_directory(root / "experts") as folder:
             record = {"schema": 1, "num_epochs": num_epochs, "groups": list(groups), "metadata": metadata}
             write_json(folder / "experts.json", record)
+        wait_for_all("experts are written")
     return Experts(num_experts, num_epochs, metadata, groups, directory=root, memory=memory)
 
 
@@ -283,10 +292,11 @@ def _trajectory(
         for epoch in range(begin):
             yield epoch, state, False, "resumed"
     yield begin, state, saved is None, ""
+    state = lay_out(state, data.mesh)
     for epoch in range(begin + 1, num_epochs + 1):
         epoch_keys = jax.vmap(lambda k, e=epoch: jax.random.fold_in(k, e))(keys)
         state, losses = training.epoch(state, epoch_keys, data)
-        losses = np.asarray(losses)
+        losses = to_host(losses)
         if not np.all(np.isfinite(losses)):
             raise FloatingPointError(
                 f"the loss of experts {np.flatnonzero(~np.isfinite(losses)).tolist()} of this group is not finite in "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from pseudocoreset.meshes import is_writer
+
 __all__ = ["progress_bar"]
 
 Advance = Callable[..., None]
@@ -12,8 +14,11 @@ Advance = Callable[..., None]
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, *, enabled: bool, completed: int = 0) -> Iterator[Advance]:
-    """A rich progress bar on standard error; yields ``advance(steps, note="")``."""
-    if not enabled:
+    """A rich progress bar on standard error; yields ``advance(steps, note="")``.
+
+    Of several processes the first alone shows it.
+    """
+    if not (enabled and is_writer()):
         yield lambda steps, note="": None
         return
     from rich.console import Console

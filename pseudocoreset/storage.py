@@ -1,7 +1,8 @@
 """Directories of safetensors and JSON that are complete or absent, and verified before they are trusted.
 
 Everything that this package saves is written by ``atomic_directory``: into a temporary sibling, each file
-synced to disk, a manifest with sizes and SHA-256 sums last, then one rename. A reader checks the manifest first.
+synced to disk, a manifest with sizes and SHA-256 sums last, then one rename. A reader checks the manifest first. Of
+several processes (``jax.distributed``) the first alone writes; what is called here does nothing in the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from pseudocoreset.meshes import is_writer
 
 __all__ = [
     "CorruptFileError",
@@ -61,9 +64,12 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     or (between two renames) the old one beside it under ``.<name>.replaced``, never a mixture.
     """
     target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    if not is_writer():
+        yield temporary
+        return
     replaced = target.with_name(f".{target.name}.replaced")
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -81,6 +87,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 def seal(directory: pathlib.Path, names: Iterable[str]) -> None:
     """Sync these files of a directory to disk, then write the manifest of them, which declares them whole."""
+    if not is_writer():
+        return
     manifest = {}
     for name in names:
         file = directory / name
@@ -116,7 +124,8 @@ def verify(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """JSON, indented, with a final newline."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if is_writer():
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -129,8 +138,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """A safetensors file of named arrays."""
-    # Not ascontiguousarray, which makes a vector of a scalar.
-    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
+    if is_writer():
+        # Not ascontiguousarray, which makes a vector of a scalar.
+        save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,150 @@
+"""Stacks and data over a mesh of devices, on one host or several.
+
+A stack (experts, chains, draws, classes) is split over the devices of a ``jax.sharding.Mesh``; each device goes through
+its part as a single one goes through the whole, by ``jax.shard_map``, and no device waits for another in between. Data
+are whole on every device, or their rows are split over the axis of the mesh that is called ``"data"``.
+
+On several hosts (``jax.distributed.initialize``) every process runs the same script and holds the same arrays on its host;
+process 0 alone writes files, which all of them must be able to read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+__all__ = [
+    "DATA_AXIS",
+    "check_mesh",
+    "is_writer",
+    "lay_out",
+    "replicate",
+    "same_everywhere",
+    "split_rows",
+    "spread",
+    "to_host",
+    "wait_for_all",
+]
+
+DATA_AXIS = "data"
+
+
+def check_mesh(mesh: Any) -> Mesh | None:
+    """The mesh as this package uses it, with the axes that ``shard_map`` takes over, or None.
+
+    Raises:
+        TypeError: for anything but a mesh of devices.
+    """
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            "mesh must be a jax.sharding.Mesh, jax.make_mesh((jax.device_count(),), ('devices',)) for all devices, or "
+            f"None; got {type(mesh).__name__} {mesh!r}"
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _stack_axes(mesh: Mesh, splits_data: bool) -> tuple[Any, ...]:
+    return tuple(name for name in mesh.axis_names if not (splits_data and name == DATA_AXIS))
+
+
+def spread(
+    fn: Callable[..., Any], mesh: Mesh | None, stack: Any, *shared: Any, splits_data: bool = False
+) -> Any:
+    """``fn(part, *shared)`` on every device for its part of a stack, the results put together along the stack.
+
+    A stack that the devices do not divide is filled up with its last item, and the results of that are dropped.
+
+    Args:
+        fn: function of a part of the stack and the shared arguments; its results have a leading axis over the part. It
+            may close over other arrays, which are whole on every device.
+        mesh: None for ``fn(stack, *shared)``.
+        stack: pytree of arrays with the same leading axis.
+        *shared: whole on every device; with ``splits_data`` split by rows over the axis ``"data"``.
+        splits_data: whether the axis ``"data"`` splits ``shared``, not the stack.
+    """
+    if mesh is None:
+        return fn(stack, *shared)
+    axes = _stack_axes(mesh, splits_data)
+    size = jax.tree.leaves(stack)[0].shape[0]
+    extra = -size % math.prod(mesh.shape[name] for name in axes)
+    if extra:
+        chosen = np.minimum(np.arange(size + extra), size - 1)
+        stack = jax.tree.map(lambda leaf: leaf[chosen], stack)
+    of_shared = P(DATA_AXIS) if splits_data else P()
+    mapped = jax.shard_map(
+        fn,
+        mesh=mesh,
+        in_specs=(P(axes), *(of_shared for _ in shared)),
+        out_specs=P(axes),
+        check_vma=False,
+    )(stack, *shared)
+    return jax.tree.map(lambda leaf: leaf[:size], mapped) if extra else mapped
+
+
+@functools.lru_cache(maxsize=16)
+def _identity(sharding: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays whole on every device; on the default one without a mesh."""
+    return jax.tree.map(jnp.asarray, tree) if mesh is None else _identity(NamedSharding(mesh, P()))(tree)
+
+
+def lay_out(stack: Any, mesh: Mesh | None, *, splits_data: bool = False) -> Any:
+    """A stack where ``spread`` leaves its results, so that what takes it is compiled once."""
+    if mesh is None:
+        return stack
+    axes = _stack_axes(mesh, splits_data)
+    fits = jax.tree.leaves(stack)[0].shape[0] % math.prod(mesh.shape[name] for name in axes) == 0
+    return _identity(NamedSharding(mesh, P(axes) if fits else P()))(stack)
+
+
+def split_rows(arrays: Any, mesh: Mesh) -> Any:
+    """Arrays of the host by rows over the axis ``"data"``, filled up with zeros to what it divides."""
+
+    def placed(array: np.ndarray) -> jax.Array:
+        extra = -len(array) % mesh.shape[DATA_AXIS]
+        padded = np.pad(array, [(0, extra)] + [(0, 0)] * (array.ndim - 1))
+        sharding = NamedSharding(mesh, P(DATA_AXIS))
+        return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+
+    return jax.tree.map(placed, arrays)
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays of a tree as NumPy's, whole on every process; all processes must ask for them."""
+
+    def fetched(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetched, tree)
+
+
+def is_writer() -> bool:
+    """Whether this process writes files: the only one, or the first of several."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Return when all processes have come here."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(name)
+
+
+def same_everywhere(number: int) -> bool:
+    """Whether all processes have the same number."""
+    return not jax.distributed.is_initialized() or bool(np.all(multihost_utils.process_allgather(number) == number))
