@@ -11,6 +11,7 @@ import optax
 
 from pseudocoreset.inference.chains import Plan, over_chains
 from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.inference.kernels import Density
 from pseudocoreset.models import Params
 
 __all__ = ["find_centres", "full_gradients"]
@@ -28,16 +29,15 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
     the sum of the weights, is below 1e-5. Any point is a valid centre; one near the mode of a posterior that is
     concentrated there makes gradient estimates precise.
     """
-    density = plan.density(data)
     scale = jnp.maximum(jnp.sum(data.weights), 1.0)
-
-    def loss(params: Params) -> jax.Array:
-        return -density.log_density(params, data) / scale
-
     solver = optax.lbfgs()
-    value_and_gradient = optax.value_and_grad_from_state(loss)
 
-    def chain(position: Params) -> Params:
+    def chain(position: Params, density: Density) -> Params:
+        def loss(params: Params) -> jax.Array:
+            return -density.log_density(params, density.data) / scale
+
+        value_and_gradient = optax.value_and_grad_from_state(loss)
+
         def goes_on(carry: Any) -> jax.Array:
             _, _, norm, count = carry
             return (count < MAX_ITERATIONS) & (norm > TOLERANCE)
@@ -56,11 +56,10 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
         start = position, solver.init(position), jnp.full((), jnp.inf, value.dtype), jnp.zeros((), jnp.int32)
         return jax.lax.while_loop(goes_on, iterate, start)[0]
 
-    return over_chains(plan.model, chain, positions)
+    return over_chains(plan, chain, positions, data)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def full_gradients(plan: Plan, positions: Params, data: Minibatch) -> Params:
     """The gradient of the full log density at the position of each chain."""
-    density = plan.density(data)
-    return over_chains(plan.model, lambda position: density.gradient(position, data), positions)
+    return over_chains(plan, lambda position, density: density.gradient(position, density.data), positions, data)

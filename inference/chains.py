@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
@@ -28,6 +29,7 @@ from pseudocoreset.inference.data import (
 )
 from pseudocoreset.inference.kernels import KERNELS, Density, KernelSpec, Stats, Tuning
 from pseudocoreset.inference.schedules import scheduled, steps_of_draw
+from pseudocoreset.meshes import DATA_AXIS, spread, to_host
 from pseudocoreset.models import Model, Params
 
 __all__ = [
@@ -66,6 +68,7 @@ class Plan:
         keep_weights: whether draws hold all sites, or the small ones only.
         has_metric: whether the mass matrix is given.
         augment: a new augmentation of the inputs for each gradient, None for the inputs as they are.
+        mesh: devices that share the chains, None for one.
     """
 
     model: Model
@@ -80,6 +83,13 @@ class Plan:
     keep_weights: bool
     has_metric: bool
     augment: Augmentation | None = None
+    mesh: Mesh | None = None
+
+    @property
+    def splits_data(self) -> bool:
+        """Whether devices share the rows of the data too: where a gradient is a sum over all of them, and no other."""
+        takes_all = self.batch_size is None and self.augment is None
+        return takes_all and self.mesh is not None and DATA_AXIS in self.mesh.axis_names
 
     @property
     def spec(self) -> KernelSpec:
@@ -93,6 +103,7 @@ class Plan:
             # What is augmented is preprocessed first, where the minibatch is made.
             "preprocessing": self.preprocessing if augment is None else None,
             "chunk_size": self.chunk_size,
+            "splits_data": self.splits_data,
         }
 
         def minibatch(key: jax.Array) -> Minibatch:
@@ -108,19 +119,31 @@ class Plan:
             gradient=gradient_estimator(self.model, self.num_data, **form),
             minibatch=minibatch,
             data=data,
-            terms=log_density_terms(self.model, **form),
+            terms=log_density_terms(self.model, num_data=self.num_data, **form),
         )
 
 
-def over_chains(model: Model, fn: Callable[..., Any], stack: Any) -> Any:
-    """``fn`` of every chain; networks by the way that suits the backend."""
-    return map_stack(fn, stack) if model.is_network else jax.vmap(fn)(stack)
+def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, *data: Minibatch) -> Any:
+    """``fn(item, density)`` of every chain, the density that of ``data``; ``fn(item)`` without them.
+
+    Networks go by the way that suits the backend, other models at once; each device of a mesh takes its part so.
+    """
+
+    def of_part(part: Any, *rows: Minibatch) -> Any:
+        densities = [plan.density(some) for some in rows]
+
+        def chain(item: Any) -> Any:
+            return fn(item, *densities)
+
+        return map_stack(chain, part) if plan.model.is_network else jax.vmap(chain)(part)
+
+    return spread(of_part, plan.mesh, stack, *data, splits_data=plan.splits_data)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def initial_positions(model: Model, keys: jax.Array) -> Params:
+@functools.partial(jax.jit, static_argnames="plan")
+def initial_positions(plan: Plan, keys: jax.Array) -> Params:
     """``model.init`` of every key."""
-    return over_chains(model, model.init, keys)
+    return over_chains(plan, plan.model.init, keys)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -131,7 +154,7 @@ def prior_curvature(plan: Plan, positions: Params) -> jax.Array:
         precisions = _prior_precisions(plan.model, position)
         return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(precisions)]))
 
-    return jnp.max(over_chains(plan.model, chain, positions))
+    return jnp.max(over_chains(plan, chain, positions))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -143,7 +166,7 @@ def prior_variance(plan: Plan, positions: Params, scale: Params) -> jax.Array:
         sums = jax.tree.map(lambda h, s: jnp.sum(1 / (h * s**2)), precisions, scale)
         return jax.tree.reduce(jnp.add, sums) / plan.model.num_params
 
-    return jnp.mean(over_chains(plan.model, chain, positions))
+    return jnp.mean(over_chains(plan, chain, positions))
 
 
 def _prior_precisions(model: Model, position: Params) -> Params:
@@ -154,15 +177,13 @@ def _prior_precisions(model: Model, position: Params) -> Params:
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch) -> tuple[Any, jax.Array]:
-    density = plan.density(data)
-
-    def chain(item: Any) -> tuple[Any, jax.Array]:
+    def chain(item: Any, density: Density) -> tuple[Any, jax.Array]:
         key, position, tuned = item
         state_key, batch_key = jax.random.split(key)
         value = density.log_density(position, density.minibatch(batch_key))
         return plan.spec.init(state_key, position, tuned, density), jnp.isfinite(value)
 
-    return over_chains(plan.model, chain, (keys, positions, tuning))
+    return over_chains(plan, chain, (keys, positions, tuning), data)
 
 
 def start_chains(
@@ -177,14 +198,14 @@ def start_chains(
     num_chains = jax.tree.leaves(positions)[0].shape[0]
     for attempt in range(INIT_ATTEMPTS):
         states, finite = _start(plan, jax.random.split(start_key, num_chains), positions, tuning, data)
-        found = np.asarray(finite)
+        found = to_host(finite)
         if found.all():
             return states, positions
         if are_given:
             lost = np.flatnonzero(~found).tolist()
             raise ValueError(f"init_params: the log density is not finite for chains {lost}")
         keys = jax.random.split(jax.random.fold_in(init_key, attempt), num_chains)
-        positions = _where(found, positions, initial_positions(plan.model, keys))
+        positions = _where(found, positions, initial_positions(plan, keys))
     raise ValueError(
         f"no starting point with a finite log density in {INIT_ATTEMPTS} attempts for chains "
         f"{np.flatnonzero(~found).tolist()}; check that the data lie in the support of the likelihood, "
@@ -209,10 +230,10 @@ def adapt_chains(
     adapt = plan.spec.adapt
     assert adapt is not None
 
-    def chain(item: Any) -> tuple[Any, Tuning]:
-        return adapt(*item, plan.density(data), dict(plan.options), num_steps, plan.has_metric)
+    def chain(item: Any, density: Density) -> tuple[Any, Tuning]:
+        return adapt(*item, density, dict(plan.options), num_steps, plan.has_metric)
 
-    return over_chains(plan.model, chain, (keys, positions, tuning))
+    return over_chains(plan, chain, (keys, positions, tuning), data)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "block"))
@@ -236,9 +257,8 @@ def run_block(
         ``last - first`` are filled if ``is_recording``, zeros otherwise; whether the position and log
         density of each chain are finite. One compilation serves warmup and sampling.
     """
-    density = plan.density(data)
 
-    def chain(item: Any) -> tuple[Any, Any, jax.Array]:
+    def chain(item: Any, density: Density) -> tuple[Any, Any, jax.Array]:
         state, tuned, key = item
 
         def summary_of(key: jax.Array, state: Any, stats: Stats) -> dict[str, Any]:
@@ -276,7 +296,7 @@ def run_block(
         finite = _all_finite(plan.spec.position(state)) & jnp.all(jnp.isfinite(density_values))
         return state, buffers, finite
 
-    return over_chains(plan.model, chain, (states, tuning, keys))
+    return over_chains(plan, chain, (states, tuning, keys), data)
 
 
 def _several_steps(

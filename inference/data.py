@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from pseudocoreset.meshes import DATA_AXIS, summed_over_data
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor, scaled
 
@@ -59,7 +60,12 @@ def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
 
 
 def log_density_estimator(
-    model: Model, num_data: int, *, preprocessing: Any = None, chunk_size: int | None = None
+    model: Model,
+    num_data: int,
+    *,
+    preprocessing: Any = None,
+    chunk_size: int | None = None,
+    splits_data: bool = False,
 ) -> Callable[[Params, Minibatch], jax.Array]:
     """Unbiased estimate of the log density at temperature one from a minibatch.
 
@@ -71,6 +77,7 @@ def log_density_estimator(
         num_data: n, the number of data that minibatches are drawn from.
         preprocessing: applied to the inputs of the minibatch, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
+        splits_data: whether the minibatch is what one device has of the whole data (``meshes.spread``).
 
     Returns:
         ``estimator(params, minibatch) -> scalar``.
@@ -82,13 +89,15 @@ def log_density_estimator(
         # A datum of weight zero takes no part, even where its log-likelihood is minus infinity.
         return jnp.sum(jnp.where(rows.weights > 0, rows.weights * values, 0.0))
 
+    def of_rows(params: Params, rows: Minibatch) -> jax.Array:
+        if chunk_size is None or rows.weights.shape[0] <= chunk_size:
+            return log_likelihood(params, rows)
+        return _chunked_sum(log_likelihood, params, rows, chunk_size)
+
     def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
-        batch_size = minibatch.weights.shape[0]
-        if chunk_size is None or batch_size <= chunk_size:
-            total = log_likelihood(params, minibatch)
-        else:
-            total = _chunked_sum(log_likelihood, params, minibatch, chunk_size)
-        return model.log_prior(params) + (num_data / batch_size) * total
+        if splits_data:
+            return model.log_prior(params) + summed_over_data(of_rows)(params, minibatch)
+        return model.log_prior(params) + (num_data / minibatch.weights.shape[0]) * of_rows(params, minibatch)
 
     return estimator
 
@@ -119,14 +128,12 @@ def _rows_from(rows: Any, start: jax.Array, size: int) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
 
 
-def gradient_estimator(
-    model: Model, num_data: int, *, preprocessing: Any = None, chunk_size: int | None = None
-) -> Callable[[Params, Minibatch], Params]:
+def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Minibatch], Params]:
     """``grad_estimator(position, minibatch)`` in BlackJAX's form: the gradient of ``log_density_estimator``.
 
-    Its mean over uniformly drawn minibatches is the gradient of the full log density, weights included.
+    It takes the same arguments. Its mean over uniformly drawn minibatches is the gradient of the full log density, weights included.
     """
-    return jax.grad(log_density_estimator(model, num_data, preprocessing=preprocessing, chunk_size=chunk_size))
+    return jax.grad(log_density_estimator(model, num_data, **form))
 
 
 def control_variate_estimator(
@@ -152,7 +159,12 @@ def control_variate_estimator(
 
 
 def log_density_terms(
-    model: Model, *, preprocessing: Any = None, chunk_size: int | None = None
+    model: Model,
+    *,
+    preprocessing: Any = None,
+    chunk_size: int | None = None,
+    splits_data: bool = False,
+    num_data: int | None = None,
 ) -> Callable[[Params, Minibatch], dict[str, Any]]:
     """The log density in terms, so that differences between two points can be taken one by one.
 
@@ -160,6 +172,8 @@ def log_density_terms(
         model: a bound model.
         preprocessing: applied to the inputs, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
+        splits_data: whether the rows are what one device has of the data; the terms are those of all.
+        num_data: n, where they are.
 
     Returns:
         ``terms(params, rows)``: a tree of arrays whose elements add up to the log density at temperature one, among
@@ -174,7 +188,10 @@ def log_density_terms(
 
     def terms(params: Params, rows: Minibatch) -> dict[str, Any]:
         with jax.default_matmul_precision("highest"):
-            return {"likelihood": _in_chunks(lambda chunk: of_rows(params, chunk), rows, chunk_size), **prior(params)}
+            likelihood = _in_chunks(lambda chunk: of_rows(params, chunk), rows, chunk_size)
+            if splits_data:
+                likelihood = jax.lax.all_gather(likelihood, DATA_AXIS, tiled=True)[:num_data]
+            return {"likelihood": likelihood, **prior(params)}
 
     def prior(params: Params) -> dict[str, Any]:
         trace, log_det = model._trace(params, *model._placeholders(1))

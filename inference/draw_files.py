@@ -3,7 +3,7 @@
 The draws fill a safetensors file whose header and size are known before the first one, through a memory map, so a run
 is bounded by the disk and not by memory. After each block the file is synced, then the state of the chains is
 checkpointed; what a stopped run wrote after its last checkpoint is made again, to the same bits. A finished directory
-is what ``Posterior.save`` writes.
+is what ``Posterior.save`` writes. Of several processes the first writes, and all read what is finished.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from pseudocoreset.checkpoint import Checkpointer, different_settings
 from pseudocoreset.inference.posterior import ARRAYS_FILE, RECORD_FILE, Posterior, split_arrays
+from pseudocoreset.meshes import is_writer, wait_for_all
 from pseudocoreset.storage import create_arrays, map_arrays, read_json, seal, verify, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class DrawFiles:
 
     def __exit__(self, *_: object) -> None:
         self._checkpoints.__exit__()
-        if self.is_finished:
+        if is_writer() and self.is_finished:
             shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
 
     @property
@@ -106,7 +107,7 @@ class DrawFiles:
         self._checkpoints.save(done, state, {name: np.asarray(value) for name, value in seconds.items()})
 
     def create(self, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Make the file of the draws, to be written through the arrays that come back.
+        """Make the file of the draws, to be written through the arrays that come back: none for who does not write.
 
         Args:
             shapes: ``{name: anything with shape and dtype}`` of whole arrays.
@@ -114,6 +115,8 @@ class DrawFiles:
         Raises:
             OSError: if the disk has no room for all of them.
         """
+        if not is_writer():
+            return {}
         split = {} if self.predict_on is None else split_arrays(self.predict_on)
         create_arrays(self.directory / ARRAYS_FILE, {**shapes, **split})
         arrays = self.reopen()
@@ -123,7 +126,7 @@ class DrawFiles:
 
     def reopen(self) -> dict[str, np.ndarray]:
         """The arrays of the file that a stopped run left, mapped for writing."""
-        self._arrays = map_arrays(self.directory / ARRAYS_FILE, writable=True)
+        self._arrays = map_arrays(self.directory / ARRAYS_FILE, writable=True) if is_writer() else {}
         return self._arrays
 
     def finish(self, metadata: dict[str, Any]) -> Posterior:
@@ -131,4 +134,5 @@ class DrawFiles:
         self._arrays = {}
         write_json(self.directory / RECORD_FILE, Posterior.record(metadata, self.predict_on, self.run))
         seal(self.directory, [ARRAYS_FILE, RECORD_FILE])
+        wait_for_all("draws are written")
         return Posterior.load(self.directory, memory_map=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from pseudocoreset.inference.chains import Plan
 from pseudocoreset.inference.kernels import Tuning
+from pseudocoreset.meshes import to_host
 
 __all__ = ["check_finite", "warn_of_augmentation", "warn_of_divergences", "warn_of_heat"]
 
@@ -57,10 +58,10 @@ def _chains(indices: np.ndarray) -> str:
 
 def check_finite(finite: jax.Array, plan: Plan, tuning: Tuning, where: str) -> None:
     """Raise a ``FloatingPointError`` that names the chains for which ``finite`` (chain,) is false."""
-    lost = np.flatnonzero(~np.asarray(finite))
+    lost = np.flatnonzero(~to_host(finite))
     if len(lost) == 0:
         return
-    remedy = f"a smaller step_size (now {np.max(np.asarray(tuning['step_size'])[lost]):.3g})"
+    remedy = f"a smaller step_size (now {np.max(to_host(tuning['step_size'])[lost]):.3g})"
     if plan.batch_size is not None:
         remedy += f", a larger batch_size (now {plan.batch_size})"
     raise FloatingPointError(

@@ -17,6 +17,7 @@ from pseudocoreset.inference.draw_files import DrawFiles
 from pseudocoreset.inference.guards import check_finite
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.posterior import flatten_groups
+from pseudocoreset.meshes import lay_out, to_host
 from pseudocoreset.models import Params
 from pseudocoreset.progress import progress_bar
 
@@ -75,6 +76,7 @@ class Run:
             restored = files.restore(template)
         if restored is not None:
             done, state, seconds = restored
+        state = lay_out(state, self.plan.mesh, splits_data=self.plan.splits_data)
         seconds["earlier"] = seconds["warmup"] + seconds["sampling"]
 
         if done < self.num_warmup or (adapts and restored is None):
@@ -84,7 +86,7 @@ class Run:
                 state = self._warm_up(state, warmup_keys, done, seconds, files)
             done = self.num_warmup
         arrays = self._draw(state, draw_keys, done - self.num_warmup, seconds, files)
-        return arrays, state[1], seconds
+        return arrays, to_host(state[1]), seconds
 
     def _adaptation(self, keys: jax.Array, positions: Params, tuning: Tuning) -> tuple[Any, Tuning]:
         return adapt_chains(self.plan, self.num_warmup, keys, positions, tuning, self.rows)
@@ -96,7 +98,7 @@ class Run:
         started = time.perf_counter()
         with progress_bar(f"{self.plan.kernel} warmup", self.num_warmup, enabled=self.progress) as advance:
             state = self._adaptation(keys, positions, tuning)
-            found = np.asarray(state[1]["step_size"])
+            found = to_host(state[1]["step_size"])
             if not np.all(np.isfinite(found) & (found > 0)):
                 raise FloatingPointError(
                     f"kernel {self.plan.kernel!r} adapted to the step sizes {found.tolist()}; give step_size and "
@@ -161,15 +163,15 @@ class Run:
                     self.held_out,
                 )
                 check_finite(finite, self.plan, tuning, f"draws {first} to {last}")
-                leaves = flatten_groups(draws)
+                leaves = to_host(flatten_groups(draws))
                 if not arrays:
                     shapes = {
                         name: jax.ShapeDtypeStruct((len(keys), self.num_samples, *leaf.shape[2:]), leaf.dtype)
                         for name, leaf in leaves.items()
                     }
                     arrays = _in_memory(shapes) if files is None else files.create(shapes)
-                for name, leaf in leaves.items():
-                    arrays[name][:, first:last] = np.asarray(leaf)[:, : last - first]
+                for name in leaves.keys() & arrays.keys():
+                    arrays[name][:, first:last] = leaves[name][:, : last - first]
                 seconds["sampling"] += time.perf_counter() - started
                 if files is not None:
                     files.save(self.num_warmup + last, (states, tuning), seconds)

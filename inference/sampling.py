@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.inference.chains import Plan, initial_positions, summarise
@@ -39,6 +40,7 @@ from pseudocoreset.inference.validation import (
     resolve_predict_on,
     stored_inputs,
 )
+from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
 from pseudocoreset.validation import check_integer, check_key, check_positive
 
@@ -75,6 +77,7 @@ def sample(
     chunk_size: int | None = None,
     directory: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
     **kernel_options: Any,
 ) -> Posterior:
     """Sample the posterior of a model given data, a coreset, or arrays.
@@ -122,6 +125,10 @@ def sample(
             size is bounded by the disk (the arrays of the posterior are then memory maps), and the same call goes on
             where one that was stopped had come to, with the same bits, or reads what is finished.
         progress: whether to show a bar.
+        mesh: devices that share the chains, ``jax.make_mesh((4,), ("chains",))``. Each chain is the one it is
+            without, up to rounding. An axis named ``"data"``, as in ``jax.make_mesh((2, 4), ("chains", "data"))``,
+            shares the rows of the data instead, for kernels that take all of them in every gradient; others have
+            chains on it too. A run in a directory may go on with another mesh, or without.
         **kernel_options: for NUTS and HMC ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix`` (adapted
             if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True). NUTS:
             ``max_num_doublings`` (10). HMC: ``num_integration_steps`` (10; on a nearly Gaussian posterior
@@ -156,6 +163,7 @@ def sample(
     """
     started = time.perf_counter()
     check_key(key)
+    mesh = check_mesh(mesh)
     options = check_kernel_options(kernel, kernel_options)
     num_chains = check_integer(num_chains, "num_chains")
     num_warmup = check_integer(num_warmup, "num_warmup", 0)
@@ -193,6 +201,7 @@ def sample(
         keep_weights=resolve_keep(keep, model, split is not None),
         has_metric=metric is not None,
         augment=resolve_augment(augment, kernel, source),
+        mesh=mesh,
     )
     warn_of_augmentation(plan)
     options = resolve_run_options(
@@ -210,12 +219,10 @@ def sample(
     if directory is None:
         _check_size(bytes_per_draw * num_samples)
 
-    rows = Minibatch(
-        jnp.asarray(source.inputs), jnp.asarray(targets), jnp.asarray(source.weights, jnp.result_type(float))
-    )
-    held_out_rows = None if held_out is None else (jnp.asarray(held_out[0]), jnp.asarray(held_out[1]))
+    rows = Minibatch(source.inputs, targets, np.asarray(source.weights, jnp.result_type(float)))
+    rows = split_rows(rows, mesh) if mesh is not None and plan.splits_data else replicate(rows, mesh)
     init_key, run_key = jax.random.split(key)
-    positions = initial_positions(model, jax.random.split(init_key, num_chains)) if given is None else given
+    positions = initial_positions(plan, jax.random.split(init_key, num_chains)) if given is None else given
     total_weight = float(np.sum(source.weights, dtype=np.float64))
     if step_size is None and plan.spec.uses_minibatches:
         step_size = default_step_size(plan, positions, total_weight)
@@ -240,7 +247,7 @@ def sample(
         # Short enough to show progress and bound memory, long enough that the host costs nothing.
         block=max(1, min(math.ceil(num_samples / NUM_BLOCKS), BLOCK_BYTES // max(1, bytes_per_draw))),
         rows=rows,
-        held_out=held_out_rows,
+        held_out=None if held_out is None else replicate(held_out, mesh),
         progress=progress,
     )
     identity = {

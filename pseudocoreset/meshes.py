@@ -4,8 +4,8 @@ A stack (experts, chains, draws, classes) is split over the devices of a ``jax.s
 its part as a single one goes through the whole, by ``jax.shard_map``, and no device waits for another in between. Data
 are whole on every device, or their rows are split over the axis of the mesh that is called ``"data"``.
 
-On several hosts (``jax.distributed.initialize``) every process runs the same script and holds the same arrays on its host;
-process 0 alone writes files, which all of them must be able to read.
+On several hosts (``jax.distributed.initialize``) every process runs the same script and holds the same arrays on its
+host; process 0 alone writes files, which all of them must be able to read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
     "same_everywhere",
     "split_rows",
     "spread",
+    "summed_over_data",
     "to_host",
     "wait_for_all",
 ]
@@ -58,9 +59,7 @@ def _stack_axes(mesh: Mesh, splits_data: bool) -> tuple[Any, ...]:
     return tuple(name for name in mesh.axis_names if not (splits_data and name == DATA_AXIS))
 
 
-def spread(
-    fn: Callable[..., Any], mesh: Mesh | None, stack: Any, *shared: Any, splits_data: bool = False
-) -> Any:
+def spread(fn: Callable[..., Any], mesh: Mesh | None, stack: Any, *shared: Any, splits_data: bool = False) -> Any:
     """``fn(part, *shared)`` on every device for its part of a stack, the results put together along the stack.
 
     A stack that the devices do not divide is filled up with its last item, and the results of that are dropped.
@@ -92,6 +91,32 @@ def spread(
     return jax.tree.map(lambda leaf: leaf[:size], mapped) if extra else mapped
 
 
+def summed_over_data(fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
+    """The sum of ``fn(params, rows)`` over the axis ``"data"``, where ``spread`` splits rows over it.
+
+    Differentiable in ``params`` in reverse mode. JAX's own derivative of the sum is the sum of what comes back to it on
+    each device, which is the same on all of them: too large by their number, and of the rows of one.
+
+    Args:
+        fn: ``(params, rows) -> scalar`` that closes over no traced array.
+    """
+
+    @jax.custom_vjp
+    def total(params: Any, rows: Any) -> jax.Array:
+        return jax.lax.psum(fn(params, rows), DATA_AXIS)
+
+    def forward(params: Any, rows: Any) -> tuple[jax.Array, Any]:
+        value, pull = jax.vjp(lambda p: fn(p, rows), params)
+        return jax.lax.psum(value, DATA_AXIS), pull
+
+    def backward(pull: Any, cotangent: jax.Array) -> tuple[Any, None]:
+        (slope,) = pull(cotangent)
+        return jax.lax.psum(slope, DATA_AXIS), None
+
+    total.defvjp(forward, backward)
+    return total
+
+
 @functools.lru_cache(maxsize=16)
 def _identity(sharding: NamedSharding) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=sharding)
@@ -115,6 +140,7 @@ def split_rows(arrays: Any, mesh: Mesh) -> Any:
     """Arrays of the host by rows over the axis ``"data"``, filled up with zeros to what it divides."""
 
     def placed(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
         extra = -len(array) % mesh.shape[DATA_AXIS]
         padded = np.pad(array, [(0, extra)] + [(0, 0)] * (array.ndim - 1))
         sharding = NamedSharding(mesh, P(DATA_AXIS))

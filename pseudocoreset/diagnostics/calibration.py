@@ -272,7 +272,7 @@ def calibrate(
     ranked = simulation.Quantities(model, num_inputs, quantities)
     names = ranked.names(*_first(simulated))
 
-    positions = initial_positions(model, jax.random.split(init_key, num_simulations))
+    positions = initial_positions(plan, jax.random.split(init_key, num_simulations))
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
     if step_size is None and plan.spec.uses_minibatches:
         step_size = default_step_size(plan, positions, total_weight)
