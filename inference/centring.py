@@ -32,7 +32,7 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
     scale = jnp.maximum(jnp.sum(data.weights), 1.0)
     solver = optax.lbfgs()
 
-    def chain(position: Params, density: Density) -> Params:
+    def chain(position: Params, density: Density, scale: jax.Array) -> Params:
         def loss(params: Params) -> jax.Array:
             return -density.log_density(params, density.data) / scale
 
@@ -56,7 +56,7 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
         start = position, solver.init(position), jnp.full((), jnp.inf, value.dtype), jnp.zeros((), jnp.int32)
         return jax.lax.while_loop(goes_on, iterate, start)[0]
 
-    return over_chains(plan, chain, positions, data)
+    return over_chains(plan, chain, positions, data, scale)
 
 
 @functools.partial(jax.jit, static_argnames="plan")

@@ -123,50 +123,57 @@ class Plan:
         )
 
 
-def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, *data: Minibatch) -> Any:
-    """``fn(item, density)`` of every chain, the density that of ``data``; ``fn(item)`` without them.
+def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, data: Minibatch | None, *shared: Any) -> Any:
+    """``fn(item, density, *shared)`` of every chain, the density that of ``data``.
 
     Networks go by the way that suits the backend, other models at once; each device of a mesh takes its part so.
+
+    Args:
+        plan: says what the density is, and the mesh.
+        fn: function of one item of the stack that closes over no traced array.
+        stack: pytree of arrays with a leading axis over chains.
+        data: all data; None where the density is not asked for.
+        *shared: arguments passed whole to every call.
     """
 
-    def of_part(part: Any, *rows: Minibatch) -> Any:
-        densities = [plan.density(some) for some in rows]
+    def of_part(part: Any, rows: Minibatch, *whole: Any) -> Any:
+        density = plan.density(rows)
 
         def chain(item: Any) -> Any:
-            return fn(item, *densities)
+            return fn(item, density, *whole)
 
         return map_stack(chain, part) if plan.model.is_network else jax.vmap(chain)(part)
 
-    return spread(of_part, plan.mesh, stack, *data, splits_data=plan.splits_data)
+    return spread(of_part, plan.mesh, stack, data, *shared, splits_data=plan.splits_data)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def initial_positions(plan: Plan, keys: jax.Array) -> Params:
     """``model.init`` of every key."""
-    return over_chains(plan, plan.model.init, keys)
+    return over_chains(plan, lambda key, _: plan.model.init(key), keys, None)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def prior_curvature(plan: Plan, positions: Params) -> jax.Array:
     """Largest precision of a network's prior: max |H 1|, H its Hessian, diagonal for independent weights."""
 
-    def chain(position: Params) -> jax.Array:
+    def chain(position: Params, _: Density) -> jax.Array:
         precisions = _prior_precisions(plan.model, position)
         return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(precisions)]))
 
-    return jnp.max(over_chains(plan, chain, positions))
+    return jnp.max(over_chains(plan, chain, positions, None))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def prior_variance(plan: Plan, positions: Params, scale: Params) -> jax.Array:
     """Mean over parameters of the variance of a prior of independent Gaussians, parameters in units of ``scale``."""
 
-    def chain(position: Params) -> jax.Array:
+    def chain(position: Params, _: Density, unit: Params) -> jax.Array:
         precisions = _prior_precisions(plan.model, position)
-        sums = jax.tree.map(lambda h, s: jnp.sum(1 / (h * s**2)), precisions, scale)
+        sums = jax.tree.map(lambda h, s: jnp.sum(1 / (h * s**2)), precisions, unit)
         return jax.tree.reduce(jnp.add, sums) / plan.model.num_params
 
-    return jnp.mean(over_chains(plan, chain, positions))
+    return jnp.mean(over_chains(plan, chain, positions, None, scale))
 
 
 def _prior_precisions(model: Model, position: Params) -> Params:
@@ -258,8 +265,9 @@ def run_block(
         density of each chain are finite. One compilation serves warmup and sampling.
     """
 
-    def chain(item: Any, density: Density) -> tuple[Any, Any, jax.Array]:
+    def chain(item: Any, density: Density, numbers: tuple[Any, ...], held_out: HeldOut) -> tuple[Any, Any, jax.Array]:
         state, tuned, key = item
+        is_recording, thinning, first, last = numbers
 
         def summary_of(key: jax.Array, state: Any, stats: Stats) -> dict[str, Any]:
             params = plan.spec.position(state)
@@ -296,7 +304,8 @@ def run_block(
         finite = _all_finite(plan.spec.position(state)) & jnp.all(jnp.isfinite(density_values))
         return state, buffers, finite
 
-    return over_chains(plan, chain, (states, tuning, keys), data)
+    numbers = is_recording, thinning, first, last
+    return over_chains(plan, chain, (states, tuning, keys), data, numbers, held_out)
 
 
 def _several_steps(

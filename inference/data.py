@@ -131,7 +131,8 @@ def _rows_from(rows: Any, start: jax.Array, size: int) -> Any:
 def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Minibatch], Params]:
     """``grad_estimator(position, minibatch)`` in BlackJAX's form: the gradient of ``log_density_estimator``.
 
-    It takes the same arguments. Its mean over uniformly drawn minibatches is the gradient of the full log density, weights included.
+    It takes the same arguments. Its mean over uniformly drawn minibatches is the gradient of the full log density,
+    weights included.
     """
     return jax.grad(log_density_estimator(model, num_data, **form))
 

@@ -219,8 +219,8 @@ def sample(
     if directory is None:
         _check_size(bytes_per_draw * num_samples)
 
-    rows = Minibatch(source.inputs, targets, np.asarray(source.weights, jnp.result_type(float)))
-    rows = split_rows(rows, mesh) if mesh is not None and plan.splits_data else replicate(rows, mesh)
+    stored = source.inputs, targets, np.asarray(source.weights, jnp.result_type(float))
+    rows = Minibatch(*(split_rows(stored, mesh) if plan.splits_data else replicate(stored, mesh)))
     init_key, run_key = jax.random.split(key)
     positions = initial_positions(plan, jax.random.split(init_key, num_chains)) if given is None else given
     total_weight = float(np.sum(source.weights, dtype=np.float64))

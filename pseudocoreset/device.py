@@ -41,9 +41,9 @@ class DeviceData:
     @classmethod
     def from_split(cls, split: Split, mesh: Mesh | None = None) -> DeviceData:
         """Put a split on the device or devices; whitened data as floats, since whitening costs more than a batch."""
-        if split.preprocessing.zca_matrix is not None:
-            return cls(*replicate((split.x, split.y), mesh), mesh=mesh)
-        return cls(*replicate((split.raw, split.y), mesh), split.preprocessing, mesh)
+        whitened = split.preprocessing.zca_matrix is not None
+        raw, y = replicate((split.x if whitened else split.raw, split.y), mesh)
+        return cls(raw, y, Preprocessing() if whitened else split.preprocessing, mesh)
 
     @classmethod
     def from_dataset(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
@@ -51,14 +51,14 @@ class DeviceData:
         return cls.from_split(data.train, mesh)
 
     @classmethod
-    def shapes_of(cls, data: Dataset) -> DeviceData:
+    def shapes_of(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
         """The shapes of the arrays that ``from_dataset`` would put on the device."""
         split = data.train
         whitened = split.preprocessing.zca_matrix is not None
         dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (split.raw, split.y)]
         raw: Any = jax.ShapeDtypeStruct(split.raw.shape, jnp.float32 if whitened else dtypes[0])
         y: Any = jax.ShapeDtypeStruct(split.y.shape, dtypes[1])
-        return cls(raw, y) if whitened else cls(raw, y, split.preprocessing)
+        return cls(raw, y, Preprocessing() if whitened else split.preprocessing, mesh)
 
     @property
     def num_data(self) -> int:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
@@ -24,6 +25,7 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
 from pseudocoreset.leaves import Free, from_free, project, pull_back, soften, to_free
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
+from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.validation import check_integer, check_key
@@ -96,6 +98,7 @@ def fit(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     block_size: int = 10,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Optimise the free leaves of a coreset under one objective, or under the sum of several (one a model).
 
@@ -121,15 +124,20 @@ def fit(
         checkpoint_dir: where to keep checkpoints.
         block_size: most steps a compiled block.
         progress: show a progress bar.
+        mesh: devices that share the work of a step, ``jax.make_mesh((4,), ("devices",))``: in the forward and reverse
+            KL divergence the draws (and chains), in matching objectives and BACON the classes, in ``function_kl`` the
+            draws of a linearised proxy. What remains, the short trainings of networks above all, each does for itself.
+            A run with checkpoints may go on with another mesh, or without.
 
     Raises:
-        ValueError: for arguments out of range or that do not go together.
+        TypeError, ValueError: for arguments out of range or that do not go together.
         MemoryError: for a fit that needs more memory than its device has (see ``estimate_memory``).
     """
     began = time.perf_counter()
     check_key(key)
     check_integer(steps, "steps")
     check_integer(block_size, "block_size")
+    mesh = check_mesh(mesh)
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     if not objectives:
         raise ValueError("objective is empty; give at least one")
@@ -157,7 +165,7 @@ def fit(
     arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
     if "targets" in names:
         arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
-    device = DeviceData.shapes_of(data) if planning else DeviceData.from_dataset(data)
+    device = DeviceData.shapes_of(data, mesh) if planning else DeviceData.from_dataset(data, mesh)
     state_keys = jax.random.split(state_key, len(objectives))
     starts = [functools.partial(o.init, k, arrays) for o, k in zip(objectives, state_keys, strict=True)]
     states = tuple(jax.eval_shape(start, device) if planning else start(device) for start in starts)
@@ -189,6 +197,7 @@ def fit(
             done, loop, extra = saved
             history = {name: [values] for name, values in extra.items()}
             logger.info("going on from step %d of %d", done, steps)
+        loop = replicate(loop, mesh)
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(
@@ -326,7 +335,8 @@ def _compile_block(
     def run_block(
         loop: _Loop, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
     ) -> tuple[_Loop, dict[str, jax.Array]]:
-        return jax.lax.scan(lambda carry, item: one_step(carry, item, key, data), loop, (numbers, snapshots))
+        done = jax.lax.scan(lambda carry, item: one_step(carry, item, key, data), loop, (numbers, snapshots))
+        return replicate(done, data.mesh)
 
     return run_block
 

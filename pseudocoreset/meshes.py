@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 __all__ = [
     "DATA_AXIS",
     "check_mesh",
+    "fill_up",
     "is_writer",
     "lay_out",
     "replicate",
@@ -59,36 +60,47 @@ def _stack_axes(mesh: Mesh, splits_data: bool) -> tuple[Any, ...]:
     return tuple(name for name in mesh.axis_names if not (splits_data and name == DATA_AXIS))
 
 
+def _num_parts(mesh: Mesh, splits_data: bool) -> int:
+    return math.prod(mesh.shape[name] for name in _stack_axes(mesh, splits_data))
+
+
+def fill_up(stack: Any, mesh: Mesh | None, *, splits_data: bool = False) -> tuple[Any, np.ndarray]:
+    """A stack repeated at its end until the devices divide it, and which of its items are not repetitions."""
+    size = jax.tree.leaves(stack)[0].shape[0]
+    extra = 0 if mesh is None else -size % _num_parts(mesh, splits_data)
+    if extra:
+        chosen = np.minimum(np.arange(size + extra), size - 1)
+        stack = jax.tree.map(lambda leaf: leaf[chosen], stack)
+    return stack, np.arange(size + extra) < size
+
+
 def spread(fn: Callable[..., Any], mesh: Mesh | None, stack: Any, *shared: Any, splits_data: bool = False) -> Any:
     """``fn(part, *shared)`` on every device for its part of a stack, the results put together along the stack.
 
     A stack that the devices do not divide is filled up with its last item, and the results of that are dropped.
 
     Args:
-        fn: function of a part of the stack and the shared arguments; its results have a leading axis over the part. It
-            may close over other arrays, which are whole on every device.
+        fn: function of a part of the stack and the shared arguments that closes over no traced array; its results have
+            a leading axis over the part.
         mesh: None for ``fn(stack, *shared)``.
         stack: pytree of arrays with the same leading axis.
-        *shared: whole on every device; with ``splits_data`` split by rows over the axis ``"data"``.
-        splits_data: whether the axis ``"data"`` splits ``shared``, not the stack.
+        *shared: pytrees, whole on every device.
+        splits_data: whether the axis ``"data"`` splits not the stack but the rows of the first of ``shared``.
     """
     if mesh is None:
         return fn(stack, *shared)
     axes = _stack_axes(mesh, splits_data)
     size = jax.tree.leaves(stack)[0].shape[0]
-    extra = -size % math.prod(mesh.shape[name] for name in axes)
-    if extra:
-        chosen = np.minimum(np.arange(size + extra), size - 1)
-        stack = jax.tree.map(lambda leaf: leaf[chosen], stack)
-    of_shared = P(DATA_AXIS) if splits_data else P()
+    filled, is_item = fill_up(stack, mesh, splits_data=splits_data)
+    of_shared = [P(DATA_AXIS) if splits_data and i == 0 else P() for i in range(len(shared))]
     mapped = jax.shard_map(
         fn,
         mesh=mesh,
-        in_specs=(P(axes), *(of_shared for _ in shared)),
+        in_specs=(P(axes), *of_shared),
         out_specs=P(axes),
         check_vma=False,
-    )(stack, *shared)
-    return jax.tree.map(lambda leaf: leaf[:size], mapped) if extra else mapped
+    )(filled, *shared)
+    return mapped if len(is_item) == size else jax.tree.map(lambda leaf: leaf[:size], mapped)
 
 
 def summed_over_data(fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
@@ -131,13 +143,13 @@ def lay_out(stack: Any, mesh: Mesh | None, *, splits_data: bool = False) -> Any:
     """A stack where ``spread`` leaves its results, so that what takes it is compiled once."""
     if mesh is None:
         return stack
-    axes = _stack_axes(mesh, splits_data)
-    fits = jax.tree.leaves(stack)[0].shape[0] % math.prod(mesh.shape[name] for name in axes) == 0
-    return _identity(NamedSharding(mesh, P(axes) if fits else P()))(stack)
+    fits = jax.tree.leaves(stack)[0].shape[0] % _num_parts(mesh, splits_data) == 0
+    return _identity(NamedSharding(mesh, P(_stack_axes(mesh, splits_data)) if fits else P()))(stack)
 
 
-def split_rows(arrays: Any, mesh: Mesh) -> Any:
+def split_rows(arrays: Any, mesh: Mesh | None) -> Any:
     """Arrays of the host by rows over the axis ``"data"``, filled up with zeros to what it divides."""
+    assert mesh is not None
 
     def placed(array: np.ndarray) -> jax.Array:
         array = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -49,6 +50,7 @@ def fit_bacon(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """BACON (Zhou et al. 2024), published with 20,000 steps; ``objectives.bacon`` says what is the paper's in it.
 
@@ -80,6 +82,7 @@ def fit_bacon(
         callbacks: called between blocks, with the stored points.
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
+        mesh: devices that share the classes; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -90,7 +93,7 @@ def fit_bacon(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
         augment=augment, weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir,
-        progress=progress,
+        progress=progress, mesh=mesh,
     ).checked()  # fmt: skip
     if formation == 2 and coreset is None:
         common = replace(common, coreset=_encoded_start(common))

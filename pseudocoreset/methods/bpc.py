@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -57,6 +58,7 @@ def fit_bpc_rkl(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Reverse KL: PSVI (Manousakas et al. 2020) for any model, BPC-rKL (Kim et al. 2022) for networks.
 
@@ -95,6 +97,7 @@ def fit_bpc_rkl(
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
+        mesh: devices that share the draws of a step and the experts trained here; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -104,7 +107,7 @@ def fit_bpc_rkl(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
     inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
 
@@ -154,6 +157,7 @@ def fit_bpc_fkl(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Forward KL: BPC-fKL (Kim et al. 2022), for networks and for any other model.
 
@@ -188,6 +192,7 @@ def fit_bpc_fkl(
         callbacks: called between blocks.
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
+        mesh: devices that share the draws of a step and the experts trained here; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -197,7 +202,7 @@ def fit_bpc_fkl(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
     inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
     given = _stacked(data_draws)
@@ -247,6 +252,7 @@ def fit_bpc_w(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Wasserstein distance: BPC-W (Kim et al. 2022), for networks the same as trajectory matching.
 
@@ -279,6 +285,7 @@ def fit_bpc_w(
         callbacks: called between blocks.
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
+        mesh: devices that share the experts trained here; the steps themselves gain nothing.
 
     Returns:
         ``FitResult``.
@@ -288,7 +295,7 @@ def fit_bpc_w(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
     inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -17,6 +18,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
 from pseudocoreset.memory import stop_at_plan
+from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
@@ -61,6 +63,7 @@ class Common:
     callbacks: Sequence[Callback] = ()
     checkpoint_dir: str | os.PathLike[str] | None = None
     progress: bool = True
+    mesh: Mesh | None = None
 
     def checked(self) -> Common:
         """With every argument checked, models bound and the augmentation resolved.
@@ -70,6 +73,7 @@ class Common:
         """
         check_key(self.key)
         check_integer(self.steps, "steps")
+        check_mesh(self.mesh)
         check_choice(self.targets, "targets", ("fixed", "learned"))
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
@@ -151,6 +155,7 @@ def run(
         callbacks=common.callbacks,
         checkpoint_dir=common.checkpoint_dir,
         progress=common.progress,
+        mesh=common.mesh,
     )
     extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
     if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
@@ -204,6 +209,7 @@ def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]
             augment=common.augmentation,
             directory=None if common.checkpoint_dir is None else os.path.join(common.checkpoint_dir, f"experts-{i}"),
             progress=common.progress,
+            mesh=common.mesh,
         )
         for i, m in enumerate(common.models)
     ]

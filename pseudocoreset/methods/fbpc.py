@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -51,6 +52,7 @@ def fit_fbpc(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Function space Bayesian pseudocoreset (FBPC; Kim, Lee and Lee 2023, Algorithm 1).
 
@@ -87,6 +89,7 @@ def fit_fbpc(
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints; experts trained here are kept there too.
         progress: show progress bars.
+        mesh: devices that share the experts trained here and the draws of a linearised proxy; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -112,6 +115,7 @@ def fit_fbpc(
         callbacks=callbacks,
         checkpoint_dir=checkpoint_dir,
         progress=progress,
+        mesh=mesh,
     ).checked()
     first = recipe.first_epoch if first_epoch is None else check_integer(first_epoch, "first_epoch", minimum=0)
     if proxy == "trajectory":

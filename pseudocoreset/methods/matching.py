@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -53,6 +54,7 @@ def fit_gradient_matching(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Gradient matching: DSA (Zhao and Bilen 2021), and with ``augment=None`` DC (Zhao et al. 2021).
 
@@ -85,6 +87,7 @@ def fit_gradient_matching(
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
+        mesh: devices that share the classes; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -95,7 +98,7 @@ def fit_gradient_matching(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
         augment=augment, weights=weights, targets=targets, coreset=coreset, callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir, progress=progress,
+        checkpoint_dir=checkpoint_dir, progress=progress, mesh=mesh,
     ).checked()  # fmt: skip
     outer, inner = gradient_matching_recipe(images_per_class)
 
@@ -144,6 +147,7 @@ def fit_trajectory_matching(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Matching training trajectories (MTT; Cazenavette et al. 2022).
 
@@ -177,6 +181,7 @@ def fit_trajectory_matching(
         callbacks: called between blocks.
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
+        mesh: devices that share the experts trained here; the steps themselves gain nothing.
 
     Returns:
         ``FitResult``.
@@ -186,7 +191,7 @@ def fit_trajectory_matching(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
     recipe = trajectory_recipe(data.name, images_per_class)
     ahead = recipe.expert_epochs if expert_epochs is None else check_integer(expert_epochs, "expert_epochs")
@@ -228,6 +233,7 @@ def fit_distribution_matching(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Distribution matching (DM; Zhao and Bilen 2023), published with 20,000 steps.
 
@@ -247,6 +253,7 @@ def fit_distribution_matching(
         callbacks: called between blocks.
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
+        mesh: devices that share the classes; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -257,6 +264,7 @@ def fit_distribution_matching(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, augment=augment,
         weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir, progress=progress,
+        mesh=mesh,
     ).checked()  # fmt: skip
 
     def build(one: Model) -> Objective:

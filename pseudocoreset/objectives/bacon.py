@@ -214,7 +214,9 @@ def bacon(
         indices, mask = class_batches(batch_key, data, model.num_classes, batch_size)
         percent = 100.0 * _accuracy(model, params, *data.sample(accuracy_key, batch_size)) if gamma else 0.0
 
-        def loss_fn(points: CoresetArrays, item: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss_fn(
+            points: CoresetArrays, item: Any, data: DeviceData, params: Params, pixel_range: Any, percent: Any
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
             if formation == 2:
                 points = CoresetArrays(
@@ -229,10 +231,10 @@ def bacon(
             target = weighted_mean(real, counted)
             seen = siamese(augment, k, points.inputs)
             difference = weighted_mean(model.features(params, seen), points.weights) - target
-            if state.pixel_range is not None:
+            if pixel_range is not None:
                 sigma = jnp.full_like(target, scale)
                 variation = weighted_mean(total_variation(points.inputs), points.weights)
-                clip = weighted_mean(out_of_range(points.inputs, *state.pixel_range), points.weights)
+                clip = weighted_mean(out_of_range(points.inputs, *pixel_range), points.weights)
             else:
                 spread = jnp.tensordot(counted, (real - target) ** 2, 1) / jnp.maximum(jnp.sum(counted) - 1, 1)
                 sigma = jnp.exp(jnp.sqrt(spread))
@@ -249,7 +251,9 @@ def bacon(
             return loss, parts
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, state.slots, items)
+        leaves, info = sum_over_classes(
+            loss_fn, coreset, free, state.slots, items, data, params, state.pixel_range, percent, mesh=data.mesh
+        )
         return leaves, state, info
 
     settings = {

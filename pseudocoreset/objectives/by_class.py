@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
+from pseudocoreset.meshes import spread
 from pseudocoreset.objectives.base import CoresetArrays, differentiate
 
 __all__ = ["ClassSlots", "class_batches", "class_slots", "siamese", "sum_over_classes", "weighted_mean"]
@@ -84,37 +86,45 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def sum_over_classes(
-    loss_fn: Callable[[CoresetArrays, Any], tuple[jax.Array, dict[str, jax.Array]]],
+    loss_fn: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
     coreset: CoresetArrays,
     free: tuple[str, ...],
     slots: ClassSlots,
     items: Any,
+    *shared: Any,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Gradient of sum_c loss_c and the sums of what is reported, in the memory of one class.
 
     Args:
-        loss_fn: ``(points of a class, item of the class) -> (loss, scalars to report)``; points that pad a class have
-            zero weight, and a class without weight on either side must have zero loss.
+        loss_fn: ``(points of a class, item of the class, *shared) -> (loss, scalars to report)``; points that pad a
+            class have zero weight, and a class without weight on either side must have zero loss. It closes over no
+            traced array.
         coreset: all points.
         free: leaves to differentiate.
         slots: the points of every class.
         items: pytree with a leading axis over classes.
+        *shared: other arguments of ``loss_fn``, pytrees.
+        mesh: devices that share the classes.
 
     Returns:
         Gradient in the free leaves, and ``info`` with the loss in it.
     """
     points = jax.tree.map(lambda leaf: leaf[slots.indices], coreset)
 
-    def one_class(_: None, item: Any) -> tuple[None, Any]:
-        one, mask, own = item
+    def of_part(part: Any, *whole: Any) -> Any:
+        def one_class(_: None, item: Any) -> tuple[None, Any]:
+            one, mask, own = item
 
-        def masked(arrays: CoresetArrays) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return loss_fn(arrays._replace(weights=arrays.weights * mask), own)
+            def masked(arrays: CoresetArrays) -> tuple[jax.Array, dict[str, jax.Array]]:
+                return loss_fn(arrays._replace(weights=arrays.weights * mask), own, *whole)
 
-        (loss, info), leaves = differentiate(masked, one, free)
-        return None, (leaves, info | {"loss": loss})
+            (loss, info), leaves = differentiate(masked, one, free)
+            return None, (leaves, info | {"loss": loss})
 
-    _, (leaves, info) = jax.lax.scan(one_class, None, (points, slots.mask, items))
+        return jax.lax.scan(one_class, None, part)[1]
+
+    leaves, info = spread(of_part, mesh, (points, slots.mask, items), *shared)
 
     def scatter(name: str) -> jax.Array:
         # Every point has its own slot; those that pad a class have a zero gradient.

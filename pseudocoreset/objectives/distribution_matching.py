@@ -82,7 +82,9 @@ def distribution_matching(
         params = model.init(network_key)
         indices, mask = class_batches(batch_key, data, model.num_classes, batch_size)
 
-        def loss_fn(points: CoresetArrays, item: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss_fn(
+            points: CoresetArrays, item: Any, data: DeviceData, params: Params
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
 
             def mean_features(inputs: jax.Array, weights: jax.Array) -> jax.Array:
@@ -95,7 +97,7 @@ def distribution_matching(
             return jnp.where(on_both_sides, jnp.sum(difference**2), 0.0), {}
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, state, items)
+        leaves, info = sum_over_classes(loss_fn, coreset, free, state, items, data, params, mesh=data.mesh)
         return leaves, state, info
 
     settings = {"batch_size": batch_size, "augment": None if augment is None else augment.strategy}

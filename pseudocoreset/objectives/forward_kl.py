@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
@@ -86,11 +87,13 @@ def forward_kl(
         if data_draws is not None:
             stored = jax.tree.map(jnp.asarray, data_draws)
             chosen = jax.random.choice(choice_key, jax.tree.leaves(stored)[0].shape[0], (count,))
-            full = WeightDraws(jax.tree.map(lambda leaf: leaf[chosen], stored), lambda params: params)
-        mass = jnp.sum(fixed.weights)
+            full = WeightDraws(jax.tree.map(lambda leaf: leaf[chosen], stored), Partial(lambda params: params))
 
-        def leaves_of(item: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+        def leaves_of(
+            item: Any, points: CoresetArrays, of_small: Partial, of_full: Partial
+        ) -> tuple[dict[str, jax.Array], jax.Array]:
             small_item, full_item, k = item
+            mass = jax.lax.stop_gradient(jnp.sum(points.weights))
 
             def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, jax.Array]:
                 inputs = arrays.inputs if augment is None else augment(k, arrays.inputs)
@@ -98,13 +101,14 @@ def forward_kl(
                 def loss(params: Params) -> jax.Array:
                     return -jnp.sum(arrays.weights * model.log_likelihood(params, inputs, arrays.targets)) / mass
 
-                both = jnp.stack([loss(full.to_params(full_item)), loss(small.to_params(small_item))])
+                both = jnp.stack([loss(of_full(full_item)), loss(of_small(small_item))])
                 return both[0] - both[1], both
 
-            (_, both), leaves = differentiate(loss_fn, coreset, free)
+            (_, both), leaves = differentiate(loss_fn, points, free)
             return leaves, both
 
-        leaves, both = mean_over(model, leaves_of, (small.items, full.items, jax.random.split(view_key, count)))
+        items = (small.items, full.items, jax.random.split(view_key, count))
+        leaves, both = mean_over(model, leaves_of, items, coreset, small.to_params, full.to_params, mesh=data.mesh)
         info |= {"loss": both[0] - both[1], "data_loss": both[0], "coreset_loss": both[1]}
         return leaves, state, info
 

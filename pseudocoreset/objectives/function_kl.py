@@ -200,8 +200,8 @@ def function_kl(
             return {name: getattr(seen, name) for name in free}, seen
 
         _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in free}, has_aux=True)
-        full = Side(snapshot, batches_of_data(data), data.num_data, True)
-        small = Side(solution.params, batches_of(coreset), jnp.sum(coreset.weights), False)
+        full = Side(snapshot, batches_of_data(data), data.num_data, True, data.mesh)
+        small = Side(solution.params, batches_of(coreset), jnp.sum(coreset.weights), False, data.mesh)
         noise = [
             covariance.noise(k, model, s, seen.inputs, num_draws) for k, s in ((data_key, full), (coreset_key, small))
         ]

@@ -171,7 +171,9 @@ def gradient_matching(
             slots, (params,) = state, snapshots
         indices, mask = class_batches(batch_key, data, num_classes, batch_size)
 
-        def loss_fn(points: CoresetArrays, item: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss_fn(
+            points: CoresetArrays, item: Any, data: DeviceData, params: Params
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
             x, y = data.batch(chosen)
             weights = present.astype(x.dtype)
@@ -186,7 +188,7 @@ def gradient_matching(
             return jnp.where(on_both_sides, value, 0.0), {}
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, slots, items)
+        leaves, info = sum_over_classes(loss_fn, coreset, free, slots, items, data, params, mesh=data.mesh)
         return leaves, state, info | report
 
     settings = {

@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
+from pseudocoreset.meshes import fill_up, spread
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.objectives.base import CoresetArrays, Gradient, GradientFn, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains
@@ -102,12 +105,12 @@ class WeightDraws(NamedTuple):
     """
 
     items: Any  # leading axis S
-    to_params: Callable[[Any], Params]
+    to_params: Partial  # a pytree, so that it can be passed to other devices
 
 
 def gaussian_draws(model: Model, gaussian: Gaussian, keys: jax.Array) -> WeightDraws:
     """One draw a key."""
-    return WeightDraws(keys, lambda key: model.unflatten(gaussian.sample(key)))
+    return WeightDraws(keys, Partial(lambda g, key: model.unflatten(g.sample(key)), gaussian))
 
 
 class Posteriors(NamedTuple):
@@ -233,12 +236,12 @@ def _laplace(model: Model) -> Posteriors:
 
 def _chains(model: Model, chains: Chains) -> Posteriors:
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> Any:
-        return chains.init(key, model, coreset_potential(model, coreset))
+        return chains.init(key, model, coreset_potential(model, coreset), data.mesh)
 
     def draws(key: jax.Array, state: Any, coreset: CoresetArrays, data: Any, snapshots: Any, num_draws: int) -> Any:
         del num_draws  # as many as there are chains
-        state, info = chains.advance(key, state, coreset_potential(model, coreset))
-        return WeightDraws(state.positions, model.unflatten), None, state, info
+        state, info = chains.advance(key, state, coreset_potential(model, coreset), data.mesh)
+        return WeightDraws(state.positions, Partial(model.unflatten)), None, state, info
 
     return Posteriors(init, draws, None, None, chains.describe())
 
@@ -303,16 +306,23 @@ def closed_form(
     return gradient
 
 
-def mean_over(model: Model, fn: Callable[[Any], Any], items: Any) -> Any:
-    """Mean of ``fn`` over a stack of items, one after the other for networks: the memory of one at any number."""
+def mean_over(model: Model, fn: Callable[..., Any], items: Any, *shared: Any, mesh: Mesh | None = None) -> Any:
+    """Mean of ``fn(item, *shared)`` over a stack of items.
+
+    One after the other for networks: the memory of one at any number. With a mesh each device adds up its part.
+    """
     count = jax.tree.leaves(items)[0].shape[0]
-    if not model.is_network:
-        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.vmap(fn)(items))
-    shapes = jax.eval_shape(fn, jax.tree.map(lambda leaf: leaf[0], items))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    shapes = jax.eval_shape(fn, jax.tree.map(lambda leaf: leaf[0], items), *shared)
 
-    def add(total: Any, item: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, fn(item)), None
+    def of_part(part: Any, *whole: Any) -> Any:
+        def value(item: tuple[Any, jax.Array]) -> Any:
+            return jax.tree.map(lambda leaf: jnp.where(item[1], leaf, 0), fn(item[0], *whole))
 
-    total, _ = jax.lax.scan(add, zeros, items)
-    return jax.tree.map(lambda leaf: leaf / count, total)
+        if not model.is_network:
+            return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, keepdims=True), jax.vmap(value)(part))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(lambda total, item: (jax.tree.map(jnp.add, total, value(item)), None), zeros, part)
+        return jax.tree.map(lambda leaf: leaf[None], total)
+
+    totals = spread(of_part, mesh, fill_up(items, mesh), *shared)
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / count, totals)

@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from pseudocoreset.device import DeviceData
+from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
@@ -101,30 +103,33 @@ def reverse_kl(
         else:
             x, y = data.sample(batch_key, batch_size)
 
-        def residual(item: Any) -> jax.Array:
-            """r(theta), of one draw."""
-            params = draws.to_params(item)
-            full = jnp.mean(model.log_likelihood(params, x, y))
-            small = log_likelihoods(params, fixed)
-            if target == "tempered":
-                return full - jnp.mean(small)
-            return n * full - jnp.sum(fixed.weights * small)
+        def residuals(part: Any, to_params: Partial, rows: tuple[jax.Array, jax.Array], points: Any) -> jax.Array:
+            def residual(item: Any) -> jax.Array:
+                """r(theta), of one draw."""
+                params = to_params(item)
+                full = jnp.mean(model.log_likelihood(params, *rows))
+                small = log_likelihoods(params, points)
+                if target == "tempered":
+                    return full - jnp.mean(small)
+                return n * full - jnp.sum(points.weights * small)
+
+            return jax.lax.map(residual, part) if model.is_network else jax.vmap(residual)(part)
 
         # One factor of a covariance centred is enough.
-        each = jax.lax.map(residual, draws.items) if model.is_network else jax.vmap(residual)(draws.items)
+        each = spread(residuals, data.mesh, draws.items, draws.to_params, (x, y), fixed)
         count = each.shape[0]
         centred = (each - jnp.mean(each)) * (count / (count - 1))
 
-        def leaves_of(item: Any) -> dict[str, jax.Array]:
-            params, factor = draws.to_params(item[0]), item[1]
+        def leaves_of(item: Any, points: CoresetArrays, to_params: Partial) -> dict[str, jax.Array]:
+            params, factor = to_params(item[0]), item[1]
 
             def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
                 weights = jnp.ones_like(arrays.weights) if target == "tempered" else arrays.weights
                 return -factor * jnp.sum(weights * log_likelihoods(params, arrays)), None
 
-            return differentiate(loss_fn, coreset, free)[1]
+            return differentiate(loss_fn, points, free)[1]
 
-        leaves = mean_over(model, leaves_of, (draws.items, centred))
+        leaves = mean_over(model, leaves_of, (draws.items, centred), coreset, draws.to_params, mesh=data.mesh)
         info |= {"loss": jnp.std(each), "residual_mean": jnp.mean(each)}
         return leaves, state, info
 

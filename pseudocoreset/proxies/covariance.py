@@ -14,8 +14,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pseudocoreset.chunks import map_over_data
+from pseudocoreset.meshes import spread
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.proxies.laplace import DENSE_LIMIT, coreset_potential, diagonal_laplace
 from pseudocoreset.proxies.training import BatchFn, descend
@@ -31,6 +33,7 @@ class Side(NamedTuple):
     batch: BatchFn  # batches of its data, of one fixed size
     mass: jax.Array | float  # number of data that a batch stands for: n, or the sum of the weights
     is_data: bool  # the full data, not the coreset
+    mesh: Mesh | None = None  # devices that share draws
 
 
 class Covariance(Protocol):
@@ -282,16 +285,19 @@ class Linearized:
         around_key, draw_key = jax.random.split(key)
         gaussian = self.around(around_key, model, side)._replace(mean=jnp.zeros(model.num_params, inputs.dtype))
 
-        def draw(k: jax.Array) -> jax.Array:
-            direction = model.unflatten(gaussian.sample(k))
+        def draws(keys: jax.Array, gaussian: Gaussian, params: Params, at: jax.Array) -> jax.Array:
+            def draw(k: jax.Array) -> jax.Array:
+                direction = model.unflatten(gaussian.sample(k))
 
-            def along(x: jax.Array) -> jax.Array:
-                return jax.jvp(lambda p: model.apply(p, x), (side.params,), (direction,))[1]
+                def along(x: jax.Array) -> jax.Array:
+                    return jax.jvp(lambda p: model.apply(p, x), (params,), (direction,))[1]
 
-            return map_over_data(model, along, inputs)
+                return map_over_data(model, along, at)
 
-        # One after the other: a direction is as large as the network.
-        return jax.lax.map(draw, jax.random.split(draw_key, num_draws))
+            # One after the other: a direction is as large as the network.
+            return jax.lax.map(draw, keys)
+
+        return spread(draws, side.mesh, jax.random.split(draw_key, num_draws), gaussian, side.params, inputs)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
@@ -24,14 +25,14 @@ Potential = Callable[[jax.Array], jax.Array]
 
 
 def coreset_potential(model: Model, batch: Batch) -> Potential:
-    """-log prior(theta) - sum_j w_j log p(y_j | u_j, theta)."""
-    x, y, weights = batch
+    """-log prior(theta) - sum_j w_j log p(y_j | u_j, theta): a pytree of the batch."""
 
-    def potential(vector: jax.Array) -> jax.Array:
+    def potential(batch: Batch, vector: jax.Array) -> jax.Array:
+        x, y, weights = batch
         params = model.unflatten(vector)
         return -model.log_prior(params) - jnp.sum(weights * model.log_likelihood(params, x, y))
 
-    return potential
+    return Partial(potential, batch)
 
 
 def data_potential(model: Model, data: DeviceData) -> Potential:
