@@ -163,13 +163,17 @@ def split_rows(arrays: Any, mesh: Mesh | None) -> Any:
 
 def to_host(tree: Any) -> Any:
     """The arrays of a tree as NumPy's, whole on every process; all processes must ask for them."""
-
-    def fetched(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(leaf)
-
-    return jax.tree.map(fetched, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    # What spans processes is made whole on each device first, all of it in one computation.
+    spread_out: dict[int, Any] = {
+        i: leaf
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+    }
+    if spread_out:
+        for i, leaf in replicate(spread_out, next(iter(spread_out.values())).sharding.mesh).items():
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
 
 
 def is_writer() -> bool:

@@ -1,7 +1,9 @@
 """Small runs on one device or on four, of one process or of two, as a script: what ``test_devices.py`` compares."""
 
 import argparse
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,8 +20,18 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(45, 2)).astype(np.float32)  # four devices divide neither these nor the stacks below
 Y = (X @ RNG.normal(size=(2, 3))).argmax(1).astype(np.int32)
 DATA = Dataset.from_arrays(X, Y, test=(X[:3], Y[:3]))
-NETWORK = bnn(MLP((4,)), DATA)
-REGRESSION = logistic_regression(DATA)
+SGD = optax.sgd(1.0)
+
+
+# Made when they are asked for: ``jax.distributed`` must be there before the first device is.
+@functools.cache
+def network():
+    return bnn(MLP((4,)), DATA)
+
+
+@functools.cache
+def divergence_of_networks():
+    return forward_kl(network(), num_draws=5, inner=InnerTraining(num_steps=2))
 
 
 class Stopped(BaseException):
@@ -36,9 +48,14 @@ def plane(many: bool) -> jax.sharding.Mesh | None:
 
 def experts(many: bool, directory: Path | None = None):
     return train_experts(
-        NETWORK, DATA, num_experts=5, num_epochs=3, learning_rate=0.1, momentum=0.9, batch_size=15, experts_per_group=3,
-        key=jax.random.key(0), directory=directory, progress=False, mesh=line(many),
+        network(), DATA, key=jax.random.key(0), num_experts=5, experts_per_group=3, num_epochs=3, batch_size=15,
+        learning_rate=0.1, momentum=0.9, directory=directory, progress=False, mesh=line(many),
     )  # fmt: skip
+
+
+@functools.cache
+def given_experts():
+    return experts(False)
 
 
 def snapshots(many: bool, directory: Path | None = None) -> dict[str, np.ndarray]:
@@ -53,19 +70,19 @@ def draws(model, mesh, directory: Path | None = None, **settings) -> dict[str, n
     return {**posterior.unconstrained, **stats, "log_likelihood": posterior.log_likelihood}
 
 
-def sghmc(many: bool, directory: Path | None = None) -> dict[str, np.ndarray]:
+def sghmc(many: bool) -> dict[str, np.ndarray]:
     length = {"num_chains": 3, "num_warmup": 4, "num_samples": 6}
-    return draws(NETWORK, line(many), directory, kernel="sghmc", batch_size=8, **length)
+    return draws(network(), line(many), kernel="sghmc", batch_size=8, **length)
 
 
 def network_hmc_with_split_data(many: bool) -> dict[str, np.ndarray]:
     length = {"num_chains": 3, "num_warmup": 0, "num_samples": 3, "trajectory_length": 0.3}
-    return draws(NETWORK, plane(many), kernel="network_hmc", step_size=0.05, chunk_size=16, **length)
+    return draws(network(), plane(many), kernel="network_hmc", step_size=0.05, chunk_size=16, **length)
 
 
-def hmc_with_split_data(many: bool) -> dict[str, np.ndarray]:
-    length = {"num_chains": 2, "num_warmup": 0, "num_samples": 3}
-    return draws(REGRESSION, plane(many), kernel="hmc", step_size=0.1, **length)
+def hmc_with_split_data(many: bool, directory: Path | None = None) -> dict[str, np.ndarray]:
+    length = {"num_chains": 3, "num_warmup": 0, "num_samples": 4}
+    return draws(logistic_regression(DATA), plane(many), directory, kernel="hmc", step_size=0.1, **length)
 
 
 def points(result) -> dict[str, np.ndarray]:
@@ -77,44 +94,40 @@ def fitted(objective, many: bool, seed: int, **settings) -> dict[str, np.ndarray
     return {"inputs": result.coreset.inputs, "weights": result.coreset.weights, **result.history}
 
 
-def forward_kl_of_two_models(many: bool, directory: Path | None = None) -> dict[str, np.ndarray]:
+def divergence(many: bool, directory: Path | None = None) -> dict[str, np.ndarray]:
     """Draws over the devices."""
-    objectives = [forward_kl(NETWORK, num_draws=5, inner=InnerTraining(num_steps=2)) for _ in range(2)]
     settings = {"images_per_class": 2, "steps": 4, "block_size": 1, "checkpoint_dir": directory}
-    return fitted(objectives, many, 2, experts=[experts(False)] * 2, optimizer=optax.sgd(1.0), **settings)
+    return fitted(divergence_of_networks(), many, 2, experts=given_experts(), optimizer=SGD, **settings)
 
 
 def reverse_kl_of_chains(many: bool) -> dict[str, np.ndarray]:
     """Chains and draws over the devices."""
-    objective = reverse_kl(REGRESSION, proxy=Chains(6, num_warmup=20, max_num_doublings=2), free=("weights",))
+    objective = reverse_kl(
+        logistic_regression(DATA), proxy=Chains(6, num_warmup=20, max_num_doublings=2), free=("weights",)
+    )
     return fitted(objective, many, 3, size=4, weights="data", steps=1, optimizer=optax.sgd(1e-3))
 
 
 def linearised_function_kl(many: bool) -> dict[str, np.ndarray]:
     """Draws of function values over the devices."""
-    objective = function_kl(NETWORK, proxy="linearized", num_draws=5, inner_max_steps=3)
-    return fitted(objective, many, 4, experts=experts(False), images_per_class=1, steps=2, optimizer=optax.sgd(0.1))
+    objective = function_kl(network(), proxy="linearized", num_draws=5, inner_max_steps=3)
+    return fitted(objective, many, 4, experts=given_experts(), images_per_class=1, steps=2, optimizer=SGD)
 
 
 def distribution_matching(many: bool) -> dict[str, np.ndarray]:
     """Classes over the devices."""
     settings = {"images_per_class": 2, "steps": 3, "batch_size": 8, "step_size": 0.1, "progress": False}
-    result = fit_distribution_matching(NETWORK, DATA, key=jax.random.key(5), mesh=line(many), **settings)
+    result = fit_distribution_matching(network(), DATA, key=jax.random.key(5), mesh=line(many), **settings)
     return {"inputs": result.coreset.inputs, **result.history}
 
 
-# Those that keep files can be stopped and gone on with.
-WITH_FILES = {run.__name__: run for run in (snapshots, sghmc, forward_kl_of_two_models)}
-RUNS = WITH_FILES | {
-    run.__name__: run
-    for run in (
-        network_hmc_with_split_data,
-        hmc_with_split_data,
-        reverse_kl_of_chains,
-        linearised_function_kl,
-        distribution_matching,
-    )
-}
+def by_name(*runs: Callable) -> dict[str, Callable]:
+    return {run.__name__: run for run in runs}
+
+
+WITH_FILES = by_name(snapshots, hmc_with_split_data, divergence)  # they can be stopped and gone on with
+RUNS = WITH_FILES | by_name(sghmc, distribution_matching)
+SLOW_RUNS = by_name(network_hmc_with_split_data, reverse_kl_of_chains, linearised_function_kl)
 
 
 def begin(many: bool, folder: Path) -> None:
@@ -147,30 +160,39 @@ def flat(results: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {f"{run}/{name}": np.asarray(array) for run, arrays in results.items() for name, array in arrays.items()}
 
 
+def watch(folder: Path) -> list[str]:
+    """What this process writes under a folder from now on."""
+    written: list[str] = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        writes = event in ("os.mkdir", "os.rename", "os.remove") or (
+            event == "open" and bool(set(str(arguments[1])) & set("wax+"))
+        )
+        if writes and str(arguments[0]).startswith(str(folder)):
+            written.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--slow", action="store_true")
     parser.add_argument("--process", type=int, help="number of this process of two")
     parser.add_argument("--port", type=int)
     args = parser.parse_args()
-    written = []
-
-    def watch(event: str, arguments: tuple) -> None:
-        if event == "open" and str(arguments[0]).startswith(str(args.folder)):
-            written.extend([arguments[0]] if set(str(arguments[1])) & set("wax+") else [])
-        elif event in ("os.mkdir", "os.rename", "os.remove") and str(arguments[0]).startswith(str(args.folder)):
-            written.append(arguments[0])
-
-    if args.process is None:
-        np.savez(args.folder / "runs.npz", **flat({name: run(True) for name, run in RUNS.items()}))
+    if args.process is not None:
+        written = watch(args.folder / "shared")
+        jax.distributed.initialize(f"localhost:{args.port}", num_processes=2, process_id=args.process)
+        results = flat(go_on(True, args.folder / "shared"))
+        np.savez(args.folder / f"process-{args.process}.npz", written=np.asarray(written), **results)
+        return
+    runs = SLOW_RUNS if args.slow else RUNS
+    np.savez(args.folder / "runs.npz", **flat({name: run(True) for name, run in runs.items()}))
+    if not args.slow:
         np.savez(args.folder / "gone-on.npz", **flat(go_on(True, args.folder / "begun-on-one")))
         begin(True, args.folder / "begun-on-many")
-        return
-    sys.addaudithook(watch)
-    jax.distributed.initialize(f"localhost:{args.port}", num_processes=2, process_id=args.process)
-    results = flat({name: RUNS[name](True) for name in RUNS if name not in WITH_FILES} | go_on(True, args.folder))
-    results["written"] = np.asarray([str(path) for path in written])
-    np.savez(args.folder.parent / f"process-{args.process}.npz", **results)
 
 
 if __name__ == "__main__":
