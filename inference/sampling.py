@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.inference.chains import Plan, initial_positions, summarise
-from pseudocoreset.inference.data import Minibatch, default_chunk_size
+from pseudocoreset.inference.chains import summarise
+from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
 from pseudocoreset.inference.guards import warn_of_augmentation, warn_of_divergences, warn_of_heat
 from pseudocoreset.inference.posterior import (
@@ -24,37 +24,25 @@ from pseudocoreset.inference.posterior import (
     library_versions,
     split_arrays,
 )
-from pseudocoreset.inference.run_options import resolve_run_options
 from pseudocoreset.inference.running import NUM_BLOCKS, Run
-from pseudocoreset.inference.tuning import default_step_size, initial_tuning, reported_options, starting_positions
+from pseudocoreset.inference.setup import set_up
+from pseudocoreset.inference.tuning import reported_options
 from pseudocoreset.inference.validation import (
-    check_kernel_options,
-    check_step_size_and_metric,
     check_targets,
     input_struct,
-    resolve_augment,
-    resolve_batch_size,
     resolve_data,
-    resolve_init_params,
     resolve_keep,
     resolve_predict_on,
     stored_inputs,
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.validation import check_integer, check_key, check_positive
+from pseudocoreset.validation import check_integer, check_key
 
 __all__ = ["sample"]
 
 KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
-STATIC_OPTIONS = (
-    "target_acceptance_rate",
-    "is_mass_matrix_diagonal",
-    "num_integration_steps",
-    "max_num_doublings",
-    "diagonal_preconditioning",
-)
 
 
 def sample(
@@ -164,13 +152,8 @@ def sample(
     started = time.perf_counter()
     check_key(key)
     mesh = check_mesh(mesh)
-    options = check_kernel_options(kernel, kernel_options)
     num_chains = check_integer(num_chains, "num_chains")
-    num_warmup = check_integer(num_warmup, "num_warmup", 0)
     num_samples = check_integer(num_samples, "num_samples")
-    thinning = check_integer(thinning, "thinning")
-    temperature = check_positive(temperature, "temperature")
-    chunk_size = None if chunk_size is None else check_integer(chunk_size, "chunk_size")
 
     source = resolve_data(data)
     struct = input_struct(source.inputs, source.preprocessing)
@@ -183,37 +166,31 @@ def sample(
         inputs, held_out_preprocessing = stored_inputs(split)
         held_out_struct = input_struct(inputs, held_out_preprocessing)
         held_out = inputs, check_targets(model, held_out_struct, np.asarray(split.y), "predict_on")
-    step_size, metric = check_step_size_and_metric(kernel, step_size, options, model.num_params, num_warmup)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    given = resolve_init_params(init_params, shapes, num_chains)
-
-    rows_at_once = chunk_size or default_chunk_size(model, source.inputs.shape[1:])
-    plan = Plan(
-        model=model,
-        kernel=kernel,
-        options=tuple((name, options[name]) for name in STATIC_OPTIONS if name in options),
+    setup = set_up(
+        model,
+        kernel,
+        kernel_options,
         num_data=len(source.inputs),
-        batch_size=resolve_batch_size(batch_size, len(source.inputs), kernel),
-        preprocessing=source.preprocessing,
-        chunk_size=rows_at_once,
-        held_out_preprocessing=held_out_preprocessing,
-        held_out_chunk_size=rows_at_once,
-        keep_weights=resolve_keep(keep, model, split is not None),
-        has_metric=metric is not None,
-        augment=resolve_augment(augment, kernel, source),
+        feature_shape=source.inputs.shape[1:],
         mesh=mesh,
-    )
-    warn_of_augmentation(plan)
-    options = resolve_run_options(
-        options,
-        plan,
-        shapes,
-        step_size=step_size,
         num_chains=num_chains,
         num_warmup=num_warmup,
         num_samples=num_samples,
         thinning=thinning,
+        temperature=temperature,
+        batch_size=batch_size,
+        step_size=step_size,
+        init_params=init_params,
+        chunk_size=chunk_size,
+        preprocessing=source.preprocessing,
+        held_out_preprocessing=held_out_preprocessing,
+        keep_weights=resolve_keep(keep, model, split is not None),
+        augment=augment,
+        data_name=source.name,
     )
+    plan, shapes = setup.plan, setup.shapes
+    num_warmup, thinning, temperature = setup.num_warmup, setup.thinning, setup.temperature
+    warn_of_augmentation(plan)
     kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
     bytes_per_draw = num_chains * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     if directory is None:
@@ -222,22 +199,9 @@ def sample(
     stored = source.inputs, targets, np.asarray(source.weights, jnp.result_type(float))
     rows = Minibatch(*(split_rows(stored, mesh) if plan.splits_data else replicate(stored, mesh)))
     init_key, run_key = jax.random.split(key)
-    positions = initial_positions(plan, jax.random.split(init_key, num_chains)) if given is None else given
     total_weight = float(np.sum(source.weights, dtype=np.float64))
-    if step_size is None and plan.spec.uses_minibatches:
-        step_size = default_step_size(plan, positions, total_weight)
-    tuning = initial_tuning(
-        plan,
-        positions,
-        rows,
-        options,
-        temperature=temperature,
-        step_size=step_size,
-        metric=metric,
-        num_samples=num_samples,
-        thinning=thinning,
-    )
-    positions = starting_positions(positions, tuning, options, given is not None)
+    positions, tuning, step_size = setup.start(init_key, total_weight)
+    positions, tuning = setup.centred(positions, tuning, rows)
     run = Run(
         plan=plan,
         key=run_key,
@@ -256,7 +220,7 @@ def sample(
         "data": digest_of(source.inputs, targets, source.weights),
         "predict_on": None if split is None else digest_of(*split_arrays(split).values()),
         "kernel": kernel,
-        "options": {name: _identified(value) for name, value in options.items()},
+        "options": {name: _identified(value) for name, value in setup.options.items()},
         "step_size": step_size,
         "temperature": temperature,
         "num_chains": num_chains,
@@ -272,7 +236,7 @@ def sample(
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
             return files.load()
-        arrays, tuning, seconds = run(positions, given is not None, tuning, files)
+        arrays, tuning, seconds = run(positions, init_params is not None, tuning, files)
         earlier = seconds.pop("earlier")
         stats = {name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}
         warn_of_divergences(stats, kernel)
@@ -290,7 +254,7 @@ def sample(
             "batch_size": plan.batch_size,
             "augment": None if plan.augment is None else plan.augment.strategy,
             "step_size": np.asarray(tuning["step_size"]).tolist(),
-            "options": reported_options(options, tuning),
+            "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
             "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
             "backend": jax.default_backend(),

@@ -18,7 +18,7 @@ from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.schedules import Constant, arrange, described
 from pseudocoreset.models import Params
 
-__all__ = ["default_step_size", "initial_tuning", "reported_options", "starting_positions"]
+__all__ = ["centre_gradients", "default_step_size", "initial_tuning", "reported_options"]
 
 # The momentum keeps this factor a step: the customary momentum of stochastic gradient descent.
 MOMENTUM_DECAY = 0.9
@@ -63,7 +63,6 @@ def default_trajectory_length(plan: Plan, positions: Params, metric: np.ndarray 
 def initial_tuning(
     plan: Plan,
     positions: Params,
-    rows: Minibatch,
     options: Mapping[str, Any],
     *,
     temperature: float,
@@ -107,19 +106,15 @@ def initial_tuning(
         return jnp.broadcast_to(jnp.asarray(value, jnp.int32 if counts else dtype), (num_chains, *np.shape(value)))
 
     tuning = jax.tree.map(of_chains, values)
-    # With all data in every batch there is no variance to control.
-    if options.get("control_variate") and plan.batch_size is not None:
-        given = options["control_variate"]
-        tuning["centre"] = find_centres(plan, positions, rows) if given is True else given
-        tuning["centre_gradient"] = full_gradients(plan, tuning["centre"], rows)
+    if isinstance(options.get("control_variate"), dict) and plan.batch_size is not None:
+        tuning["centre"] = options["control_variate"]
     return tuning
 
 
-def starting_positions(positions: Params, tuning: Tuning, options: Mapping[str, Any], are_given: bool) -> Params:
-    """Where the chains start: at the centres of control variates, unless both they and the positions were given."""
-    if "centre" not in tuning or (are_given and options["control_variate"] is not True):
-        return positions
-    return tuning["centre"]
+def centre_gradients(plan: Plan, positions: Params, tuning: Tuning, rows: Minibatch) -> Tuning:
+    """Tuning with the full gradients at the centres of control variates, found from the positions unless given."""
+    centres = tuning["centre"] if "centre" in tuning else find_centres(plan, positions, rows)
+    return {**tuning, "centre": centres, "centre_gradient": full_gradients(plan, centres, rows)}
 
 
 def reported_options(options: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:

@@ -125,14 +125,14 @@ def resolve_batch_size(batch_size: Any, num_data: int, kernel: str) -> int | Non
     return None if size == num_data else size
 
 
-def resolve_augment(augment: Any, kernel: str, source: Source) -> Augmentation | None:
+def resolve_augment(augment: Any, kernel: str, feature_shape: tuple[int, ...], data_name: str) -> Augmentation | None:
     """The augmentation of every gradient, None for none."""
     if augment is not None and not KERNELS[kernel].uses_minibatches:
         raise ValueError(
             f"augment={augment!r}: kernel {kernel!r} accepts or rejects by the exact density, which a random "
             "augmentation does not have; leave augment out, or take kernel='sghmc'"
         )
-    return resolve_augmentation(augment, source.inputs.shape[1:], source.name)
+    return resolve_augmentation(augment, feature_shape, data_name)
 
 
 def resolve_keep(keep: Any, model: Model, has_predict_on: bool) -> bool:

@@ -26,7 +26,7 @@ from pseudocoreset.diagnostics.ranks import (
     ecdf_p_value,
     ranks_of,
 )
-from pseudocoreset.validation import check_integer, check_key, check_positive
+from pseudocoreset.validation import check_integer, check_key
 
 if TYPE_CHECKING:
     from pseudocoreset.models import Model
@@ -195,7 +195,7 @@ def calibrate(
         num_inputs: inputs at which function values are ranked; by default 3 of a network, none of other models.
         at_once: simulations that run side by side; all by default, fewer to bound memory.
         key: one typed key.
-        **kernel_options: as for ``sample``; a schedule needs ``thinning``, and control variates are left out.
+        **kernel_options: as for ``sample``; a schedule needs ``thinning``.
 
     Returns:
         ``Calibration``.
@@ -206,26 +206,15 @@ def calibrate(
     """
     # NumPyro programs and BlackJAX are for those who sample.
     from pseudocoreset.diagnostics import simulation
-    from pseudocoreset.inference.chains import Plan, initial_positions
-    from pseudocoreset.inference.data import Minibatch, default_chunk_size
-    from pseudocoreset.inference.run_options import resolve_run_options
-    from pseudocoreset.inference.sampling import STATIC_OPTIONS
-    from pseudocoreset.inference.tuning import default_step_size, initial_tuning, reported_options
-    from pseudocoreset.inference.validation import (
-        check_kernel_options,
-        check_step_size_and_metric,
-        resolve_batch_size,
-    )
+    from pseudocoreset.inference.data import Minibatch
+    from pseudocoreset.inference.setup import set_up
+    from pseudocoreset.inference.tuning import reported_options
 
     started = time.perf_counter()
     check_key(key)
-    options = check_kernel_options(kernel, kernel_options)
     num_simulations = check_integer(num_simulations, "num_simulations", 10)
     num_draws = check_integer(num_draws, "num_draws")
-    num_warmup = check_integer(num_warmup, "num_warmup", 0)
-    thinning = None if thinning is None else check_integer(thinning, "thinning")
     at_once = None if at_once is None else check_integer(at_once, "at_once")
-    temperature = check_positive(temperature, "temperature")
     example = _example(x)
     model = simulation.bind_to_inputs(model, example)
     if num_inputs is None:
@@ -233,53 +222,43 @@ def calibrate(
     num_inputs = check_integer(num_inputs, "num_inputs", 0)
     if num_inputs and not model.has_function:
         raise ValueError(f"num_inputs={num_inputs}: the program {model.name!r} has no function values, a site 'f'")
-    step_size, metric = check_step_size_and_metric(kernel, step_size, options, model.num_params, num_warmup)
     if thinning is None and kernel_options.get("schedule") is not None:
         raise ValueError("schedule: thinning is measured by default, which a schedule does not allow; give thinning")
-    if kernel_options.get("control_variate"):
-        raise ValueError("control_variate: its centres belong to one data set; leave it out")
+    coreset = coreset or _everything
+    shapes = jax.eval_shape(coreset, jax.random.key(0), example, simulation.placeholder(model, example))
+    setup = set_up(
+        model,
+        kernel,
+        kernel_options,
+        num_data=shapes[0].shape[0],
+        feature_shape=shapes[0].shape[1:],
+        num_chains=num_simulations,
+        num_warmup=num_warmup,
+        num_samples=num_draws,
+        thinning=1 if thinning is None else thinning,
+        temperature=temperature,
+        batch_size=batch_size,
+        step_size=step_size,
+    )
+    plan = setup.plan
     is_input = simulation.observes_inputs(model, example)
 
     data_key, coreset_key, init_key, warmup_key, pilot_key, draw_key, tie_key = jax.random.split(key, 7)
     inputs: dict[str, Any] = {"inputs_of": x} if callable(x) else {"inputs": example}
     simulated = simulation.simulate(model, is_input, jax.random.split(data_key, num_simulations), **inputs)
     _check_finite(simulated, "what was simulated")
-    if coreset is None:
-        given = simulated.x, simulated.y, jnp.ones(simulated.x.shape[:2])
-    else:
-        coreset_keys = jax.random.split(coreset_key, num_simulations)
-        given = jax.jit(jax.vmap(coreset))(coreset_keys, simulated.x, simulated.y)
-        _check_finite(given, "what coreset returned")
+    given = jax.jit(jax.vmap(coreset))(jax.random.split(coreset_key, num_simulations), simulated.x, simulated.y)
+    _check_finite(given, "what coreset returned")
     rows = Minibatch(*given)
-    num_data = rows.weights.shape[1]
-    plan = Plan(
-        model=model,
-        kernel=kernel,
-        options=tuple((name, options[name]) for name in STATIC_OPTIONS if name in options),
-        num_data=num_data,
-        batch_size=resolve_batch_size(batch_size, num_data, kernel),
-        preprocessing=None,
-        chunk_size=default_chunk_size(model, rows.inputs.shape[2:]),
-        held_out_preprocessing=None,
-        held_out_chunk_size=num_data,
-        keep_weights=True,
-        has_metric=metric is not None,
-    )
-    length: dict[str, Any] = {"num_samples": num_draws, "thinning": thinning or 1}
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    chains: dict[str, Any] = {"step_size": step_size, "num_chains": num_simulations, "num_warmup": num_warmup}
-    options = resolve_run_options(options, plan, shapes, **chains, **length)
     ranked = simulation.Quantities(model, num_inputs, quantities)
     names = ranked.names(*_first(simulated))
 
-    positions = initial_positions(plan, jax.random.split(init_key, num_simulations))
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
-    if step_size is None and plan.spec.uses_minibatches:
-        step_size = default_step_size(plan, positions, total_weight)
-    steps: dict[str, Any] = {"temperature": temperature, "step_size": step_size, "metric": metric}
-    tuning = initial_tuning(plan, positions, Minibatch(*_first(tuple(rows))), options, **steps, **length)
+    positions, tuning, _ = setup.start(init_key, total_weight)
+    if setup.has_control_variate:
+        positions, tuning = simulation.centre(setup, at_once, positions, tuning, rows)
     warmup_keys = jax.random.split(warmup_key, num_simulations)
-    states, tuning = simulation.warm_up(plan, num_warmup, at_once, warmup_keys, positions, tuning, rows)
+    states, tuning = simulation.warm_up(plan, setup.num_warmup, at_once, warmup_keys, positions, tuning, rows)
 
     def draws(states: Any, key: jax.Array, thinning: int) -> Any:
         keys = jax.random.split(key, num_simulations)
@@ -292,15 +271,14 @@ def calibrate(
             )
         return found
 
-    apart = thinning
-    if apart is None:
+    apart = setup.thinning
+    if thinning is None:
         for round_key, stretch in zip(jax.random.split(pilot_key, len(PILOT_STRETCHES)), PILOT_STRETCHES, strict=True):
             pilot = draws(states, round_key, stretch)
             states, lag = pilot.states, draws_to_independence(np.asarray(pilot.values, float))
             apart = stretch * (lag or num_draws)
             if lag is not None:
                 break
-    assert apart is not None
     found = draws(states, draw_key, apart)
     values, truths = np.asarray(found.values, float), np.asarray(simulation.at_truth(ranked, simulated), float)
     correlations = autocorrelations(values)[1] if num_draws > 2 else np.zeros(len(names))
@@ -322,15 +300,15 @@ def calibrate(
         metadata={
             "model": model.name,
             "kernel": kernel,
-            "temperature": temperature,
-            "num_warmup": num_warmup,
+            "temperature": setup.temperature,
+            "num_warmup": setup.num_warmup,
             "thinning": apart,
             "num_data": simulated.x.shape[1],
-            "num_given": num_data,
+            "num_given": plan.num_data,
             "total_weight": total_weight,
             "batch_size": plan.batch_size,
             "num_divergences": int(np.sum(found.num_divergent)),
-            "options": json_values(reported_options(options, _of_simulations(tuning))),
+            "options": json_values(reported_options(setup.options, _of_simulations(tuning))),
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "seconds": round(time.perf_counter() - started, 1),
         },
@@ -345,6 +323,12 @@ def _example(x: Any) -> jax.Array:
     if array.ndim < 2 or len(array) == 0:
         raise ValueError(f"x must be inputs (n, *feature_shape), n at least 1; got shape {array.shape}")
     return jnp.asarray(array, jnp.result_type(float))
+
+
+def _everything(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The data themselves as a coreset."""
+    del key
+    return x, y, jnp.ones(x.shape[0])
 
 
 def _first(tree: Any) -> Any:

@@ -16,6 +16,7 @@ from numpyro.distributions.transforms import biject_to
 from pseudocoreset.diagnostics.convergence import spread_indices
 from pseudocoreset.inference.chains import Plan, adapt_chains, run_block
 from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.inference.setup import Setup
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor
 
@@ -25,8 +26,10 @@ __all__ = [
     "Simulated",
     "at_truth",
     "bind_to_inputs",
+    "centre",
     "draw",
     "observes_inputs",
+    "placeholder",
     "simulate",
     "warm_up",
 ]
@@ -67,7 +70,8 @@ def bind_to_inputs(model: Model, x: Any) -> Model:
     return model.bind(x, shapes[0] if len(shapes) == 1 else jax.ShapeDtypeStruct((NUM_ROWS,), jnp.result_type(float)))
 
 
-def _placeholder(model: Model, x: jax.Array) -> jax.Array:
+def placeholder(model: Model, x: jax.Array) -> jax.Array:
+    """Targets, zeros, of the shape that a bound model's have for inputs (n, ...)."""
     assert model.structure is not None
     return jnp.zeros((x.shape[0], *model.structure.y.shape), model.structure.y.dtype)
 
@@ -75,7 +79,7 @@ def _placeholder(model: Model, x: jax.Array) -> jax.Array:
 def _drawn(model: Model, key: jax.Array, x: jax.Array) -> dict[str, Any]:
     """The sites of a run of the program in which every one is drawn and nothing observed."""
     program = handlers.seed(handlers.uncondition(model.program), key)
-    return handlers.trace(program).get_trace(x, _placeholder(model, x))
+    return handlers.trace(program).get_trace(x, placeholder(model, x))
 
 
 def observes_inputs(model: Model, x: jax.Array) -> bool:
@@ -91,7 +95,7 @@ def observes_inputs(model: Model, x: jax.Array) -> bool:
     """
     assert model.structure is not None
     program = handlers.seed(model.program, jax.random.key(0))
-    for name, site in handlers.trace(program).get_trace(x, _placeholder(model, x)).items():
+    for name, site in handlers.trace(program).get_trace(x, placeholder(model, x)).items():
         if site["type"] == "sample" and (is_factor(site) or site.get("scale") is not None):
             what = "is a factor" if is_factor(site) else "has a scale"
             raise ValueError(
@@ -104,7 +108,7 @@ def observes_inputs(model: Model, x: jax.Array) -> bool:
     for is_input in (False, True):
         if is_input and data.size != x.size:
             continue
-        arguments = (data.reshape(x.shape), _placeholder(model, x)) if is_input else (x, data)
+        arguments = (data.reshape(x.shape), placeholder(model, x)) if is_input else (x, data)
         again = handlers.trace(handlers.substitute(program, values)).get_trace(*arguments)
         if np.array_equal(again[model.structure.observed]["value"], data):
             return is_input
@@ -137,7 +141,7 @@ def simulate(
         }
         data = trace[structure.observed]["value"]
         if is_input:
-            return Simulated(params, data.reshape(x.shape), _placeholder(model, x))
+            return Simulated(params, data.reshape(x.shape), placeholder(model, x))
         return Simulated(params, x, data.astype(structure.y.dtype))
 
     return jax.vmap(one)(keys)
@@ -202,6 +206,16 @@ def _over_simulations(fn: Callable[[Any], Any], stack: Any, at_once: int | None)
 
 def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def centre(setup: Setup, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
+    """Positions and tuning (S, ...) with the centres of control variates, of every simulation's own data."""
+
+    def one(item: Any) -> tuple[Params, Any]:
+        position, tuned, batch = item
+        return _first(setup.centred(position, tuned, Minibatch(*_first(batch))))
+
+    return _over_simulations(one, (positions, tuning, tuple(rows)), at_once)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "num_warmup", "at_once"))

@@ -130,6 +130,24 @@ def test_the_key_decides(right: Calibration) -> None:
     assert np.any(other.truths != right.truths)
 
 
+def test_control_variates_have_the_centres_of_each_simulation() -> None:
+    """Chains that hardly move stay where they start, at the mode of their own data, which is the posterior mean."""
+    design = jnp.column_stack([X, np.ones(12)])
+    precision = design.T @ design / NOISE**2 + jnp.eye(3)
+
+    def mode(values: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        return dict(zip("abc", jnp.linalg.solve(precision, design.T @ y / NOISE**2), strict=True))
+
+    found = calibrate(
+        MODEL, X, quantities=mode, kernel="sgld", batch_size=4, control_variate=True, step_size=1e-10, num_warmup=0,
+        num_simulations=10, num_draws=3, thinning=1, at_once=4, key=jax.random.key(0),
+    )  # fmt: skip
+    assert found.quantities == ("coefficients[0]", "coefficients[1]", "intercept", "log_likelihood", "a", "b", "c")
+    assert np.all(found.truths[:, 4:].std(axis=0) > 0.1)
+    np.testing.assert_allclose(found.means[:, :3], found.truths[:, 4:], atol=2e-3)
+    assert found.metadata["options"]["control_variate"] is True
+
+
 @pytest.mark.slow
 def test_fewer_at_once_are_the_same_simulations(right: Calibration) -> None:
     parts = calibrate(MODEL, X, **RUN, at_once=75, thinning=right.metadata["thinning"])
