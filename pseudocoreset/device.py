@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.data.preprocessing import Preprocessing
@@ -56,7 +57,7 @@ class DeviceData:
         split = data.train
         whitened = split.preprocessing.zca_matrix is not None
         dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (split.raw, split.y)]
-        raw: Any = jax.ShapeDtypeStruct(split.raw.shape, jnp.float32 if whitened else dtypes[0])
+        raw: Any = jax.ShapeDtypeStruct(split.raw.shape, np.float32 if whitened else dtypes[0])
         y: Any = jax.ShapeDtypeStruct(split.y.shape, dtypes[1])
         return cls(raw, y, Preprocessing() if whitened else split.preprocessing, mesh)
 

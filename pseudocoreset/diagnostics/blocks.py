@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
     from pseudocoreset.models import Model
 
-__all__ = ["bound", "held_out", "log_probability_blocks", "mean_blocks", "same_data", "target_blocks"]
+__all__ = ["bound", "held_out", "log_probability_blocks", "mean_blocks", "observed", "same_data", "target_blocks"]
 
 _BLOCK_ELEMENTS = 2**22
 _FUNCTION = "f"
@@ -57,6 +57,33 @@ def same_data(left: Split, right: Split) -> bool:
     one, other = left.preprocessing, right.preprocessing
     arrays, others = one.arrays(), other.arrays()
     return one.metadata() == other.metadata() and all(np.array_equal(arrays[name], others[name]) for name in arrays)
+
+
+def observed(model: Model, split: Split, inputs: np.ndarray | slice = slice(None)) -> np.ndarray | None:
+    """What a bound model observes of held-out data: targets, inputs, or a transform of them.
+
+    Args:
+        model: A bound model.
+        split: Held-out data.
+        inputs: Which of them.
+
+    Returns:
+        ``(n, ...)``; None where it depends on latent sites, so that predictions have no one value to be held against.
+    """
+    first, second = np.asarray(_observed(model, jnp.asarray(split.x[inputs]), jnp.asarray(split.y[inputs])))
+    return first if np.array_equal(first, second) else None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _observed(model: Model, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The value of the observed site (2, n, ...) in two runs of the program, whose latent sites differ."""
+    assert model.structure is not None
+    name = model.structure.observed
+
+    def run(key: jax.Array) -> jax.Array:
+        return handlers.trace(handlers.seed(model.program, key)).get_trace(x, y)[name]["value"]
+
+    return jax.vmap(run)(jax.random.split(jax.random.key(0)))
 
 
 def log_probability_blocks(

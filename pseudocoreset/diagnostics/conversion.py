@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.diagnostics.blocks import bound, log_probability_blocks, target_blocks
+from pseudocoreset.diagnostics.blocks import bound, log_probability_blocks, observed, target_blocks
 from pseudocoreset.diagnostics.convergence import spread_indices
 from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.validation import check_key
@@ -47,8 +47,9 @@ def to_arviz(
     * ``posterior_predictive``: ``y``, one target drawn from the likelihood for each draw and held-out input,
       as ArviZ's predictive checks expect. Needs ``model``.
     * ``log_likelihood``: of the held-out targets. This is held-out data: average it, do not run LOO on it.
-    * ``observed_data``: the held-out targets ``y``. ``constant_data``: the positions of the held-out inputs
-      in their split, and the coreset's inputs, targets and weights when it is given.
+    * ``observed_data``: ``y``, the held-out targets, or what ``model`` observes in their place.
+    * ``constant_data``: the positions of the held-out inputs in their split, and the coreset's inputs, targets
+      and weights when it is given.
     * ``sample_stats``: what the kernel reports.
 
     Args:
@@ -91,12 +92,12 @@ def to_arviz(
         groups["log_likelihood"] = {"y": posterior.log_likelihood[:, :, inputs]}
     if split is not None:
         coords["input"] = inputs
-        groups["observed_data"] = {"y": np.asarray(split.y[inputs])}
         groups["constant_data"] = {"input_index": inputs}
-        dims |= {
-            "y": ["input", *(f"y_dim_{axis}" for axis in range(1, split.y.ndim))],
-            "input_index": ["input"],
-        }
+        dims["input_index"] = ["input"]
+        y = split.y[inputs] if model is None else observed(bound(model, split), split, inputs)
+        if y is not None:
+            groups["observed_data"] = {"y": np.asarray(y)}
+            dims["y"] = ["input", *(f"y_dim_{axis}" for axis in range(1, y.ndim))]
     if split is not None and model is not None:
         model = bound(model, split)
         stack = (posterior.num_chains, posterior.num_draws)

@@ -52,7 +52,8 @@ class Metrics:
         brier: Mean squared distance between the probabilities and the one-hot label; between 0 and 2.
         ece: Expected calibration error over equal-width bins of the largest probability.
         entropy: Mean entropy of the model average; nats.
-        rmse: Root mean squared error of the mean prediction (regression).
+        rmse: Root mean squared error of the mean prediction of what the program observes: its targets, a transform of
+            them, or the inputs of a model of those. None for classes, or where what it observes depends on parameters.
         nll_member_standard_error: Standard error of ``nll_member``.
         brier_standard_error: Standard error of ``brier``.
         ece_standard_error: Standard error of ``ece``.
@@ -219,10 +220,8 @@ def contributions(predictive: Predictive, *, num_bins: int = 15) -> dict[str, np
             "ece": np.sign(np.bincount(bins, correct - confidence, num_bins))[bins] * (correct - confidence),
             "entropy": -terms.sum(-1),
         }
-    elif predictive.mean is not None and np.size(predictive.y) == predictive.mean.size:
-        # a program that observes its inputs predicts those, and has no use for y
-        residual = predictive.mean - np.asarray(predictive.y, np.float64).reshape(predictive.mean.shape)
-        squares = (residual**2).mean(-1)
+    elif predictive.mean is not None and predictive.observed is not None:
+        squares = ((predictive.mean - predictive.observed) ** 2).mean(-1)
         root = math.sqrt(float(squares.mean()))
         # d sqrt(m) = dm / (2 sqrt(m))
         values["rmse"] = squares if root == 0 else root + (squares - root**2) / (2 * root)

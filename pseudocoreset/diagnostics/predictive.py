@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pseudocoreset.diagnostics.blocks import bound, held_out, log_probability_blocks, mean_blocks
+from pseudocoreset.diagnostics.blocks import bound, held_out, log_probability_blocks, mean_blocks, observed
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
@@ -31,8 +31,9 @@ class Predictive:
         log_likelihood: ``(n,)`` log (1 / S) sum_s p(y_i | x_i, theta_s), float64.
         member_log_likelihood: ``(n,)`` (1 / S) sum_s log p(y_i | x_i, theta_s), float64.
         log_probabilities: ``(n, C)`` log of the averaged class probabilities, or None without finite support.
-        mean: ``(n, d)`` average predicted mean of a regression, or None.
+        mean: ``(n, d)`` average mean of what the model observes, targets of a regression say; None for classes.
         variance: ``(n, d)`` variance of the predicted mean over draws, or None.
+        observed: ``(n, d)`` what ``mean`` is to be near, or None; see ``blocks.observed``.
         num_chains: Chains averaged.
         num_draws: Draws of each chain.
     """
@@ -43,6 +44,7 @@ class Predictive:
     log_probabilities: np.ndarray | None = None
     mean: np.ndarray | None = None
     variance: np.ndarray | None = None
+    observed: np.ndarray | None = None
     num_chains: int = 1
     num_draws: int = 1
 
@@ -209,12 +211,14 @@ def _predict_real(posterior: Posterior, model: Model, y: np.ndarray, chains: sli
         first = first + values.sum(0)
         second = second + (values**2).sum(0)
     mean = first / count
+    values_there = observed(model, held_out(posterior))
     return Predictive(
         y=y,
         log_likelihood=_log_sum_exp(flat) - math.log(count),
         member_log_likelihood=flat.mean(0),
         mean=mean,
         variance=np.maximum(second / count - mean**2, 0.0),
+        observed=None if values_there is None else values_there.astype(np.float64).reshape(mean.shape),
         num_chains=num_chains,
         num_draws=num_draws,
     )

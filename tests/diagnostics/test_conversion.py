@@ -16,7 +16,7 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.diagnostics import to_arviz
 from pseudocoreset.inference import Posterior
-from pseudocoreset.models import Model
+from pseudocoreset.models import Model, gaussian_location
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,16 @@ def test_values_are_those_of_the_kept_inputs(tree: xarray.DataTree, run: dict[st
     np.testing.assert_array_equal(tree["constant_data/input_index"].values, kept)
     expected = np.asarray(jax.nn.softmax(tree["posterior/f"].values, axis=-1))
     np.testing.assert_allclose(tree["posterior/probabilities"].values, expected, rtol=1e-5)
+
+
+def test_a_model_of_inputs_has_observed_them(tools: SimpleNamespace) -> None:
+    random = np.random.default_rng(0)
+    split = tools.make_split(random.standard_normal((7, 2)), np.zeros(7, np.float32))
+    located = tools.make_posterior(gaussian_location(), split, {"theta": random.standard_normal((2, 5, 2))})
+    tree = to_arviz(located, gaussian_location(), max_inputs=4, key=jax.random.key(0))
+    observed, predicted = tree["observed_data/y"], tree["posterior_predictive/y"]
+    np.testing.assert_array_equal(observed.values, split.x[tree["constant_data/input_index"].values])
+    assert predicted.dims == ("chain", "draw", *observed.dims)
 
 
 def test_the_coreset_is_in_constant_data(tree: xarray.DataTree, coreset: Pseudocoreset) -> None:

@@ -7,13 +7,16 @@ import json
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
 from pseudocoreset.diagnostics import Metrics, expected_calibration_error, predictive_metrics
 from pseudocoreset.inference import Posterior
-from pseudocoreset.models import Model
+from pseudocoreset.models import Model, gaussian_location
 
 CHAINS, DRAWS, N, C = 2, 3, 200, 4
 
@@ -237,6 +240,34 @@ def test_error_of_counts_is_on_the_scale_of_counts(tools: SimpleNamespace) -> No
     rate = np.exp(posterior.function_values[..., 0].astype(float)).mean((0, 1))
     scores = predictive_metrics(posterior, model=model)
     assert scores.rmse == pytest.approx(np.sqrt(np.mean((rate - split.y) ** 2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_dimensions", [1, 2])
+def test_error_of_a_model_of_inputs_is_that_of_the_inputs(num_dimensions: int, tools: SimpleNamespace) -> None:
+    x = 3 + np.random.default_rng(7).standard_normal((20, num_dimensions))
+    split = tools.make_split(x, np.zeros(20, np.float32))
+    draws = {"theta": np.random.default_rng(8).standard_normal((2, 5, num_dimensions))}
+    scores = predictive_metrics(tools.make_posterior(gaussian_location(), split, draws), model=gaussian_location())
+    assert scores.rmse == pytest.approx(np.sqrt(np.mean((draws["theta"].mean((0, 1)) - x) ** 2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("depends_on_parameters", [False, True])
+def test_error_of_a_transform_is_on_its_own_scale(depends_on_parameters: bool, tools: SimpleNamespace) -> None:
+    """Or there is none, where the transform is itself inferred."""
+
+    def program(x: jax.Array, y: jax.Array | None = None) -> None:
+        rate = numpyro.sample("rate", dist.Normal(0, 1))
+        observed = None if y is None else jnp.log(y) * (rate if depends_on_parameters else 1.0)
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("log_y", dist.Normal(rate * x[:, 0], 1), obs=observed)
+
+    random = np.random.default_rng(9)
+    split = tools.make_split(random.standard_normal((20, 1)), random.gamma(2.0, size=20).astype(np.float32))
+    model = Model.from_numpyro(program)
+    draws = {"rate": random.standard_normal((2, 5))}
+    rmse = predictive_metrics(tools.make_posterior(model, split, draws), model=model).rmse
+    error = draws["rate"].mean() * split.x[:, 0] - np.log(split.y)
+    assert rmse == (None if depends_on_parameters else pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5))
 
 
 @pytest.mark.parametrize(
