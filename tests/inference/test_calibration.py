@@ -36,13 +36,16 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "hmc": (logistic, {"kernel": "hmc", "num_integration_steps": 4}),
     "sghmc": (logistic, {"kernel": "sghmc", "step_size": 0.1, "friction": 2.0, "num_warmup": 200}),
     "sgld": (logistic, {"kernel": "sgld", "step_size": 0.02, "num_warmup": 300, "thinning": 100}),
+    "network_hmc": (logistic, {"kernel": "network_hmc", "trajectory_length": 1.0}),
+    "mclmc": (logistic, {"kernel": "mclmc", "num_warmup": 1000}),
+    "adjusted_mclmc": (logistic, {"kernel": "adjusted_mclmc", "num_warmup": 1000}),
     "network": (network, {"kernel": "sghmc", "step_size": 0.04, "friction": 1.0, "num_warmup": 3000, "thinning": 150}),
 }
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=pytest.mark.slow if case in ("nuts", "sgld", "network") else ()) for case in CASES],
+    [pytest.param(case, marks=() if case in ("hmc", "sghmc") else pytest.mark.slow) for case in CASES],
 )
 def test_kernels_are_calibrated(case: str) -> None:
     model, settings = CASES[case]
