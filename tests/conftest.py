@@ -10,9 +10,13 @@ from pathlib import Path
 # Before the first import of JAX, so that two workers on one GPU do not each take most of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-# Most of the time of these tests is compilation of small programs that run once: without LLVM's optimisation it takes
-# two thirds of it. XLA_FLAGS in the environment, even empty, has them optimised as users have them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time of these tests is compilation of small programs that run once: without LLVM's optimisation and XLA's
+# emitters of fused loops, which go through MLIR, it takes less than half of it. The extra option may be unknown to
+# another XLA, which then ignores it. XLA_FLAGS in the environment, even empty, has programs compiled as users have them.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
+)
 
 # What one has compiled the others load, in all workers and in the commands that tests start, which inherit the
 # variables. The folder goes with the run.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -32,6 +32,10 @@ class Regression:
     y: np.ndarray
     mean: np.ndarray
     precision: np.ndarray
+
+    def uncompiled(self) -> Regression:
+        """The same with a model of its own, for which no other test can have compiled anything."""
+        return replace(self, model=replace(self.model))
 
 
 @pytest.fixture(scope="session")

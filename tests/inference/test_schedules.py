@@ -130,6 +130,8 @@ def test_draws_do_not_depend_on_how_a_run_is_cut_into_blocks(regression) -> None
 
 
 def test_a_run_compiles_each_part_once(regression, caplog) -> None:
+    regression = regression.uncompiled()
+
     def compilations(**settings) -> list[str]:
         caplog.clear()
         with jax.log_compiles(), caplog.at_level(logging.WARNING):
