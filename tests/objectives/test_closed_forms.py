@@ -94,8 +94,20 @@ def arrays(leaves=(U, V, W)):
     return CoresetArrays(*map(jnp.asarray, leaves))
 
 
-def full_data():
-    return DeviceData(jnp.asarray(X), jnp.asarray(Y), Float64())
+def full_data(y=Y):
+    return DeviceData(jnp.asarray(X), jnp.asarray(y), Float64())
+
+
+def evaluated(objective, coreset, data):
+    """Gradient and what is reported of it, from a fresh state, in one program."""
+
+    @jax.jit
+    def run(coreset, data):
+        state = objective.init(jax.random.key(0), coreset, data)
+        gradient, _, info = objective.gradient(jax.random.key(1), state, coreset, data, ())
+        return gradient, info
+
+    return run(coreset, data)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +128,7 @@ def test_closed_form_value_and_gradients(kind, name, proxy):
         model = make().bind(X, Y)
         extra = {} if name == "wasserstein" else {"estimator": "closed_form"}
         objective = build(model, proxy=proxy, free=LEAVES, **extra)
-        state = objective.init(jax.random.key(0), arrays(), full_data())
-        gradient, _, info = objective.gradient(jax.random.key(1), state, arrays(), full_data(), ())
+        gradient, info = evaluated(objective, arrays(), full_data())
     np.testing.assert_allclose(info["loss"], exact(posterior, divergence), rtol=1e-8)
     for leaf, wanted in exact_gradient(posterior, divergence).items():
         np.testing.assert_allclose(gradient[leaf], wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max() + 1e-9)
@@ -233,10 +244,7 @@ def test_laplace_of_a_logistic_regression():
     with jax.enable_x64(True):
         model = logistic_regression(num_classes=2).bind(X, labels)
         objective = reverse_kl(model, proxy="laplace", estimator="closed_form", free=("inputs",))
-        coreset = arrays((U, small, W))
-        data = DeviceData(jnp.asarray(X), jnp.asarray(labels), Float64())
-        state = objective.init(jax.random.key(0), coreset, data)
-        gradient, _, info = objective.gradient(jax.random.key(1), state, coreset, data, ())
+        gradient, info = evaluated(objective, arrays((U, small, W)), full_data(labels))
         inputs = np.asarray(gradient["inputs"])
     np.testing.assert_allclose(info["loss"], reverse(U), rtol=1e-8)
     shift = np.zeros_like(U)
@@ -250,16 +258,14 @@ def test_the_published_residual_of_networks_has_another_target():
     with jax.enable_x64(True):
         model = MODELS["regression"][0]().bind(X, Y)
         same = arrays((X, Y, np.ones(60)))  # the data themselves, at mass n
-        state = None
         size = {}
         for target in ("posterior", "tempered"):
             objective = reverse_kl(model, proxy="conjugate", target=target, batch_size=None, free=("weights",))
-            state = objective.init(jax.random.key(0), same, full_data())
-            gradient, _, _ = objective.gradient(jax.random.key(1), state, same, full_data(), ())
+            gradient, _ = evaluated(objective, same, full_data())
             size[target] = float(jnp.abs(gradient["weights"]).max())
         doubled = same._replace(weights=same.weights * 2)
         objective = reverse_kl(model, proxy="conjugate", target="tempered", batch_size=None, free=("inputs",))
-        gradient, _, _ = objective.gradient(jax.random.key(1), state, doubled, full_data(), ())
+        gradient, _ = evaluated(objective, doubled, full_data())
         left = float(jnp.abs(gradient["inputs"]).max())
     assert size["posterior"] < 1e-9
     assert left < 1e-9  # blind to the mass
