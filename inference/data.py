@@ -1,8 +1,7 @@
 """Weighted data on the device, and what a sampler asks of them: log densities, minibatches, function values.
 
 The target of every sampler is ``log_prior(params) + sum_i w_i log p(y_i | x_i, params)``. Sums over data run
-in chunks whose intermediate values are recomputed in the backward pass, so memory does not grow with the
-data.
+in chunks, values and derivatives together, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from pseudocoreset.chunks import data_at_once
 from pseudocoreset.meshes import DATA_AXIS, summed_over_data
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor, scaled
@@ -30,8 +30,7 @@ __all__ = [
     "log_density_terms",
 ]
 
-# Numbers held at once for the inputs of one chunk; a network's activations are some hundred times more.
-NETWORK_CHUNK_ELEMENTS = 2**19
+# Numbers held at once for the inputs of one chunk.
 PLAIN_CHUNK_ELEMENTS = 2**23
 # With more data than this a row of the minibatch, replacement costs no variance to speak of and saves a sort.
 REPLACEMENT_RATIO = 16
@@ -54,9 +53,10 @@ class Minibatch(NamedTuple):
 
 
 def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
-    """Rows that are evaluated at once: 2^19 input elements for networks, 2^23 otherwise, at least 16 rows."""
-    elements = NETWORK_CHUNK_ELEMENTS if model.is_network else PLAIN_CHUNK_ELEMENTS
-    return max(16, elements // max(1, math.prod(feature_shape)))
+    """Rows that are evaluated at once: as many as ``data_at_once`` for networks, 2^23 input elements otherwise."""
+    if model.is_network:
+        return data_at_once(model)
+    return max(16, PLAIN_CHUNK_ELEMENTS // max(1, math.prod(feature_shape)))
 
 
 def log_density_estimator(
@@ -105,23 +105,38 @@ def log_density_estimator(
 def _chunked_sum(
     fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int
 ) -> jax.Array:
-    """Sum of ``fn`` over chunks; rows in which the last chunk overlaps its predecessor get weight zero."""
+    """Sum of ``fn`` over chunks; rows in which the last chunk overlaps its predecessor get weight zero.
+
+    Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again.
+    """
     num_rows = rows.weights.shape[0]
 
-    @jax.checkpoint
-    def chunk_value(params: Params, index: jax.Array) -> jax.Array:
-        first = index * chunk_size
-        start = jnp.minimum(first, num_rows - chunk_size)
-        chunk = _rows_from(rows, start, chunk_size)
-        is_new = start + jnp.arange(chunk_size) >= first
-        return fn(params, chunk._replace(weights=jnp.where(is_new, chunk.weights, 0)))
+    def summed(of_chunk: Callable[[Params, Minibatch], Any], params: Params, rows: Minibatch) -> Any:
+        def evaluate(index: jax.Array) -> Any:
+            first = index * chunk_size
+            start = jnp.minimum(first, num_rows - chunk_size)
+            chunk = _rows_from(rows, start, chunk_size)
+            is_new = start + jnp.arange(chunk_size) >= first
+            return of_chunk(params, chunk._replace(weights=jnp.where(is_new, chunk.weights, 0)))
 
-    def body(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        return total + chunk_value(params, index), None
+        def body(total: Any, index: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, evaluate(index)), None
 
-    zero = jnp.zeros((), jax.eval_shape(chunk_value, params, jnp.zeros((), jnp.int32)).dtype)
-    total, _ = jax.lax.scan(body, zero, jnp.arange(math.ceil(num_rows / chunk_size)))
-    return total
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(evaluate, jnp.zeros((), jnp.int32)))
+        return jax.lax.scan(body, zero, jnp.arange(math.ceil(num_rows / chunk_size)))[0]
+
+    @jax.custom_vjp
+    def total(params: Params, rows: Minibatch) -> jax.Array:
+        return summed(fn, params, rows)
+
+    def forward(params: Params, rows: Minibatch) -> tuple[jax.Array, Params]:
+        return summed(jax.value_and_grad(fn), params, rows)
+
+    def backward(slope: Params, cotangent: jax.Array) -> tuple[Params, None]:
+        return jax.tree.map(lambda leaf: cotangent * leaf, slope), None
+
+    total.defvjp(forward, backward)
+    return total(params, rows)
 
 
 def _rows_from(rows: Any, start: jax.Array, size: int) -> Any:

@@ -69,8 +69,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> ja
     weights = kernel.reshape(height * width * channels, filters)
     frame = (padding, padding)
     if channels >= LEAST_CHANNELS:
-        patches = _shifted(jnp.pad(x, ((0, 0), frame, frame, (0, 0))), kernel, stride, 1)
-        return jnp.concatenate(patches, axis=-1) @ weights
+        padded = jnp.pad(x, ((0, 0), frame, frame, (0, 0)))
+        return jnp.concatenate(_shifted(padded, kernel, stride, 1), axis=-1) @ weights
     # Pixels of few channels are gathered one number at a time; rows of one channel are gathered whole.
     planes = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), frame, frame))
     patches = jnp.concatenate(_shifted(planes, kernel, stride, 2))

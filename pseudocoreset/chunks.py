@@ -20,7 +20,7 @@ import numpy as np
 from pseudocoreset.batching import activation_bytes
 from pseudocoreset.models import Model
 
-__all__ = ["map_over_data", "over_data", "sum_over_data"]
+__all__ = ["data_at_once", "map_over_data", "over_data", "sum_over_data"]
 
 WEIGHT_COPIES = 2  # a chunk may take as much again as this many copies of the weights, which are read for each
 
@@ -65,7 +65,7 @@ def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any) -> Any:
 def _split(model: Model, data: Any, weights: jax.Array) -> Any:
     """Data and weights with axes (chunks, data of a chunk), None if one chunk holds all."""
     n = len(weights)
-    count = _num_chunks(n, _data_at_once(model))
+    count = _num_chunks(n, data_at_once(model))
     if count == 1 or not model.is_separable:
         return None
     size = math.ceil(n / count)
@@ -85,8 +85,8 @@ def _num_chunks(n: int, most: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _data_at_once(model: Model) -> int:
-    """How many data may pass through the model together."""
+def data_at_once(model: Model) -> int:
+    """How many data are to pass through a bound model together."""
     params = jax.eval_shape(model.init, jax.random.key(0))
 
     def kept(n: int) -> int:

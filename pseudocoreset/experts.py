@@ -32,6 +32,7 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import check_mesh, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
 from pseudocoreset.progress import progress_bar
+from pseudocoreset.proxies import mean_loss_and_gradient
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -148,15 +149,12 @@ class _Training:
         num_batches = data.num_data // self.batch_size
         order = jax.random.permutation(order_key, data.num_data)[: num_batches * self.batch_size]
 
-        def loss_fn(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-            return -jnp.mean(self.model.log_likelihood(params, x, y))
-
         def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, jax.Array]:
             indices, k = item
             x, y = data.batch(indices)
             if self.augment is not None:
                 x = self.augment(k, x)
-            loss, gradient = jax.value_and_grad(loss_fn)(state.params, x, y)
+            loss, gradient = mean_loss_and_gradient(self.model, state.params, (x, y, jnp.ones(self.batch_size)))
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             return _State(optax.apply_updates(state.params, updates), optimizer), loss
 

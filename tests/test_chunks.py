@@ -22,7 +22,7 @@ WEIGHTS = RNG.uniform(0.5, 2.0, 17).astype(np.float32)
 @pytest.fixture
 def three_at_once(monkeypatch):
     """Chunks of three data, whatever the model."""
-    monkeypatch.setattr(chunks, "_data_at_once", lambda model: 3)
+    monkeypatch.setattr(chunks, "data_at_once", lambda model: 3)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

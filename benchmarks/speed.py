@@ -1,0 +1,305 @@
+"""Training, a step of FBPC and SGHMC beside the same work in eager PyTorch and beside the machine's matrix product.
+
+    pip install torch
+    python benchmarks/speed.py --out benchmarks/results/speed.json [--only NAME]
+
+The yardstick is plain eager PyTorch, as the published codes of the field are written: images with channels first,
+networks of ``torch.nn.functional`` calls over a list of tensors, one network after the other. Both sides do the same
+arithmetic at the same sizes and in float32: SGD steps on batches that lie in memory; a step of FBPC with the trajectory
+proxy whose inner training is cut to a fixed number of steps; steps of SGHMC on a coreset, ours through ``sample``, whose
+setting up is part of its time. Repetitions of the two alternate; figures are medians, and their ratio the median of the
+ratios of neighbours. ``gigaflops`` counts the convolutions and the last layer as direct sums, forward and backward:
+three times the forward pass, less what the first layer need not send back. ``of_matmul`` is that rate over the
+rate of a large matrix product in the same minutes; it can pass one, since Winograd's form needs fewer multiplications.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from machine import describe_machine
+
+import pseudocoreset as pc
+from pseudocoreset.batching import map_stack
+from pseudocoreset.inference import sample
+from pseudocoreset.models import ConvNet, bnn
+from pseudocoreset.objectives import function_kl
+from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A ConvNet at some size, and how much of it a repetition does."""
+
+    side: int
+    channels: int
+    depth: int
+    width: int
+    batch: int
+    networks: int = 1
+    steps: int = 2
+
+    @property
+    def name(self) -> str:
+        networks = f", {self.networks} networks" if self.networks > 1 else ""
+        return f"ConvNet {self.depth}x{self.width}, {self.side}x{self.side}, batch {self.batch}{networks}"
+
+    @property
+    def operations(self) -> float:
+        """Of one step of one network."""
+        total, side, channels = 0.0, self.side, self.channels
+        for layer in range(self.depth):
+            forward = 2.0 * self.batch * side**2 * 9 * channels * self.width
+            total += forward * (3 if layer else 2)
+            side, channels = side // 2, self.width
+        return total + 6.0 * self.batch * side**2 * channels * CLASSES
+
+    def model(self) -> Any:
+        shape = (self.side, self.side, self.channels)
+        return bnn(ConvNet(depth=self.depth, width=self.width), input_shape=shape, num_outputs=CLASSES)
+
+
+TRAINING = (
+    Case(32, 3, 3, 128, 256),
+    Case(32, 3, 3, 128, 100, networks=4, steps=1),
+    Case(32, 3, 3, 32, 128, steps=4),
+    Case(32, 3, 3, 32, 10, networks=8, steps=8),
+    Case(8, 1, 2, 32, 64, networks=8, steps=10),
+    Case(8, 1, 2, 16, 10, networks=16, steps=20),
+)
+FUNCTION_KL = (Case(32, 3, 3, 32, 10), Case(32, 3, 3, 32, 100), Case(8, 1, 2, 16, 10))
+INNER_STEPS, TRAJECTORY, DRAWS, DATA_BATCH = 20, 10, 30, 64
+SAMPLING = (Case(32, 3, 3, 32, 10, steps=50), Case(8, 1, 2, 16, 10, steps=200))
+
+
+def torch_parameters(case: Case) -> list[torch.Tensor]:
+    """Convolution kernels and biases, scales and shifts, and the last layer."""
+    parameters, channels = [], case.channels
+    for _ in range(case.depth):
+        bound = (9 * channels) ** -0.5
+        parameters += [
+            torch.empty(case.width, channels, 3, 3).uniform_(-bound, bound),
+            torch.empty(case.width).uniform_(-bound, bound),
+            torch.ones(case.width),
+            torch.zeros(case.width),
+        ]
+        channels = case.width
+    features = case.width * (case.side // 2**case.depth) ** 2
+    bound = features**-0.5
+    parameters += [torch.empty(CLASSES, features).uniform_(-bound, bound), torch.zeros(CLASSES)]
+    return [p.requires_grad_() for p in parameters]
+
+
+def torch_apply(parameters: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """The reference network: convolution, instance norm as group norm, ReLU, average pooling; then one dense layer."""
+    for i in range(0, len(parameters) - 2, 4):
+        kernel, bias, scale, shift = parameters[i : i + 4]
+        x = torch.nn.functional.conv2d(x, kernel, bias, padding=1)
+        x = torch.nn.functional.group_norm(x, len(scale), scale, shift)
+        x = torch.nn.functional.avg_pool2d(torch.relu(x), 2)
+    return torch.nn.functional.linear(x.flatten(1), *parameters[-2:])
+
+
+def torch_gradient(parameters: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    loss = torch.nn.functional.cross_entropy(torch_apply(parameters, x), y)
+    return torch.autograd.grad(loss, parameters)
+
+
+def torch_descend(parameters: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor, rate: float) -> None:
+    gradient = torch_gradient(parameters, x, y)
+    with torch.no_grad():
+        for p, g in zip(parameters, gradient, strict=True):
+            p -= rate * g
+
+
+def images(case: Case, size: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(size, case.side, case.side, case.channels)).astype(np.float32)
+    return x, np.arange(size, dtype=np.int32) % CLASSES
+
+
+def torch_images(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(x.transpose(0, 3, 1, 2).copy()), torch.tensor(y.astype(np.int64))
+
+
+def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+    """SGD steps of every network."""
+    model = case.model()
+    x, y = images(case, case.batch * case.steps)
+    batches = jnp.asarray(x).reshape(case.steps, case.batch, *x.shape[1:]), jnp.asarray(y).reshape(case.steps, -1)
+    stack = jax.vmap(model.init)(jax.random.split(jax.random.key(0), case.networks))
+
+    def one(params: Any, batches: Any) -> Any:
+        def step(p: Any, batch: Any) -> tuple[Any, None]:
+            _, gradient = mean_loss_and_gradient(model, p, (*batch, jnp.ones(case.batch)))
+            return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
+
+        return jax.lax.scan(step, params, batches)[0]
+
+    ours = jax.jit(lambda stack: map_stack(one, stack, batches)).lower(stack).compile()
+    theirs = [torch_parameters(case) for _ in range(case.networks)]
+    split = list(zip(*(a.split(case.batch) for a in torch_images(x, y)), strict=True))
+
+    def eager() -> None:
+        for parameters in theirs:
+            for batch in split:
+                torch_descend(parameters, *batch, 0.01)
+
+    return lambda: jax.block_until_ready(ours(stack)), eager, case.operations * case.networks * case.steps
+
+
+def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+    """One update of FBPC, its inner training of a fixed number of steps."""
+    model = case.model()
+    size = 2000
+    data = pc.Dataset.from_arrays(*images(case, size), name="noise")
+    start = pc.Pseudocoreset.from_data(data, size=case.batch, key=jax.random.key(0))
+    objective = function_kl(
+        model,
+        proxy=Trajectory(num_steps=TRAJECTORY, batch_size=DATA_BATCH),
+        num_draws=DRAWS,
+        inner_loss=1e-9,
+        inner_max_steps=INNER_STEPS,
+    )
+    device = pc.device.DeviceData.from_dataset(data)
+    arrays = pc.objectives.base.CoresetArrays(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
+    expert = model.init(jax.random.key(1))
+    ours = jax.jit(lambda key, arrays: objective.gradient(key, (), arrays, device, (expert,))[0])
+    ours = ours.lower(jax.random.key(2), arrays).compile()
+
+    x, y = torch_images(*images(case, size))
+    u, labels = torch_images(start.inputs, start.targets)
+    full = torch_parameters(case)
+
+    def scales(parameters: list[torch.Tensor], draw: Callable[[], Any], rate: float) -> torch.Tensor:
+        moving = [p.detach().clone().requires_grad_() for p in parameters]
+        values = []
+        for _ in range(TRAJECTORY):
+            torch_descend(moving, *draw(), rate)
+            with torch.no_grad():
+                values.append(torch_apply(moving, u))
+        return torch.stack(values).var(0, correction=0).sqrt()
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(0, size, (DATA_BATCH,))
+        return x[chosen], y[chosen]
+
+    def eager() -> torch.Tensor:
+        small = torch_parameters(case)
+        adam = torch.optim.Adam(small, lr=1e-3)
+        for _ in range(INNER_STEPS):
+            adam.zero_grad()
+            torch.nn.functional.cross_entropy(torch_apply(small, u), labels).backward()
+            adam.step()
+        inputs = u.detach().clone().requires_grad_()
+        losses = []
+        for parameters, draw, rate in ((full, batch, 0.05), (small, lambda: (u, labels), 0.01)):
+            noise = scales(parameters, draw, rate) * torch.randn(DRAWS, len(u), CLASSES)
+            f = torch_apply([p.detach() for p in parameters], inputs) + noise
+            losses.append(torch.nn.functional.cross_entropy(f.flatten(0, 1), labels.repeat(DRAWS)))
+        return torch.autograd.grad(losses[0] - losses[1], inputs)[0]
+
+    passes = (
+        (INNER_STEPS + TRAJECTORY) * 3 + 2 * TRAJECTORY + 6
+    )  # over the coreset, forward passes; backward counts twice
+    of_data = 3 * TRAJECTORY * DATA_BATCH / case.batch
+    return (
+        lambda: jax.block_until_ready(ours(jax.random.key(3), arrays)),
+        eager,
+        case.operations * (passes + of_data) / 3,
+    )
+
+
+def sampling(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+    """Steps of SGHMC on all points, one chain, through the public function."""
+    model = case.model()
+    x, y = images(case, case.batch)
+    settings = dict(kernel="sghmc", num_chains=1, num_warmup=0, num_samples=1, thinning=case.steps, progress=False)
+
+    def ours() -> Any:
+        return sample(model, (x, y), key=jax.random.key(0), step_size=0.01, friction=10.0, **settings)
+
+    tx, ty = torch_images(x, y)
+    parameters = torch_parameters(case)
+    momentum = [torch.zeros_like(p) for p in parameters]
+
+    def eager() -> None:
+        for _ in range(case.steps):
+            gradient = torch_gradient(parameters, tx, ty)
+            with torch.no_grad():
+                for p, m, g in zip(parameters, momentum, gradient, strict=True):
+                    p += 0.01 * m
+                    m.mul_(0.9).sub_(0.01 * (case.batch * g + p)).add_(torch.randn_like(m), alpha=(0.2 * 0.01) ** 0.5)
+
+    return ours, eager, case.operations * case.steps
+
+
+def matmul() -> tuple[Callable[[], Any], float]:
+    rows, inner, columns, steps = 4096, 1152, 128, 8
+    a, b = jax.random.normal(jax.random.key(0), (rows, inner)), jax.random.normal(jax.random.key(1), (inner, columns))
+    loop = jax.jit(lambda a, b: jax.lax.fori_loop(0, steps, lambda _, c: c + 1e-9 * jnp.mean(a @ c), b))
+    compiled = loop.lower(a, b).compile()
+    return lambda: jax.block_until_ready(compiled(a, b)), 2.0 * steps * rows * inner * columns
+
+
+def seconds(fn: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    fn()
+    return time.perf_counter() - began
+
+
+def measure(make: Callable[[Case], Any], case: Case, repetitions: int) -> dict[str, float]:
+    ours, eager, operations = make(case)
+    product, product_operations = matmul()
+    for fn in (ours, eager, product):
+        fn()
+    rounds = [(seconds(ours), seconds(eager), seconds(product)) for _ in range(repetitions)]
+    mine, theirs, products = map(statistics.median, zip(*rounds, strict=True))
+    return {
+        "seconds": mine,
+        "torch_seconds": theirs,
+        "times_as_fast_as_torch": statistics.median(b / a for a, b, _ in rounds),
+        "gigaflops": operations / mine / 1e9,
+        "torch_gigaflops": operations / theirs / 1e9,
+        "matmul_gigaflops": product_operations / products / 1e9,
+        "of_matmul": statistics.median(operations / a * c / product_operations for a, _, c in rounds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--only", default="", help="cases whose name begins so")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    cases = {f"training: {case.name}": (training, case) for case in TRAINING}
+    cases |= {f"function_kl: {case.name}": (function_kl_step, case) for case in FUNCTION_KL}
+    cases |= {f"sghmc: {case.name}": (sampling, case) for case in SAMPLING}
+    results = {}
+    for name, (make, case) in cases.items():
+        if name.startswith(args.only):
+            results[name] = measure(make, case, args.repetitions)
+            print(name, json.dumps({k: float(f"{v:.3g}") for k, v in results[name].items()}), flush=True)
+    if args.out:
+        threads = {"torch": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
+        content = {"results": results, "repetitions": args.repetitions, "threads": threads}
+        args.out.write_text(
+            json.dumps(content | {"torch": torch.__version__, "machine": describe_machine()}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
