@@ -14,7 +14,7 @@ from pseudocoreset import Dataset, Experts, estimate_memory, fit, memory
 from pseudocoreset.batching import map_stack
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import _Training
-from pseudocoreset.models import MLP, bnn
+from pseudocoreset.models import MLP, bnn, gaussian_location
 from pseudocoreset.objectives import Objective
 
 RNG = np.random.default_rng(0)
@@ -106,8 +106,9 @@ def test_an_estimate_needs_no_experts_and_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize("front_door", [pc.fit_herding, pc.fit_sparse_vi])
 def test_front_doors_without_a_compiled_block_are_refused(front_door):
+    vectors = Dataset.from_arrays(X.reshape(90, 16))
     with pytest.raises(ValueError, match="no compiled block"):
-        estimate_memory(front_door, small_model(), DATA, images_per_class=1)
+        estimate_memory(front_door, gaussian_location(vectors), vectors, size=2)
 
 
 def test_a_fit_that_needs_more_than_the_device_has_is_refused_before_it_runs(monkeypatch):
