@@ -3,8 +3,10 @@
     python benchmarks/batching.py --out benchmarks/results/batching.json
 
 Gradients of a ConvNet (forward and backward): one network, one network as the body of a scan, four networks by
-``vmap`` and by ``lax.map``; with the convolution as an unfolding and a matrix product, and as ``lax.conv``. Medians of
-interleaved repetitions, as ratios to one network by ``lax.conv`` outside any loop. Backs ``pseudocoreset/batching.py``.
+``vmap`` and by ``lax.map``; with convolutions in Winograd's form where they are large enough, all as an unfolding and a
+matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by ``lax.conv``
+outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in Winograd's form and unfolded;
+with the largest error of the former in float32 over the largest output. Backs ``pseudocoreset/batching.py``.
 """
 
 import argparse
@@ -12,19 +14,34 @@ import json
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from machine import describe_machine
 
+from pseudocoreset import batching
 from pseudocoreset.models import ConvNet, bnn, layers
+from pseudocoreset.models.winograd import winograd
 
 SHAPES = {"digits": ((8, 8, 1), 2, 32, 64), "cifar10": ((32, 32, 3), 3, 32, 64)}
 NUM_NETWORKS = 4
+FORMS = ("tiles", "matmul", "lax_conv")
+# Images, side, channels and filters.
+LAYERS = ((16, 16, 128, 128), (16, 8, 128, 128), (64, 16, 32, 32), (64, 14, 16, 16), (64, 16, 8, 8), (64, 4, 32, 32),
+          (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4))  # fmt: skip
+LAYER_STEPS = 8
 
 
-def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, by_matmul: bool) -> dict[str, tuple]:
-    layers.convolves_by_matmul = lambda: by_matmul
+def choose(form: str) -> None:
+    """Have all convolutions written in this form; Winograd's only where the library would."""
+    layers.convolves_by_tiles = batching.convolves_by_tiles if form == "tiles" else lambda *sizes: False
+    layers.convolves_by_matmul = lambda: form != "lax_conv"
+
+
+def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, name: str) -> dict[str, tuple]:
+    choose(name)
     model = bnn(ConvNet(depth=depth, width=width), input_shape=shape, num_outputs=10)
     x = jax.random.normal(jax.random.key(0), (batch, *shape))
     y = jnp.zeros(batch, jnp.int32)
@@ -44,8 +61,54 @@ def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, by_matmul:
         "vmap": (jax.vmap(gradient), stack, NUM_NETWORKS),
         "map": (lambda s: jax.lax.map(gradient, s), stack, NUM_NETWORKS),
     }
-    name = "matmul" if by_matmul else "lax_conv"
     return {f"{name}_{form}": (jax.jit(fn).lower(a).compile(), a, count) for form, (fn, a, count) in forms.items()}
+
+
+def layer(size: tuple[int, int, int, int], form: str) -> tuple[Callable, Any]:
+    """Forward and backward passes of one convolution, each depending on the one before."""
+    images, kernel = arrays(size)
+    convolve = winograd if form == "tiles" else unfolded
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        x, k, cotangent = carry
+        y, pull = jax.vjp(convolve, x, k)
+        return jax.tree.map(lambda a, b: a + 1e-6 * b, carry, (*pull(cotangent), y)), None
+
+    carry = images, kernel, jnp.ones((*images.shape[:3], size[3]))
+    return jax.jit(lambda c: jax.lax.scan(step, c, length=LAYER_STEPS)[0]).lower(carry).compile(), carry
+
+
+def arrays(size: tuple[int, int, int, int]) -> tuple[jax.Array, jax.Array]:
+    number, side, channels, filters = size
+    images = jax.random.normal(jax.random.key(0), (number, side, side, channels))
+    return images, jax.random.normal(jax.random.key(1), (3, 3, channels, filters)) / (9 * channels) ** 0.5
+
+
+def unfolded(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    choose("matmul")
+    return layers.conv2d(x, kernel, 1)
+
+
+def error(size: tuple[int, int, int, int]) -> float:
+    """Of Winograd's form in float32, against the direct sum in float64, relative to the largest output."""
+    images, kernel = arrays(size)
+    with jax.enable_x64():
+        exact = jax.lax.conv_general_dilated(
+            images.astype(float), kernel.astype(float), (1, 1), [(1, 1)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return float(jnp.abs(winograd(images, kernel) - exact).max() / jnp.abs(exact).max())
+
+
+def medians(compiled: dict[str, tuple], repetitions: int) -> dict[str, float]:
+    """Seconds of each case, by its count, over interleaved repetitions."""
+    seconds: dict[str, list[float]] = {case: [] for case in compiled}
+    for _ in range(repetitions):
+        for case, (fn, argument, count) in compiled.items():
+            began = time.perf_counter()
+            jax.block_until_ready(fn(argument))
+            seconds[case].append((time.perf_counter() - began) / count)
+    return {case: statistics.median(values) for case, values in seconds.items()}
 
 
 def main() -> None:
@@ -55,14 +118,8 @@ def main() -> None:
     args = parser.parse_args()
     results = {}
     for name, setting in SHAPES.items():
-        compiled = cases(*setting, by_matmul=True) | cases(*setting, by_matmul=False)
-        seconds: dict[str, list[float]] = {case: [] for case in compiled}
-        for _ in range(args.repetitions):
-            for case, (fn, argument, count) in compiled.items():
-                began = time.perf_counter()
-                jax.block_until_ready(fn(argument))
-                seconds[case].append((time.perf_counter() - began) / count)
-        median = {case: statistics.median(values) for case, values in seconds.items()}
+        compiled = {case: item for form in FORMS for case, item in cases(*setting, form).items()}
+        median = medians(compiled, args.repetitions)
         results[name] = {
             case: {
                 "ratio": round(value / median["lax_conv_single"], 2),
@@ -72,6 +129,18 @@ def main() -> None:
             for case, value in median.items()
         }
         print(name, json.dumps(results[name], indent=1), flush=True)
+    convolutions = {}
+    for size in LAYERS:
+        median = medians({form: (*layer(size, form), LAYER_STEPS) for form in ("tiles", "matmul")}, args.repetitions)
+        name = "{} images {}x{}, {} channels, {} filters".format(size[0], size[1], *size[1:])
+        convolutions[name] = {
+            "milliseconds_tiles": round(1000 * median["tiles"], 3),
+            "milliseconds_unfolded": round(1000 * median["matmul"], 3),
+            "times_as_fast": round(median["matmul"] / median["tiles"], 2),
+            "largest_error": float(f"{error(size):.1g}"),
+        }
+        print(name, json.dumps(convolutions[name]), flush=True)
+    results["convolutions"] = convolutions
     content = {"settings": SHAPES, "num_networks": NUM_NETWORKS, "results": results, "machine": describe_machine()}
     args.out.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -5,12 +5,13 @@
 
 The yardstick is plain eager PyTorch, as the published codes of the field are written: images with channels first,
 networks of ``torch.nn.functional`` calls over a list of tensors, one network after the other. Both sides do the same
-arithmetic at the same sizes and in float32: SGD steps on batches that lie in memory; a step of FBPC with the trajectory
-proxy whose inner training is cut to a fixed number of steps; steps of SGHMC on a coreset, ours through ``sample``, whose
-setting up is part of its time. Repetitions of the two alternate; figures are medians, and their ratio the median of the
-ratios of neighbours. ``gigaflops`` counts the convolutions and the last layer as direct sums, forward and backward:
-three times the forward pass, less what the first layer need not send back. ``of_matmul`` is that rate over the
-rate of a large matrix product in the same minutes; it can pass one, since Winograd's form needs fewer multiplications.
+arithmetic at the same sizes and in float32: SGD steps on batches that lie in memory; a step of FBPC with the
+trajectory proxy whose inner training is cut to a fixed number of steps; steps of SGHMC on a coreset, ours through
+``sample``, whose setting up is part of its time. Repetitions of the two alternate; figures are medians, and their ratio
+the median of the ratios of neighbours. ``gigaflops`` counts the convolutions and the last layer as direct sums, forward
+and backward: three times the forward pass, less what the first layer need not send back. ``of_matmul`` is that rate
+over the rate of a large matrix product in the same minutes; it can pass one, since Winograd's form needs fewer
+multiplications.
 """
 
 import argparse

@@ -2,10 +2,9 @@
 
 Experts, chains and posterior draws are the same thing to a compiler: a network applied to many parameter
 sets. Vectorising a convolution over its kernel turns it into a grouped convolution, and a batched matrix
-product of the unfolded images needs the memory of all networks at once. On CPU a sequential map of the
-unfolded form takes the memory of one network and is the fastest at the size of CIFAR
-(``benchmarks/results/batching.json``); on accelerators the vectorised form should keep the device busy, which is
-still to be measured.
+product of the unfolded images needs the memory of all networks at once. On CPU a sequential map takes the memory of
+one network and is the fastest at the size of CIFAR (``benchmarks/results/batching.json``); on accelerators the
+vectorised form should keep the device busy, which is still to be measured.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pseudocoreset.meshes import spread
 __all__ = ["LEAST_CHANNELS", "activation_bytes", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
 
 MEBIBYTE = 2**20
-# Below them the transforms of tiles cost more than the products that they save (``results/convolution.json``).
+# Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
 LEAST_CHANNELS = 8
 LEAST_SIZE = 4
 
@@ -42,7 +41,7 @@ def convolves_by_matmul() -> bool:
 def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> bool:
     """Whether a 3x3 convolution of images of this size is written in Winograd's form on the current backend.
 
-    On CPU that is two to six times as fast as unfolding; libraries of accelerators make this choice themselves.
+    On CPU that is 1.2 to 2 times as fast as unfolding; the libraries of accelerators make this choice themselves.
     """
     return _on_cpu() and min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
 

@@ -11,8 +11,8 @@ from pathlib import Path
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # Most of the time of these tests is compilation of small programs that run once: without LLVM's optimisation and XLA's
-# emitters of fused loops, which go through MLIR, it takes less than half of it. The extra option may be unknown to
-# another XLA, which then ignores it. XLA_FLAGS in the environment, even empty, has programs compiled as users have them.
+# emitters of fused loops, which go through MLIR, it takes less than half of it. An XLA that does not know the extra
+# option ignores it. XLA_FLAGS in the environment, even empty, has programs compiled as users have them.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
