@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from machine import describe_machine
 
-from pseudocoreset import Dataset, Pseudocoreset, fit_fbpc, load_dataset, train_experts
+from pseudocoreset import Dataset, FitResult, Pseudocoreset, fit_fbpc, load_dataset, train_experts
 from pseudocoreset.diagnostics import predictive_metrics
 from pseudocoreset.inference import sample
 from pseudocoreset.models import ConvNet, Model, bnn
@@ -57,11 +57,36 @@ EXPERTS = dict(num_experts=4, num_epochs=4, learning_rate=0.01, batch_size=128, 
 WIDTH = 32
 
 
-def setup(data_dir: str | None, work: pathlib.Path) -> tuple[Dataset, Model, object]:
+def setup(data_dir: str | None, work: pathlib.Path, **changes: object) -> tuple[Dataset, Model, object]:
+    """Data, network and experts; ``changes`` are of the experts."""
     data = load_dataset("cifar10", data_dir=data_dir)
     model = bnn(ConvNet(depth=3, width=WIDTH), data)
-    experts = train_experts(model, data, key=jax.random.key(0), directory=work / "experts", **EXPERTS)
+    experts = train_experts(model, data, key=jax.random.key(0), directory=work / "experts", **EXPERTS | changes)
     return data, model, experts
+
+
+def keys(size: int, seed: int) -> jax.Array:
+    """Keys of the start, of the fit and of the evaluation."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(1000 + seed), size), 3)
+
+
+def random_images(data: Dataset, cell: Cell, seed: int) -> Pseudocoreset:
+    """What is learned from."""
+    size = cell.images_per_class
+    start = Pseudocoreset.from_data(data, images_per_class=size, key=keys(size, seed)[0])
+    return start.with_mass(cell.weight * start.size)
+
+
+def learn(
+    data: Dataset, model: Model, experts: object, start: Pseudocoreset, cell: Cell, method: str, seed: int
+) -> FitResult:
+    """FBPC from these images."""
+    return fit_fbpc(
+        model, data, coreset=start, images_per_class=cell.images_per_class, key=keys(cell.images_per_class, seed)[1],
+        steps=cell.steps, experts=experts, proxy=PROXIES[method], step_size=cell.step_size, inner_loss=cell.inner_loss,
+        inner_learning_rate=cell.inner_learning_rate, inner_max_steps=cell.inner_max_steps,
+        first_epoch=cell.first_epoch, augment=cell.augment, progress=False,
+    )  # fmt: skip
 
 
 def score(model: Model, coreset: Pseudocoreset, split: object, cell: Cell, key: jax.Array) -> dict[str, object]:
@@ -76,21 +101,13 @@ def score(model: Model, coreset: Pseudocoreset, split: object, cell: Cell, key: 
 def run_cell(
     data: Dataset, model: Model, experts: object, cell: Cell, seed: int, split: object
 ) -> tuple[dict[str, object], dict[str, Pseudocoreset]]:
-    start_key, fit_key, score_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(1000 + seed), cell.images_per_class), 3
-    )
-    start = Pseudocoreset.from_data(data, images_per_class=cell.images_per_class, key=start_key)
-    start = start.with_mass(cell.weight * start.size)
+    score_key = keys(cell.images_per_class, seed)[2]
+    start = random_images(data, cell, seed)
     record: dict[str, object] = {"seed": seed, "images_per_class": cell.images_per_class}
     record["random"] = score(model, start, split, cell, score_key)
     coresets = {}
     for method in cell.methods:
-        result = fit_fbpc(
-            model, data, coreset=start, images_per_class=cell.images_per_class, key=fit_key, steps=cell.steps,
-            experts=experts, proxy=PROXIES[method], step_size=cell.step_size, inner_loss=cell.inner_loss,
-            inner_learning_rate=cell.inner_learning_rate, inner_max_steps=cell.inner_max_steps,
-            first_epoch=cell.first_epoch, augment=cell.augment, progress=False,
-        )  # fmt: skip
+        result = learn(data, model, experts, start, cell, method, seed)
         history = result.history
         record[method] = {
             **score(model, result.coreset, split, cell, score_key),

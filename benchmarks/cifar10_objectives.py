@@ -26,9 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
-from cifar10_fbpc import EXPERTS, WIDTH, setup
+from cifar10_fbpc import EXPERTS, WIDTH, keys, setup
 from machine import describe_machine
 
 import pseudocoreset as pc
@@ -181,11 +180,6 @@ class Bench:
             **EVALUATION[size],
         )
         return predictive_metrics(posterior, model=self.model).as_dict()
-
-
-def keys(size: int, seed: int) -> jax.Array:
-    """Keys of the start, of the fit and of the evaluation."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(1000 + seed), size), 3)
 
 
 def run_cell(bench: Bench, name: str, size: int, seed: int, work: pathlib.Path) -> dict[str, Any]:
