@@ -59,7 +59,7 @@ def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], obj
             optimizer=optimizer, block_size=5, mesh=mesh, **common,
         )  # fmt: skip
 
-    return {"experts": (experts, 1, 5), "chains": (chains, 2, 22), "draws": (draws, 5, 30)}
+    return {"experts": (experts, 1, 31), "chains": (chains, 2, 152), "draws": (draws, 5, 25)}
 
 
 def measure(num_devices: int) -> None:
