@@ -128,13 +128,21 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class _Training:
-    """One epoch of one expert, as a function of its key."""
+    """One epoch of one expert, as a function of its key; equal settings share one compilation."""
 
     model: Model
-    optimizer: optax.GradientTransformation
+    learning_rate: float
+    momentum: float
+    weight_decay: float
     batch_size: int
     augment: Augmentation | None
 
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        sgd = optax.sgd(self.learning_rate, momentum=self.momentum or None)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd) if self.weight_decay else sgd
+
+    @functools.partial(jax.jit, static_argnums=0)
     def start(self, keys: jax.Array) -> _State:
         params = jax.vmap(self.model.init)(keys)
         return _State(params, jax.vmap(self.optimizer.init)(params))
@@ -223,9 +231,7 @@ def train_experts(
     mesh = check_mesh(mesh)
     model = model.bind(data.train.raw, data.train.y)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
-    sgd = optax.sgd(learning_rate, momentum=momentum or None)
-    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), sgd) if weight_decay else sgd
-    training = _Training(model, optimizer, batch_size, augmentation)
+    training = _Training(model, float(learning_rate), float(momentum), float(weight_decay), batch_size, augmentation)
     groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))
     metadata = {
         "model": model.name,

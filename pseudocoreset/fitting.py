@@ -290,14 +290,20 @@ def _pairs(objective: Objective, choices: list[tuple[int, int]]) -> list[list[tu
 def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, steps: int) -> list[tuple[int, int]]:
     """(expert, epoch) for every step; that of a step depends on nothing but the key and the step."""
     first, last = _epochs(objective, experts)
+    chosen = _choose(key, steps, experts.num_experts, first, last)
+    return list(zip(np.asarray(chosen[0]).tolist(), np.asarray(chosen[1]).tolist(), strict=True))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _choose(key: jax.Array, steps: int, num_experts: int, first: int, last: int) -> tuple[jax.Array, jax.Array]:
+    """An expert and an epoch from first to last for every step."""
 
     def choose(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         expert_key, epoch_key = jax.random.split(jax.random.fold_in(key, step))
-        expert = jax.random.randint(expert_key, (), 0, experts.num_experts)
+        expert = jax.random.randint(expert_key, (), 0, num_experts)
         return expert, jax.random.randint(epoch_key, (), first, last + 1)
 
-    chosen = jax.vmap(choose)(jnp.arange(steps))
-    return list(zip(np.asarray(chosen[0]).tolist(), np.asarray(chosen[1]).tolist(), strict=True))
+    return jax.vmap(choose)(jnp.arange(steps))
 
 
 @functools.lru_cache(maxsize=16)

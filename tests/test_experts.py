@@ -15,12 +15,12 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 5)).astype(np.float32)
 Y = (X @ RNG.normal(size=(5, 3))).argmax(1).astype(np.int32)
 DATA = Dataset.from_arrays(X, Y)
+MODEL = bnn(MLP((6,)), DATA)  # the same object, for which a training is compiled once
 SETTINGS = dict(num_experts=3, num_epochs=4, learning_rate=0.1, batch_size=16, experts_per_group=2, progress=False)
 
 
 def train(**changes):
-    model = bnn(MLP((6,)), DATA)
-    return train_experts(model, DATA, key=jax.random.key(0), **{**SETTINGS, **changes})
+    return train_experts(MODEL, DATA, key=jax.random.key(0), **{**SETTINGS, **changes})
 
 
 def assert_same(one, other):
@@ -39,8 +39,7 @@ def in_memory():
 
 
 def test_the_loss_falls_and_experts_differ(in_memory):
-    model = bnn(MLP((6,)), DATA)
-    losses = [-float(model.log_likelihood(in_memory.snapshot(0, e), X, Y).mean()) for e in range(5)]
+    losses = [-float(MODEL.log_likelihood(in_memory.snapshot(0, e), X, Y).mean()) for e in range(5)]
     assert losses[-1] < 0.9 * losses[0]
     assert not np.array_equal(
         in_memory.snapshot(0, 4)["network/head.bias"], in_memory.snapshot(1, 4)["network/head.bias"]
@@ -147,4 +146,4 @@ def test_a_snapshot_that_is_not_there_is_named(in_memory):
 )
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
-        train_experts(bnn(MLP((6,)), DATA), DATA, **{"key": jax.random.key(0), **SETTINGS, **arguments})
+        train_experts(MODEL, DATA, **{"key": jax.random.key(0), **SETTINGS, **arguments})
