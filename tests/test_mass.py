@@ -14,7 +14,7 @@ DATA = Dataset.from_arrays(X[:300], Y[:300])
 HELD_OUT = (X[300:], Y[300:])
 MODEL = logistic_regression(DATA, prior_scale=10.0)
 CORESET = Pseudocoreset.from_data(DATA, images_per_class=4, key=jax.random.key(0))
-SAMPLING = dict(kernel="nuts", num_chains=1, num_warmup=200, num_samples=200)
+SAMPLING = dict(kernel="nuts", num_chains=1, num_warmup=100, num_samples=100, max_num_doublings=5)
 
 
 def test_the_best_of_the_candidates_is_taken_and_all_are_recorded():

@@ -45,7 +45,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=() if case in ("hmc", "sghmc") else pytest.mark.slow) for case in CASES],
+    # HMC is calibrated in tests/diagnostics/test_calibration.py too.
+    [pytest.param(case, marks=() if case == "sghmc" else pytest.mark.slow) for case in CASES],
 )
 def test_kernels_are_calibrated(case: str) -> None:
     model, settings = CASES[case]

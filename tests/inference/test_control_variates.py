@@ -100,7 +100,7 @@ def test_minibatches_heat_less(regression, kernel: str) -> None:
     """At a fiftieth of the temperature noise of plain minibatches multiplies the variance; controlled it does not."""
     temperature, step_size = 0.02, {"sghmc": 0.01, "sgld": 2e-4}[kernel]
     settings = {
-        "kernel": kernel, "temperature": temperature, "step_size": step_size, "num_chains": 300, "num_warmup": 400,
+        "kernel": kernel, "temperature": temperature, "step_size": step_size, "num_chains": 300, "num_warmup": 200,
         "num_samples": 1, "init_params": {"b": regression.mean}, "batch_size": 10,
     }  # fmt: skip
     covariance = temperature * np.linalg.inv(regression.precision)

@@ -36,7 +36,7 @@ def second_moments(draws: np.ndarray, mean: np.ndarray, covariance: np.ndarray) 
     ],
 )
 def test_posterior_of_a_linear_regression_after_tuning(regression, kernel: str, temperature: float) -> None:
-    posterior = run(regression, kernel=kernel, temperature=temperature, thinning=4)
+    posterior = run(regression, kernel=kernel, temperature=temperature, num_samples=50, thinning=4)
     covariance = temperature * np.linalg.inv(regression.precision)
     excess, error, score = second_moments(posterior.draws["b"], regression.mean, covariance)
     assert score < 5

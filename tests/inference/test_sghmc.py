@@ -80,7 +80,7 @@ def test_law_of_a_standard_normal_is_kept(temperature: float, friction: float) -
     assert abs(variance_ratio(state.momentum, temperature) - 1) < LIMIT * RATIO_ERROR
 
 
-@pytest.mark.parametrize("friction", [1.0, 5.0])
+@pytest.mark.parametrize("friction", [1.0, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_the_same_test_fails_for_blackjax(friction: float) -> None:
     """A documented fact of BlackJAX 1.7.1, and the reason for a kernel of our own."""
     temperature = 0.1
@@ -93,7 +93,15 @@ def test_the_same_test_fails_for_blackjax(friction: float) -> None:
     assert abs(variance_ratio(ours.position, temperature) - 1) < LIMIT * RATIO_ERROR
 
 
-@pytest.mark.parametrize(("temperature", "friction"), [(1.0, 0.2), (1.0, 10.0), (0.3, 0.2), (0.1, 10.0)])
+@pytest.mark.parametrize(
+    ("temperature", "friction"),
+    [
+        (0.3, 0.2),
+        (0.1, 10.0),
+        pytest.param(1.0, 0.2, marks=pytest.mark.slow),
+        pytest.param(1.0, 10.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_correlated_gaussian_is_reached_from_a_wrong_start(temperature: float, friction: float) -> None:
     start = {"first": jnp.full(NUM_CHAINS, 8.0), "second": jnp.full(NUM_CHAINS, 5.0)}
     state = run_chains(jax.random.key(3), start, correlated_gradient, 600, STEP_SIZE, friction, temperature)

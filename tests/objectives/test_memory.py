@@ -17,7 +17,7 @@ IMAGES = jnp.asarray(RNG.normal(size=(64, 16, 16, 3)), jnp.float32)
 LABELS = jnp.asarray(np.arange(64) % 10, jnp.int32)
 DATA = DeviceData(IMAGES, LABELS)
 POINTS = CoresetArrays(IMAGES[:20], LABELS[:20], jnp.ones(20))
-CONVNET = bnn(ConvNet(depth=2, width=8), input_shape=(16, 16, 3), num_outputs=10)
+CONVNET = bnn(ConvNet(depth=1, width=8), input_shape=(16, 16, 3), num_outputs=10)
 
 
 def temporaries(objective, points=POINTS, data=DATA):

@@ -22,6 +22,16 @@ def side(model, params, is_data=False):
     return Side(params, batch, W.sum(), is_data)
 
 
+def around(proxy, model, params, mass=None, key=None):
+    """The Gaussian around the parameters, in one program."""
+
+    @jax.jit
+    def gaussian(params, mass, key):
+        return proxy.around(key, model, side(model, params)._replace(mass=mass))
+
+    return gaussian(params, W.sum() if mass is None else mass, jax.random.key(1) if key is None else key)
+
+
 def softmax():
     return logistic_regression(num_classes=3, prior_scale=0.7).bind(X, Y)
 
@@ -30,11 +40,12 @@ def test_the_diagonal_is_that_of_the_hessian_where_the_network_is_linear():
     with jax.enable_x64(True):
         model = softmax()
         params = model.init(jax.random.key(0))
-        gaussian = Laplace("diagonal").around(jax.random.key(1), model, side(model, params))
+        gaussian = around(Laplace("diagonal"), model, params)
         vector = model.flatten(params)
-        hessian = jax.hessian(coreset_potential(model, (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W))))(vector)
+        potential = coreset_potential(model, (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
+        hessian = jax.jit(jax.hessian(potential))(vector)
         np.testing.assert_allclose(gaussian.scale, 1 / np.sqrt(np.diagonal(hessian)), rtol=1e-8)
-        dense = Laplace("dense").around(jax.random.key(1), model, side(model, params))
+        dense = around(Laplace("dense"), model, params)
         np.testing.assert_allclose(dense.covariance, np.linalg.inv(hessian), rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(dense.mean, vector)
 
@@ -43,9 +54,8 @@ def test_a_batch_is_scaled_to_the_data():
     with jax.enable_x64(True):
         model = softmax()
         params = model.init(jax.random.key(0))
-        one = side(model, params)
-        many = Laplace("diagonal").around(jax.random.key(1), model, one._replace(mass=1000 * W.sum()))
-        single = Laplace("diagonal").around(jax.random.key(1), model, one)
+        many = around(Laplace("diagonal"), model, params, mass=1000 * W.sum())
+        single = around(Laplace("diagonal"), model, params)
         prior = 1 / 0.7**2
         np.testing.assert_allclose(1 / many.scale**2 - prior, 1000 * (1 / single.scale**2 - prior), rtol=1e-8)
 
@@ -57,10 +67,19 @@ def test_draws_have_the_covariance_of_the_push_forward(weights):
         model = bnn(MLP((4,)), input_shape=(3,), num_outputs=3)
         params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(0)))
         inputs = jnp.asarray(X[:2])
-        one = side(model, params)
-        noise = Linearized(weights).noise(jax.random.key(2), model, one, inputs, 5_000)
-        gaussian = weights.around(jax.random.split(jax.random.key(2))[0], model, one)
-        jacobian = jax.jacobian(lambda v: model.apply(model.unflatten(v), inputs).ravel())(model.flatten(params))
+
+        @jax.jit
+        def noise_of(params):
+            return Linearized(weights).noise(jax.random.key(2), model, side(model, params), inputs, 5_000)
+
+        @jax.jit
+        @jax.jacobian
+        def jacobian_at(vector):
+            return model.apply(model.unflatten(vector), inputs).ravel()
+
+        noise = noise_of(params)
+        gaussian = around(weights, model, params, key=jax.random.split(jax.random.key(2))[0])
+        jacobian = jacobian_at(model.flatten(params))
         wanted = np.asarray(jacobian @ gaussian.covariance @ jacobian.T)
     found = np.cov(np.asarray(noise).reshape(5_000, 6).T)
     scale = np.sqrt(np.outer(np.diagonal(wanted), np.diagonal(wanted)))
@@ -80,7 +99,7 @@ def test_the_mode_is_found_from_far_away():
         direct = coreset_potential(model, (jnp.asarray(x), jnp.asarray(y), jnp.ones(9000)))
         far = jnp.full(4, 20.0)
         np.testing.assert_allclose(potential(far), direct(far), rtol=1e-5)
-        found = mode(potential, far)
+        found = jax.jit(lambda start: mode(potential, start))(far)
         assert float(jnp.linalg.norm(jax.grad(direct)(found))) < 1e-2
 
 
