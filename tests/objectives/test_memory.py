@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pseudocoreset.batching import activation_bytes
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import CoresetArrays, InnerTraining, forward_kl, function_kl, reverse_kl, wasserstein
@@ -42,15 +43,15 @@ def test_thirty_inner_steps_take_the_memory_of_few():
 
 @pytest.mark.parametrize("proxy", ["trajectory", "isotropic", "linearized"])
 def test_function_kl_takes_the_memory_of_a_few_points(proxy):
-    """Twenty times the points and a large batch of data take a few copies of the points; at once, a hundred of them."""
+    """Twenty times the points and a large batch of data take a few copies of the points, and what a chunk may take."""
     model = bnn(ConvNet(depth=2, width=32), input_shape=(16, 16, 3), num_outputs=10)
     named = {"trajectory": Trajectory(num_steps=2, batch_size=256)}
     objective = function_kl(model, proxy=named.get(proxy, proxy), num_draws=2, inner_max_steps=2)
     many = CoresetArrays(*(jnp.tile(leaf, (20,) + (1,) * (leaf.ndim - 1)) for leaf in POINTS))
     extra = temporaries(objective, many) - temporaries(objective)
-    assert extra < 10 * many.inputs.nbytes
+    assert extra < 8 * many.inputs.nbytes + activation_bytes()
     whole = function_kl(replace(model, is_separable=False), proxy="isotropic", inner_max_steps=2)
-    assert temporaries(whole, many) > 100 * many.inputs.nbytes
+    assert temporaries(whole, many) > 100 * 2**20
 
 
 def test_no_jacobian_of_a_network_is_formed():
