@@ -49,7 +49,7 @@ def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> 
 def activation_bytes() -> int:
     """Memory that the activations of one chunk of a batch may take on the current backend.
 
-    On CPU a network is as fast on a handful of images as on hundreds (``benchmarks/results/memory.json``).
+    On CPU a network is no slower on a handful of images than on hundreds, whose activations leave the caches.
     """
     return 20 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
 
