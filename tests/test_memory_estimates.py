@@ -123,29 +123,37 @@ def test_a_fit_that_needs_more_than_the_device_has_is_refused_before_it_runs(mon
 
 def test_running_out_of_memory_is_explained_and_other_errors_are_left_alone():
     model = small_model()
+    front_door, settings = arguments_of("fbpc", model)
 
     def failing(text):
-        def gradient(key, state, coreset, data, snapshots):
-            def fail(value):
-                raise jax.errors.JaxRuntimeError(text)
+        def callback(step, coreset, info):
+            raise jax.errors.JaxRuntimeError(text)
 
-            value = jax.pure_callback(fail, jax.ShapeDtypeStruct((), jnp.float32), 0.0)
-            return {"inputs": coreset.inputs * value}, state, {"loss": value}
+        return [callback]
 
-        return Objective("failing", model, lambda *_: (), gradient, None, {"batch_size": 7})
-
-    arguments = dict(size=2, key=jax.random.key(0), steps=2, optimizer=optax.sgd(0.1), progress=False)
-    with pytest.raises(MemoryError, match=r"(?s)ran out of memory.*images_per_class.*batch_size=7.*RESOURCE_EXHAUSTED"):
-        fit(failing("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), DATA, **arguments)
+    message = r"(?s)ran out of memory.*images_per_class.*num_draws=2.*RESOURCE_EXHAUSTED"
+    with pytest.raises(MemoryError, match=message):
+        front_door(model, DATA, progress=False, callbacks=failing("RESOURCE_EXHAUSTED: Out of memory."), **settings)
     with pytest.raises(jax.errors.JaxRuntimeError, match="some other reason"):
-        fit(failing("some other reason"), DATA, **arguments)
+        front_door(model, DATA, progress=False, callbacks=failing("some other reason"), **settings)
+
+
+def test_a_compiler_that_runs_out_of_memory_is_explained():
+    model = small_model()
+
+    def gradient(key, state, coreset, data, snapshots):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
+
+    objective = Objective("failing", model, lambda *_: (), gradient, None, {"batch_size": 7})
+    with pytest.raises(MemoryError, match="(?s)ran out of memory.*batch_size=7"):
+        fit(objective, DATA, size=2, key=jax.random.key(0), steps=2, optimizer=optax.sgd(0.1), progress=False)
 
 
 def test_experts_share_one_copy_of_the_data():
     model = small_model()
     x = jnp.zeros((6000, 4, 4, 1))
     data = DeviceData(x, jnp.zeros(6000, jnp.int32))
-    training = _Training(model, optax.sgd(0.1), 50, None)
+    training = _Training(model, 0.1, 0.0, 0.0, 50, None)
 
     def temporaries(count):
         keys = jax.random.split(jax.random.key(0), count)
