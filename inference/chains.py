@@ -21,6 +21,7 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference.data import (
     Minibatch,
+    draw_indices,
     draw_minibatch,
     function_summary,
     gradient_estimator,
@@ -37,13 +38,17 @@ __all__ = [
     "HeldOut",
     "Plan",
     "adapt_chains",
+    "all_finite",
     "initial_positions",
+    "keys_of_draw",
+    "one_step",
     "over_chains",
     "prior_curvature",
     "prior_variance",
     "run_block",
     "start_chains",
     "summarise",
+    "summary_of_state",
 ]
 
 SMALL_SITE_ELEMENTS = 64
@@ -96,8 +101,8 @@ class Plan:
         """The kernel's functions."""
         return KERNELS[self.kernel]
 
-    def density(self, data: Minibatch) -> Density:
-        """The target given its data."""
+    def density(self, data: Minibatch, drawn: Minibatch | None = None) -> Density:
+        """The target given its data; every minibatch is ``drawn``, if that was done beforehand (``batch_indices``)."""
         augment, size = self.augment, self.batch_size
         form: dict[str, Any] = {
             # What is augmented is preprocessed first, where the minibatch is made.
@@ -107,8 +112,10 @@ class Plan:
         }
 
         def minibatch(key: jax.Array) -> Minibatch:
-            batch_key, view_key = (key, key) if augment is None else jax.random.split(key)
-            rows = data if size is None else draw_minibatch(batch_key, data, size)
+            batch_key, view_key = self._batch_and_view(key)
+            rows = drawn
+            if rows is None:
+                rows = data if size is None else draw_minibatch(batch_key, data, size)
             if augment is None:
                 return rows
             inputs = rows.inputs if self.preprocessing is None else self.preprocessing.apply(rows.inputs)
@@ -121,6 +128,18 @@ class Plan:
             data=data,
             terms=log_density_terms(self.model, num_data=self.num_data, **form),
         )
+
+    def batch_indices(self, key: jax.Array) -> jax.Array:
+        """The data that ``density(data).minibatch(key)`` draws, (batch_size,)."""
+        assert self.batch_size is not None
+        return draw_indices(self._batch_and_view(key)[0], self.num_data, self.batch_size)
+
+    def _batch_and_view(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys of the rows of a minibatch and of their augmentation."""
+        if self.augment is None:
+            return key, key
+        batch_key, view_key = jax.random.split(key)
+        return batch_key, view_key
 
 
 def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, data: Minibatch | None, *shared: Any) -> Any:
@@ -270,18 +289,14 @@ def run_block(
         is_recording, thinning, first, last = numbers
 
         def summary_of(key: jax.Array, state: Any, stats: Stats) -> dict[str, Any]:
-            params = plan.spec.position(state)
-            if "lp" not in stats:
-                name = "lp" if plan.batch_size is None else "lp_estimate"
-                stats = {name: density.log_density(params, density.minibatch(key)), **stats}
-            return summarise(plan, params, stats, held_out)
+            return summary_of_state(plan, key, state, stats, density, held_out)
 
         def steps_to(index: Any, key: jax.Array, state: Any) -> tuple[Any, Stats]:
             return _several_steps(plan, key, state, tuned, density, index, thinning, is_recording)
 
         def body(index: jax.Array, carry: Any) -> Any:
             state, buffers = carry
-            steps_key, summary_key = jax.random.split(jax.random.fold_in(key, index))
+            steps_key, summary_key = keys_of_draw(key, index)
             state, stats = steps_to(index, steps_key, state)
 
             def record(buffers: Any) -> Any:
@@ -301,11 +316,46 @@ def run_block(
         state, buffers = jax.lax.fori_loop(first, last, body, (state, buffers))
         stats = buffers["sample_stats"]
         density_values = stats["lp"] if "lp" in stats else stats["lp_estimate"]
-        finite = _all_finite(plan.spec.position(state)) & jnp.all(jnp.isfinite(density_values))
+        finite = all_finite(plan.spec.position(state)) & jnp.all(jnp.isfinite(density_values))
         return state, buffers, finite
 
     numbers = is_recording, thinning, first, last
     return over_chains(plan, chain, (states, tuning, keys), data, numbers, held_out)
+
+
+def keys_of_draw(key: jax.Array, draw: Any) -> jax.Array:
+    """Of the steps that lead to a draw, and of the minibatch on which it is evaluated, (2,)."""
+    return jax.random.split(jax.random.fold_in(key, draw))
+
+
+def one_step(
+    plan: Plan,
+    key: jax.Array,
+    index: Any,
+    first: Any,
+    state: Any,
+    tuning: Tuning,
+    density: Density,
+    is_recording: jax.Array,
+) -> tuple[Any, Stats]:
+    """Step ``index`` of a draw whose key is ``key``; its schedule counts from ``first``."""
+    now = {**tuning, "is_warmup": ~is_recording}
+    schedule = tuning.get("schedule")
+    if schedule is not None:
+        of_step = scheduled(schedule, first + index, tuning)
+        now |= {name: jnp.where(is_recording, value, tuning[name]) for name, value in of_step.items()}
+    return plan.spec.step(jax.random.fold_in(key, index), state, now, density, dict(plan.options))
+
+
+def summary_of_state(
+    plan: Plan, key: jax.Array, state: Any, stats: Stats, density: Density, held_out: HeldOut
+) -> dict[str, Any]:
+    """What ``summarise`` keeps of a draw, with its log density or, where there are minibatches, that of one."""
+    params = plan.spec.position(state)
+    if "lp" not in stats:
+        name = "lp" if plan.batch_size is None else "lp_estimate"
+        stats = {name: density.log_density(params, density.minibatch(key)), **stats}
+    return summarise(plan, params, stats, held_out)
 
 
 def _several_steps(
@@ -327,11 +377,7 @@ def _several_steps(
         first, num_steps = (jnp.where(is_recording, a, b) for a, b in zip(of_draw, (0, thinning), strict=True))
 
     def step(index: jax.Array, state: Any) -> tuple[Any, Stats]:
-        now = {**tuning, "is_warmup": ~is_recording}
-        if schedule is not None:
-            of_step = scheduled(schedule, first + index, tuning)
-            now |= {name: jnp.where(is_recording, value, tuning[name]) for name, value in of_step.items()}
-        return plan.spec.step(jax.random.fold_in(key, index), state, now, density, dict(plan.options))
+        return one_step(plan, key, index, first, state, tuning, density, is_recording)
 
     def body(index: jax.Array, carry: Any) -> Any:
         state, before = carry
@@ -371,5 +417,6 @@ def summarise(plan: Plan, params: Params, stats: Stats, held_out: HeldOut) -> di
     }
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -23,6 +23,7 @@ __all__ = [
     "Minibatch",
     "control_variate_estimator",
     "default_chunk_size",
+    "draw_indices",
     "draw_minibatch",
     "function_summary",
     "gradient_estimator",
@@ -231,10 +232,13 @@ def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatc
         data: all data.
         batch_size: rows to draw, at most the number of data.
     """
-    num_data = data.weights.shape[0]
-    replace = num_data > REPLACEMENT_RATIO * batch_size
-    indices = jax.random.choice(key, num_data, (batch_size,), replace=replace)
+    indices = draw_indices(key, data.weights.shape[0], batch_size)
     return Minibatch(*(leaf[indices] for leaf in data))
+
+
+def draw_indices(key: jax.Array, num_data: int, batch_size: int) -> jax.Array:
+    """Which rows ``draw_minibatch`` draws, (batch_size,)."""
+    return jax.random.choice(key, num_data, (batch_size,), replace=num_data > REPLACEMENT_RATIO * batch_size)
 
 
 def function_summary(

@@ -10,7 +10,7 @@ import jax
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.models import Params
 
-__all__ = ["Density", "KernelSpec", "Stats", "Tuning", "position_of", "tempered"]
+__all__ = ["Density", "KernelSpec", "Stats", "Tuning", "batch_and_step", "position_of", "tempered"]
 
 Stats = dict[str, jax.Array]
 Tuning = dict[str, Any]  # arrays, and tuples and dictionaries of them
@@ -68,6 +68,11 @@ class KernelSpec(NamedTuple):
 def tempered(tuning: Tuning, density: Density) -> Callable[[Params], jax.Array]:
     """The log density of all data, divided by the temperature."""
     return lambda params: density.log_density(params, density.data) / tuning["temperature"]
+
+
+def batch_and_step(key: jax.Array) -> jax.Array:
+    """Keys of a step on a minibatch: of the minibatch, and of the rest, (2,)."""
+    return jax.random.split(key)
 
 
 def position_of(state: Any) -> Params:

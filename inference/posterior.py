@@ -257,7 +257,7 @@ def _restored_split(arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray],
 def split_arrays(split: Split) -> dict[str, np.ndarray]:
     """The arrays of a split, by the names they have in a file."""
     parts = {f"preprocessing/{name}": array for name, array in split.preprocessing.arrays().items()}
-    return {"predict_on/raw": split.raw, "predict_on/y": split.y, **parts}
+    return {"predict_on/raw": split.raw[:], "predict_on/y": split.y, **parts}
 
 
 def flatten_groups(content: Mapping[str, Any]) -> dict[str, Any]:

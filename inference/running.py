@@ -17,6 +17,7 @@ from pseudocoreset.inference.draw_files import DrawFiles
 from pseudocoreset.inference.guards import check_finite
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.posterior import flatten_groups
+from pseudocoreset.inference.streaming import StoredRows, run_stored_block
 from pseudocoreset.meshes import lay_out, to_host
 from pseudocoreset.models import Params
 from pseudocoreset.progress import progress_bar
@@ -37,7 +38,7 @@ class Run:
         num_samples: draws a chain.
         thinning: steps from draw to draw.
         block: draws of a block.
-        rows: training data.
+        rows: training data, on the device or on disk.
         held_out: what draws are evaluated on, None for nothing.
         progress: whether to show a bar.
     """
@@ -48,7 +49,7 @@ class Run:
     num_samples: int
     thinning: int
     block: int
-    rows: Minibatch
+    rows: Minibatch | StoredRows
     held_out: HeldOut
     progress: bool
 
@@ -68,7 +69,7 @@ class Run:
         warmup_keys, draw_keys = jax.random.split(warmup_key, num_chains), jax.random.split(draw_key, num_chains)
         adapts = "step_size" not in tuning
 
-        states, positions = start_chains(self.plan, start_key, positions, are_given, tuning, self.rows)
+        states, positions = start_chains(self.plan, start_key, positions, are_given, tuning, self._some_rows())
         state = states, tuning
         done, seconds, restored = 0, {"warmup": 0.0, "sampling": 0.0}, None
         if files is not None:
@@ -88,8 +89,23 @@ class Run:
         arrays = self._draw(state, draw_keys, done - self.num_warmup, seconds, files)
         return arrays, to_host(state[1]), seconds
 
+    def _some_rows(self) -> Minibatch:
+        """Rows to start with: all, or as many as a minibatch has."""
+        if isinstance(self.rows, Minibatch):
+            return self.rows
+        assert self.plan.batch_size is not None
+        return self.rows.head(self.plan.batch_size)
+
+    def _block(
+        self, is_recording: bool, thinning: int, states: Any, tuning: Tuning, keys: jax.Array, first: int, last: int
+    ) -> tuple[Any, Any, Any]:
+        moving = is_recording, thinning, states, tuning, keys, first, last
+        if isinstance(self.rows, StoredRows):
+            return run_stored_block(self.plan, *moving, self.rows, self.held_out)
+        return run_block(self.plan, self.block, *moving, self.rows, self.held_out)
+
     def _adaptation(self, keys: jax.Array, positions: Params, tuning: Tuning) -> tuple[Any, Tuning]:
-        return adapt_chains(self.plan, self.num_warmup, keys, positions, tuning, self.rows)
+        return adapt_chains(self.plan, self.num_warmup, keys, positions, tuning, self._some_rows())
 
     def _adapt(
         self, keys: jax.Array, positions: Params, tuning: Tuning, seconds: dict[str, float], files: DrawFiles | None
@@ -124,9 +140,7 @@ class Run:
             advance(done)
             for first, last in _blocks(done, self.num_warmup, math.ceil(self.num_warmup / NUM_BLOCKS)):
                 started = time.perf_counter()
-                states, _, finite = run_block(
-                    self.plan, self.block, False, 1, states, tuning, keys, first, last, self.rows, self.held_out
-                )
+                states, _, finite = self._block(False, 1, states, tuning, keys, first, last)
                 check_finite(finite, self.plan, tuning, f"warmup steps {first} to {last}")
                 seconds["warmup"] += time.perf_counter() - started
                 if files is not None:
@@ -149,19 +163,7 @@ class Run:
             advance(drawn)
             for first, last in _blocks(drawn, self.num_samples, self.block):
                 started = time.perf_counter()
-                states, draws, finite = run_block(
-                    self.plan,
-                    self.block,
-                    True,
-                    self.thinning,
-                    states,
-                    tuning,
-                    keys,
-                    first,
-                    last,
-                    self.rows,
-                    self.held_out,
-                )
+                states, draws, finite = self._block(True, self.thinning, states, tuning, keys, first, last)
                 check_finite(finite, self.plan, tuning, f"draws {first} to {last}")
                 leaves = to_host(flatten_groups(draws))
                 if not arrays:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
+from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
@@ -26,6 +27,7 @@ from pseudocoreset.inference.posterior import (
 )
 from pseudocoreset.inference.running import NUM_BLOCKS, Run
 from pseudocoreset.inference.setup import set_up
+from pseudocoreset.inference.streaming import StoredRows
 from pseudocoreset.inference.tuning import reported_options
 from pseudocoreset.inference.validation import (
     check_targets,
@@ -80,7 +82,9 @@ def sample(
 
     Args:
         model: the model; bound to the shape of the data if it is not yet.
-        data: ``Dataset`` (its train split), ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``.
+        data: ``Dataset`` (its train split), ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``. Training images on
+            disk (``load_dataset(..., stream=True)``) are read ahead of their use, minibatch by minibatch, by SGHMC and
+            SGLD, with the draws that they have in memory, up to rounding.
         kernel: ``"nuts"``, ``"hmc"``, ``"network_hmc"``, ``"adjusted_mclmc"``, whose draws are exact; ``"mclmc"``,
             ``"sghmc"``, ``"sgld"``, whose draws have a bias that the step size controls; or, for comparison only
             because its variance is wrong, ``"blackjax_sghmc"``.
@@ -165,7 +169,7 @@ def sample(
     if split is not None:
         inputs, held_out_preprocessing = stored_inputs(split)
         held_out_struct = input_struct(inputs, held_out_preprocessing)
-        held_out = inputs, check_targets(model, held_out_struct, np.asarray(split.y), "predict_on")
+        held_out = inputs[:], check_targets(model, held_out_struct, np.asarray(split.y), "predict_on")
     setup = set_up(
         model,
         kernel,
@@ -196,12 +200,19 @@ def sample(
     if directory is None:
         _check_size(bytes_per_draw * num_samples)
 
-    stored = source.inputs, targets, np.asarray(source.weights, jnp.result_type(float))
-    rows = Minibatch(*(split_rows(stored, mesh) if plan.splits_data else replicate(stored, mesh)))
+    weights = np.asarray(source.weights, jnp.result_type(float))
+    rows: Minibatch | StoredRows
+    if isinstance(source.inputs, StoredImages):
+        setup.check_reads_from_disk()
+        rows = StoredRows(source.inputs, targets, weights)
+    else:
+        stored = source.inputs, targets, weights
+        rows = Minibatch(*(split_rows(stored, mesh) if plan.splits_data else replicate(stored, mesh)))
     init_key, run_key = jax.random.split(key)
     total_weight = float(np.sum(source.weights, dtype=np.float64))
     positions, tuning, step_size = setup.start(init_key, total_weight)
-    positions, tuning = setup.centred(positions, tuning, rows)
+    if isinstance(rows, Minibatch):
+        positions, tuning = setup.centred(positions, tuning, rows)
     run = Run(
         plan=plan,
         key=run_key,
@@ -217,7 +228,7 @@ def sample(
     identity = {
         "model": model.name,
         "sites": {name: list(leaf.shape) for name, leaf in shapes.items()},
-        "data": digest_of(source.inputs, targets, source.weights),
+        "data": digest_of(_identified_inputs(source.inputs), targets, source.weights),
         "predict_on": None if split is None else digest_of(*split_arrays(split).values()),
         "kernel": kernel,
         "options": {name: _identified(value) for name, value in setup.options.items()},
@@ -273,6 +284,10 @@ def _identified(option: Any) -> str:
     """An option in words, arrays by their digest."""
     leaves = jax.tree.leaves(option)
     return digest_of(*leaves) if any(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves) else repr(option)
+
+
+def _identified_inputs(inputs: Inputs) -> np.ndarray:
+    return np.asarray(inputs.fingerprint) if isinstance(inputs, StoredImages) else inputs
 
 
 def _check_size(num_bytes: int) -> None:

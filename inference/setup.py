@@ -102,6 +102,23 @@ class Setup:
         )
         return Start(positions, tuning, step_size)
 
+    def check_reads_from_disk(self) -> None:
+        """Refuse what needs all data at once.
+
+        Raises:
+            ValueError: naming the argument.
+        """
+        wanted = "data: the training data are on disk and come in minibatches"
+        if not self.plan.spec.uses_minibatches:
+            raise ValueError(
+                f"{wanted}; kernel {self.plan.kernel!r} takes all of them in every gradient. Take kernel='sghmc' or "
+                "'sgld', or data in memory"
+            )
+        if self.plan.batch_size is None:
+            raise ValueError(f"{wanted}; give batch_size, less than the {self.plan.num_data} data")
+        if self.has_control_variate:
+            raise ValueError(f"{wanted}; control_variate takes the gradient of all of them at its centre")
+
     @property
     def has_control_variate(self) -> bool:
         """Whether gradients are corrected; with all data in every batch there is no variance to control."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pseudocoreset.inference import sghmc
 from pseudocoreset.inference.data import control_variate_estimator
-from pseudocoreset.inference.kernel_spec import Density, KernelSpec, Stats, Tuning, position_of
+from pseudocoreset.inference.kernel_spec import Density, KernelSpec, Stats, Tuning, batch_and_step, position_of
 from pseudocoreset.inference.lazy import load_blackjax
 from pseudocoreset.inference.schedules import Constant
 from pseudocoreset.models import Params
@@ -77,7 +77,7 @@ def _preconditioned(move: Callable[..., tuple[Any, Stats]]) -> Callable[..., tup
         key: jax.Array, state: Any, tuning: Tuning, density: Density, options: Mapping[str, Any]
     ) -> tuple[Any, Stats]:
         del options
-        batch_key, step_key = jax.random.split(key)
+        batch_key, step_key = batch_and_step(key)
         estimator = density.gradient
         if "centre" in tuning:
             estimator = control_variate_estimator(estimator, tuning["centre"], tuning["centre_gradient"])
@@ -143,7 +143,7 @@ def _sgld_move(
 def _blackjax_sghmc_step(
     key: jax.Array, state: Params, tuning: Tuning, density: Density, options: Mapping[str, Any]
 ) -> tuple[Params, Stats]:
-    batch_key, step_key = jax.random.split(key)
+    batch_key, step_key = batch_and_step(key)
     new = load_blackjax().sghmc.build_kernel(tuning["friction"])(
         step_key,
         state,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
+from pseudocoreset.data.records import Inputs
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.inference.schedules import resolve_schedule
 from pseudocoreset.models import Model
@@ -37,7 +38,7 @@ DEFAULT_BATCH_SIZE = 128
 class Source(NamedTuple):
     """Training data as they go to the device."""
 
-    inputs: np.ndarray
+    inputs: Inputs
     targets: np.ndarray
     weights: np.ndarray
     preprocessing: Any
@@ -161,7 +162,7 @@ def check_inverse_mass_matrix(matrix: Any, num_params: int) -> np.ndarray:
     return array
 
 
-def stored_inputs(split: Any) -> tuple[np.ndarray, Any]:
+def stored_inputs(split: Any) -> tuple[Inputs, Any]:
     """Inputs of a split as they go to the device, and the preprocessing that is left to do there.
 
     Bytes stay bytes, a quarter of the memory, and are preprocessed minibatch by minibatch; whitening, a dense
@@ -172,11 +173,10 @@ def stored_inputs(split: Any) -> tuple[np.ndarray, Any]:
     return split.x, None
 
 
-def input_struct(inputs: np.ndarray, preprocessing: Any) -> jax.ShapeDtypeStruct:
+def input_struct(inputs: Inputs, preprocessing: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the model inputs that stored inputs become."""
-    if preprocessing is not None:
-        return jax.eval_shape(preprocessing.apply, inputs)
-    return jax.eval_shape(jnp.asarray, inputs)
+    struct = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    return jax.eval_shape(jnp.asarray if preprocessing is None else preprocessing.apply, struct)
 
 
 def resolve_data(data: Any) -> Source:
@@ -225,17 +225,18 @@ def resolve_predict_on(predict_on: Any, data: Any) -> Any:
             raise TypeError(f"predict_on: x must be floating point or a Split; got dtype {x.dtype}")
         y = y.astype(np.float32 if np.issubdtype(y.dtype, np.floating) else np.int32)
         predict_on = Split(raw=x.astype(np.float32), y=y, preprocessing=Preprocessing())
+    predict_on = predict_on.in_memory()
     _check_pair(predict_on.raw, predict_on.y, "predict_on")
     return predict_on
 
 
-def _check_pair(x: np.ndarray, y: np.ndarray, argument: str) -> None:
+def _check_pair(x: Inputs, y: np.ndarray, argument: str) -> None:
     for name, array in (("x", x), ("y", y)):
         if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
             raise TypeError(f"{argument}: {name} must hold numbers; got dtype {array.dtype}")
         if array.ndim == 0 or len(array) == 0:
             raise ValueError(f"{argument}: {name} must have at least one row; got shape {array.shape}")
-        if np.issubdtype(array.dtype, np.inexact) and not np.all(np.isfinite(array)):
+        if isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.inexact) and not np.all(np.isfinite(array)):
             row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
             raise ValueError(f"{argument}: {name} is not finite in row {row}")
     if len(x) != len(y):

@@ -19,7 +19,17 @@ from pseudocoreset.meshes import replicate
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset, Split
 
-__all__ = ["DeviceData"]
+__all__ = ["DeviceData", "check_in_memory"]
+
+
+def check_in_memory(split: Split) -> None:
+    """Raise a ValueError if the inputs of a training split are on disk."""
+    if split.is_stored:
+        raise ValueError(
+            f"data: the {split.num_data} training data are on disk, where train_experts, and sample with minibatches, "
+            "read them; here they are drawn from on the device. Give data in memory, or a train split of "
+            "train.subset(...).in_memory()"
+        )
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["raw", "y"], meta_fields=["preprocessing", "mesh"])
@@ -42,6 +52,7 @@ class DeviceData:
     @classmethod
     def from_split(cls, split: Split, mesh: Mesh | None = None) -> DeviceData:
         """Put a split on the device or devices; whitened data as floats, since whitening costs more than a batch."""
+        check_in_memory(split)
         whitened = split.preprocessing.zca_matrix is not None
         raw, y = replicate((split.x if whitened else split.raw, split.y), mesh)
         return cls(raw, y, Preprocessing() if whitened else split.preprocessing, mesh)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ from safetensors import safe_open
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.data import Dataset
+from pseudocoreset.data import Dataset, Split
+from pseudocoreset.data.records import StoredImages
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import check_mesh, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
@@ -47,6 +49,8 @@ __all__ = ["Experts", "train_experts"]
 
 logger = logging.getLogger(__name__)
 FILE = "snapshots.safetensors"
+# Of images read from disk, in one computation and as much again on the way to it.
+STREAMED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +156,33 @@ class _Training:
         """(state after one pass over the data, mean loss of every expert)."""
         return map_stack(lambda item, d: self._one(item[0], item[1], d), (state, keys), data, mesh=data.mesh)
 
-    def _one(self, state: _State, key: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def orders(self, keys: jax.Array, num_data: int) -> tuple[jax.Array, jax.Array]:
+        """Of an epoch of every expert: the data of its batches, (experts, batches, batch size), and a key for each."""
+        return jax.vmap(lambda key: self._order(key, num_data))(keys)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def steps(self, state: _State, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
+        """Steps on data of which every expert has its own, in the order of its batches; losses (experts, steps)."""
+
+        def one(item: tuple[_State, jax.Array, DeviceData]) -> tuple[_State, jax.Array]:
+            state, keys, data = item
+            return self._along(state, jnp.arange(data.num_data).reshape(len(keys), -1), keys, data)
+
+        return map_stack(one, (state, keys, data), mesh=data.mesh)
+
+    def _order(self, key: jax.Array, num_data: int) -> tuple[jax.Array, jax.Array]:
         order_key, augment_key = jax.random.split(key)
-        num_batches = data.num_data // self.batch_size
-        order = jax.random.permutation(order_key, data.num_data)[: num_batches * self.batch_size]
+        num_batches = num_data // self.batch_size
+        order = jax.random.permutation(order_key, num_data)[: num_batches * self.batch_size]
+        return order.reshape(num_batches, self.batch_size), jax.random.split(augment_key, num_batches)
+
+    def _one(self, state: _State, key: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
+        state, losses = self._along(state, *self._order(key, data.num_data), data)
+        return state, jnp.mean(losses)
+
+    def _along(self, state: _State, order: jax.Array, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
+        """A step for each row of ``order``."""
 
         def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, jax.Array]:
             indices, k = item
@@ -166,9 +193,7 @@ class _Training:
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             return _State(optax.apply_updates(state.params, updates), optimizer), loss
 
-        keys = jax.random.split(augment_key, num_batches)
-        state, losses = jax.lax.scan(step, state, (order.reshape(num_batches, self.batch_size), keys))
-        return state, jnp.mean(losses)
+        return jax.lax.scan(step, state, (order, keys))
 
 
 def train_experts(
@@ -192,7 +217,8 @@ def train_experts(
 
     With a ``directory`` the snapshots go to disk as they are made; a run that was stopped goes on where it was when
     it is called again with the same arguments, and a finished one is returned at once. An epoch is a random pass
-    over the data in whole batches.
+    over the data in whole batches. Data on disk (``load_dataset(..., stream=True)``) are read ahead of their use, each
+    expert's in its own order, and give the experts that they give in memory, up to rounding.
 
     Args:
         model: what to train; ``model.init`` gives each expert its own start.
@@ -229,7 +255,7 @@ def train_experts(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
     mesh = check_mesh(mesh)
-    model = model.bind(data.train.raw, data.train.y)
+    model = model.bind(data.train.struct, data.train.y)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     training = _Training(model, float(learning_rate), float(momentum), float(weight_decay), batch_size, augmentation)
     groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))
@@ -255,7 +281,7 @@ def train_experts(
         return _finished(root, metadata)
 
     memory: dict[tuple[int, int], dict[str, np.ndarray]] | None = {} if root is None else None
-    device = DeviceData.from_dataset(data, mesh)
+    device = data.train if data.train.is_stored else DeviceData.from_dataset(data, mesh)
     first = 0
     with progress_bar("training experts", num_experts * num_epochs, enabled=progress) as advance:
         for group, size in enumerate(groups):
@@ -263,12 +289,12 @@ def train_experts(
             first += size
             if root is None:
                 assert memory is not None
-                for epoch, state, _, note in _trajectory(training, keys, num_epochs, device, None):
+                for epoch, state, _, note in _trajectory(training, keys, num_epochs, device, mesh, None):
                     memory[group, epoch] = to_host(state.params)
                     advance(size if epoch else 0, note)
                 continue
             with Checkpointer(root / f"group-{group:04d}" / "state", {"group": group, **metadata}) as checkpoints:
-                for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, checkpoints):
+                for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, mesh, checkpoints):
                     if fresh:
                         params = to_host(state.params)
                         with atomic_directory(_snapshot_path(root, group, epoch)) as folder:
@@ -284,7 +310,12 @@ def train_experts(
 
 
 def _trajectory(
-    training: _Training, keys: jax.Array, num_epochs: int, data: DeviceData, checkpoints: Checkpointer | None
+    training: _Training,
+    keys: jax.Array,
+    num_epochs: int,
+    data: DeviceData | Split,
+    mesh: Mesh | None,
+    checkpoints: Checkpointer | None,
 ) -> Any:
     """Yield (epoch, state, whether it is new, note), from the newest checkpoint if there is one."""
     state = training.start(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys))
@@ -296,10 +327,13 @@ def _trajectory(
         for epoch in range(begin):
             yield epoch, state, False, "resumed"
     yield begin, state, saved is None, ""
-    state = lay_out(state, data.mesh)
+    state = lay_out(state, mesh)
     for epoch in range(begin + 1, num_epochs + 1):
         epoch_keys = jax.vmap(lambda k, e=epoch: jax.random.fold_in(k, e))(keys)
-        state, losses = training.epoch(state, epoch_keys, data)
+        if isinstance(data, DeviceData):
+            state, losses = training.epoch(state, epoch_keys, data)
+        else:
+            state, losses = _streamed_epoch(training, state, epoch_keys, data, mesh)
         losses = to_host(losses)
         if not np.all(np.isfinite(losses)):
             raise FloatingPointError(
@@ -307,6 +341,29 @@ def _trajectory(
                 f"epoch {epoch}; use a smaller learning_rate"
             )
         yield epoch, state, True, f"loss {losses.mean():.3f}"
+
+
+def _streamed_epoch(
+    training: _Training, state: _State, keys: jax.Array, split: Split, mesh: Mesh | None
+) -> tuple[_State, jax.Array]:
+    """What ``_Training.epoch`` does, with the images read from disk while the device is at those before."""
+    assert isinstance(split.raw, StoredImages)
+    orders, step_keys = training.orders(keys, split.num_data)
+    num_experts, num_steps, batch_size = orders.shape
+    affordable = STREAMED_BYTES // (num_experts * batch_size * math.prod(split.feature_shape))
+    at_once = max(d for d in range(1, max(1, min(affordable, num_steps)) + 1) if num_steps % d == 0)
+    blocks = np.asarray(orders).reshape(num_experts, -1, at_once * batch_size).swapaxes(0, 1)
+    losses: list[jax.Array] = []
+    for number, images in enumerate(split.raw.stream([chosen.ravel() for chosen in blocks])):
+        chosen = blocks[number]
+        images = images.reshape(*chosen.shape, *split.feature_shape)
+        raw, y = lay_out((jnp.asarray(images), jnp.asarray(split.y[chosen])), mesh)
+        data = DeviceData(raw, y, split.preprocessing, mesh)
+        state, loss = training.steps(state, step_keys[:, number * at_once : (number + 1) * at_once], data)
+        losses.append(loss)
+        # Two blocks at most are on the device, one of them waiting.
+        jax.block_until_ready(losses[max(0, number - 1)])
+    return state, jnp.mean(jnp.concatenate(losses, axis=1), axis=1)
 
 
 def _snapshot_path(root: pathlib.Path, group: int, epoch: int) -> pathlib.Path:

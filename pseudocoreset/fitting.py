@@ -177,6 +177,8 @@ def fit(
         for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
     ]
     run_block = _compile_block(objectives, optimizer)
+    if not planning:
+        loop = replicate(loop, mesh)
     inspect_block(run_block, (loop, loop_key, np.arange(block)), device, objectives, planning=planning)
     history: dict[str, list[np.ndarray]] = {}
     outcome, done = Outcome.COMPLETED, 0
@@ -197,7 +199,7 @@ def fit(
             done, loop, extra = saved
             history = {name: [values] for name, values in extra.items()}
             logger.info("going on from step %d of %d", done, steps)
-        loop = replicate(loop, mesh)
+            loop = replicate(loop, mesh)
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(

@@ -145,7 +145,7 @@ def test_a_compiler_that_runs_out_of_memory_is_explained():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
 
     objective = Objective("failing", model, lambda *_: (), gradient, None, {"batch_size": 7})
-    with pytest.raises(MemoryError, match="(?s)ran out of memory.*batch_size=7"):
+    with pytest.raises(MemoryError, match=r"(?s)ran out of memory.*batch_size=7"):
         fit(objective, DATA, size=2, key=jax.random.key(0), steps=2, optimizer=optax.sgd(0.1), progress=False)
 
 

@@ -152,15 +152,16 @@ def corrupted(split: Split, name: str, severity: int, key: jax.Array) -> Split:
     """
     if not isinstance(split, Split):
         raise TypeError(f"split must be a pseudocoreset.data.Split; got {type(split).__name__}")
-    if split.raw.dtype == np.uint8:
-        return replace(split, raw=corrupt(split.raw, name, severity, key))
+    raw = split.raw[:]
+    if raw.dtype == np.uint8:
+        return replace(split, raw=corrupt(raw, name, severity, key))
     scale = split.preprocessing.scale
-    levels = split.raw.astype(np.float64) * scale
+    levels = raw.astype(np.float64) * scale
     # Scales such as 1 / 255 round; a thousandth of a grey level is no other picture.
     if levels.min() < -1e-5 or levels.max() > 1 + 1e-5:
         raise ValueError(
             f"split must hold images: uint8, or floats in [0, {1 / scale:g}]; "
-            f"its values run from {split.raw.min():g} to {split.raw.max():g}"
+            f"its values run from {raw.min():g} to {raw.max():g}"
         )
     quantised = np.rint(255 * np.clip(levels, 0, 1)).astype(np.uint8)
     pixels = corrupt(quantised, name, severity, key)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pseudocoreset.data.preprocessing import Preprocessing, channel_moments, fit_preprocessing
+from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.data.validation import check_all_classes, check_classes, check_inputs, check_targets
 
 __all__ = ["Dataset", "Split"]
@@ -22,12 +23,17 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def _taken(raw: Inputs, index: np.ndarray | slice) -> Inputs:
+    """Some of the inputs, where they are."""
+    return raw.select(index) if isinstance(raw, StoredImages) else raw[index]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Inputs as they are stored, their targets, and what turns them into model inputs.
 
     Args:
-        raw: (n, *feature_shape) uint8 or float32, read-only.
+        raw: (n, *feature_shape) uint8 or float32, read-only; or images on disk, which are read as it is indexed.
         y: (n,) int32 classes or float32 targets, read-only.
         preprocessing: turns `raw` into `x`.
 
@@ -35,7 +41,7 @@ class Split:
         ValueError: raw and y differ in length or have another dtype, or there is no datum.
     """
 
-    raw: np.ndarray
+    raw: Inputs
     y: np.ndarray
     preprocessing: Preprocessing
 
@@ -48,12 +54,13 @@ class Split:
             raise ValueError(f"raw {self.raw.shape} must be (n, *feature_shape) and y {self.y.shape} (n,)")
         if len(self.raw) == 0:
             raise ValueError(f"a split needs at least one datum, got raw of shape {self.raw.shape}")
-        object.__setattr__(self, "raw", _read_only(self.raw))
+        if isinstance(self.raw, np.ndarray):
+            object.__setattr__(self, "raw", _read_only(self.raw))
         object.__setattr__(self, "y", _read_only(self.y))
 
     @functools.cached_property
     def x(self) -> np.ndarray:
-        """(n, *feature_shape) float32 model inputs, read-only, computed once."""
+        """(n, *feature_shape) float32 model inputs, read-only, computed once, in memory."""
         return _read_only(self.preprocessing.apply_in_chunks(self.raw))
 
     @property
@@ -66,6 +73,20 @@ class Split:
         """Shape of one datum."""
         return self.raw.shape[1:]
 
+    @property
+    def struct(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the stored inputs."""
+        return jax.ShapeDtypeStruct(self.raw.shape, self.raw.dtype)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the inputs are on disk and read as they are asked for."""
+        return isinstance(self.raw, StoredImages)
+
+    def in_memory(self) -> "Split":
+        """The same split with its inputs in memory."""
+        return Split(self.raw[:], self.y, self.preprocessing)
+
     def __len__(self) -> int:
         return len(self.raw)
 
@@ -76,7 +97,7 @@ class Split:
             indices: (k,) integers in [0, n), in the order wanted, or (n,) booleans; at least one datum.
 
         Returns:
-            A split with copies of these data.
+            A split with copies of these data, or with what is stored left on disk.
 
         Raises:
             ValueError: out of range, not integers or booleans, or nothing left.
@@ -92,17 +113,18 @@ class Split:
             raise ValueError("indices must choose at least one datum")
         if chosen.min() < 0 or chosen.max() >= len(self):
             raise ValueError(f"indices must be in [0, {len(self)}), got {chosen.min()} to {chosen.max()}")
-        return Split(self.raw[chosen], self.y[chosen], self.preprocessing)
+        return Split(_taken(self.raw, chosen), self.y[chosen], self.preprocessing)
 
     def head(self, n: int) -> "Split":
         """Take the first n data, or all if there are fewer; n >= 1, otherwise ValueError."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        return Split(self.raw[:n], self.y[:n], self.preprocessing)
+        return Split(_taken(self.raw, slice(n)), self.y[:n], self.preprocessing)
 
     def __repr__(self) -> str:
         kind = "classes" if self.y.dtype == np.int32 else "real targets"
-        return f"Split({len(self):,} x {self.feature_shape} {self.raw.dtype}, {kind})"
+        place = " on disk" if self.is_stored else ""
+        return f"Split({len(self):,} x {self.feature_shape} {self.raw.dtype}{place}, {kind})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -265,7 +287,7 @@ class Dataset:
         return dataclasses.replace(self, train=self.train.subset(~moved), validation=self.train.subset(moved))
 
     def __repr__(self) -> str:
-        sizes = [f"{len(self.train):,} train"]
+        sizes = [f"{len(self.train):,} train{' on disk' if self.train.is_stored else ''}"]
         sizes += [f"{len(self.validation):,} validation"] if self.validation is not None else []
         sizes += [f"{len(self.test):,} test"] if self.test is not None else []
         targets = "real targets" if self.num_classes is None else f"{self.num_classes} classes"

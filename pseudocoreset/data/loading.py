@@ -8,7 +8,7 @@ import numpy as np
 from pseudocoreset.data.builders import make_builder, prepare
 from pseudocoreset.data.dataset import Dataset, Split
 from pseudocoreset.data.preprocessing import channel_moments, fit_preprocessing
-from pseudocoreset.data.records import read_split
+from pseudocoreset.data.records import open_split, read_split
 
 __all__ = ["DATASET_NAMES", "load_dataset"]
 
@@ -42,6 +42,7 @@ def load_dataset(
     download: bool = True,
     normalize: bool = True,
     zca: bool = False,
+    stream: bool = False,
 ) -> Dataset:
     """Load a dataset by name, its images as uint8.
 
@@ -62,30 +63,37 @@ def load_dataset(
         normalize: subtract the mean and divide by the deviation of every channel, the constants of the
             literature (for digits the moments of its training set).
         zca: whiten, fitted on the training images (see `fit_preprocessing` for the cost).
+        stream: leave the training images on disk, for data larger than memory. `train_experts` and `sample` with
+            minibatches (SGHMC, SGLD) read them as they go, ahead of their use; `train.subset(...).in_memory()` has some
+            in memory, where all are needed. Test images are in memory.
 
     Returns:
         The dataset.
 
     Raises:
-        ValueError: an unknown name, or data_dir holds the dataset in a format that TensorFlow alone can read.
+        ValueError: an unknown name, `stream` with `zca` or with digits, or data_dir holds the dataset in a format
+            that TensorFlow alone can read.
         FileNotFoundError: not prepared in data_dir, and `download` is False.
         ConnectionError: not prepared in data_dir, and the publisher cannot be reached.
     """
     if name not in DATASET_NAMES:
         raise ValueError(f"name must be one of {', '.join(DATASET_NAMES)}, got {name!r}")
+    if stream and (zca or name == "digits"):
+        raise ValueError(f"stream=True leaves the training images on disk; {'zca' if zca else name} has them in memory")
     if name == "digits":
         return _load_digits(normalize=normalize, zca=zca)
     source = _SOURCES[name]
     builder = make_builder(source.tfds_name, data_dir)
     where = "" if data_dir is None else f", data_dir={os.fspath(data_dir)!r}"
     prepare(builder, download=download, call=f"load_dataset({name!r}{where})")
-    train, test = (read_split(builder, split) for split in ("train", "test"))
+    raw, y = open_split(builder, "train") if stream else read_split(builder, "train")
+    test = read_split(builder, "test")
     mean, std = (source.mean, source.std) if normalize else (None, None)
-    preprocessing = fit_preprocessing(train[0], scale=1.0 / 255.0, mean=mean, std=std, zca=zca)
+    preprocessing = fit_preprocessing(raw, scale=1.0 / 255.0, mean=mean, std=std, zca=zca)
     class_names = tuple(builder.info.features["label"].names)
     return Dataset(
         name,
-        Split(*train, preprocessing),
+        Split(raw, y, preprocessing),
         Split(*test, preprocessing),
         class_names,
         preprocessing,

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from pseudocoreset.data.records import Inputs
+
 __all__ = ["ZCA_EPSILON", "Preprocessing", "channel_moments", "fit_preprocessing"]
 
 ZCA_EPSILON = 0.1
@@ -141,7 +143,7 @@ class Preprocessing:
         self._check("raw", raw)
         return _forward(jnp.asarray(raw), np.float32(self.scale), self.mean, self.std, self.zca_mean, self.zca_matrix)
 
-    def apply_in_chunks(self, raw: np.ndarray) -> np.ndarray:
+    def apply_in_chunks(self, raw: Inputs) -> np.ndarray:
         """Do what `apply` does, a few thousand data at a time, and return a numpy array.
 
         Args:
@@ -153,7 +155,7 @@ class Preprocessing:
         Raises:
             ValueError: as `apply`.
         """
-        self._check("raw", raw)
+        self._check("raw", raw[:0])
         x = np.empty(raw.shape, np.float32)
         for start in range(0, len(raw), _CHUNK):
             # Inside somebody's jit too this is a computation on concrete arrays.
@@ -250,7 +252,7 @@ def channel_moments(raw: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np
 
 
 def fit_preprocessing(
-    raw: np.ndarray,
+    raw: Inputs,
     *,
     scale: float = 1.0,
     mean: Sequence[float] | np.ndarray | None = None,

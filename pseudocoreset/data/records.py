@@ -1,20 +1,125 @@
-"""Read prepared TFDS records into arrays, and keep the decoded arrays beside them."""
+"""Prepared TFDS records: read into arrays that are kept beside them, or left on disk and read as they are asked for."""
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 import os
 import pathlib
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-__all__ = ["read_split"]
+__all__ = ["Inputs", "StoredImages", "open_split", "read_split"]
 
 _CHUNK = 1000
 _MAX_THREADS = 8
+
+
+class StoredImages:
+    """Images of prepared records that stay on disk: an array that reads and decodes what it is indexed with.
+
+    Args:
+        builder: a prepared TFDS builder with the feature "image".
+        split: "train" or "test".
+        positions: (n,) records that are the images, in this order.
+        fingerprint: of the records.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, builder: Any, split: str, positions: np.ndarray, fingerprint: str) -> None:
+        self._builder, self._split, self._positions = builder, split, positions
+        self._records = fingerprint
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, height, width, channels)."""
+        return (len(self), *self._builder.info.features["image"].shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, 4."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: ArrayLike | slice) -> np.ndarray:
+        """Decode images: one, or those of a slice, of integers (k,) or of booleans (n,)."""
+        chosen = self._positions[index if isinstance(index, slice) else np.asarray(index)]
+        if chosen.ndim == 0:
+            return _pixels(self._source[int(chosen)], self.shape[1:])
+        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        if len(chosen) <= _CHUNK:
+            self._fill(images, chosen, 0)
+        else:
+            _in_threads(functools.partial(self._fill, images, chosen), len(chosen))
+        return images
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, in memory."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def select(self, index: np.ndarray | slice) -> "StoredImages":
+        """Some of the images, left on disk: those of a slice, of integers (k,) or of booleans (n,)."""
+        return StoredImages(self._builder, self._split, self._positions[index], self._records)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the records, and of which of them these are."""
+        return hashlib.sha256(self._records.encode() + self._positions.tobytes()).hexdigest()[:16]
+
+    def stream(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Read images part by part, ahead of their use.
+
+        Args:
+            parts: of each part the images that it has, (k,) integers in [0, n).
+
+        Returns:
+            Arrays (k, height, width, channels). Threads of grain read and decode the next ones meanwhile, each of them
+            one array.
+        """
+        import grain
+
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        return iter(grain.MapDataset.source(list(parts)).map(self.__getitem__).to_iter_dataset(options))
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        return _open(self._builder, self._split)
+
+    def _fill(self, images: np.ndarray, positions: np.ndarray, start: int) -> None:
+        part = positions[start : start + _CHUNK].tolist()
+        for i, example in enumerate(self._source.__getitems__(part), start):
+            images[i] = _pixels(example, self.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"StoredImages({len(self):,} x {self.shape[1:]} in {self._builder.data_dir})"
+
+
+Inputs = np.ndarray | StoredImages
+"""Inputs as they are stored: in memory, or on disk."""
+
+
+def open_split(builder: Any, split: str) -> tuple[StoredImages, np.ndarray]:
+    """The images of a split left on disk, and their labels; in the order and with the errors of `read_split`.
+
+    The first call goes once through the records, without decoding an image, and leaves the labels and the order in
+    the folder of the prepared data as `index_<split>.npz`; it may be deleted at any time.
+    """
+    path = pathlib.Path(builder.data_dir) / f"index_{split}.npz"
+    fingerprint = _fingerprint(builder, split)
+    arrays = _read_kept(path, fingerprint, ("positions", "labels"))
+    if arrays is None:
+        arrays = _index(builder, split)
+        _keep(path, fingerprint, positions=arrays[0], labels=arrays[1])
+    return StoredImages(builder, split, arrays[0], fingerprint), arrays[1]
 
 
 def read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,10 +142,11 @@ def read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     path = pathlib.Path(builder.data_dir) / f"decoded_{split}.npz"
     fingerprint = _fingerprint(builder, split)
-    arrays = _read_decoded(path, fingerprint)
+    arrays = _read_kept(path, fingerprint, ("images", "labels"))
     if arrays is None:
-        arrays = _decode(builder, split)
-        _write_decoded(path, fingerprint, *arrays)
+        positions, labels = _index(builder, split)
+        arrays = StoredImages(builder, split, positions, fingerprint)[:], labels
+        _keep(path, fingerprint, images=arrays[0], labels=arrays[1])
     return arrays
 
 
@@ -52,19 +158,19 @@ def _fingerprint(builder: Any, split: str) -> str:
     return digest.hexdigest()
 
 
-def _read_decoded(path: pathlib.Path, fingerprint: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_kept(path: pathlib.Path, fingerprint: str, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         # The checksums of the archive are verified while reading.
         with np.load(path, allow_pickle=False) as content:
             if str(content["fingerprint"]) != fingerprint:
                 return None
-            return content["images"], content["labels"]
+            return content[names[0]], content[names[1]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         # Absent or damaged: the records are still there.
         return None
 
 
-def _write_decoded(path: pathlib.Path, fingerprint: str, images: np.ndarray, labels: np.ndarray) -> None:
+def _keep(path: pathlib.Path, fingerprint: str, **arrays: np.ndarray) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError:
@@ -72,7 +178,7 @@ def _write_decoded(path: pathlib.Path, fingerprint: str, images: np.ndarray, lab
         return
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, images=images, labels=labels, fingerprint=np.array(fingerprint))
+            np.savez(file, fingerprint=np.array(fingerprint), **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -85,39 +191,49 @@ def _write_decoded(path: pathlib.Path, fingerprint: str, images: np.ndarray, lab
         raise
 
 
-def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _open(builder: Any, split: str) -> Any:
+    """Records by their position, images not decoded."""
     import tensorflow_datasets as tfds
-    from PIL import Image
 
     try:
-        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise ValueError(
             f"data_dir={str(builder.data_dir_root)!r} holds {builder.name} in a format that cannot be read "
             f"without TensorFlow; choose another data_dir, or remove {builder.data_dir} to prepare it again"
         ) from error
-    shape = builder.info.features["image"].shape
-    mode = "L" if shape[-1] == 1 else "RGB"
+
+
+def _index(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the records in the order of their ids, or as they are stored, and their labels in this order."""
+    source = _open(builder, split)
     has_id = "id" in builder.info.features
-    images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     ids = [b""] * len(source)
 
-    def decode(start: int) -> None:
+    def look(start: int) -> None:
         positions = range(start, min(start + _CHUNK, len(source)))
         for position, example in zip(positions, source.__getitems__(positions), strict=True):
-            with Image.open(io.BytesIO(example["image"])) as image:
-                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-            images[position] = pixels.reshape(shape)
             labels[position] = example["label"]
             if has_id:
                 ids[position] = bytes(example["id"])
 
+    _in_threads(look, len(source))
+    order = np.array(sorted(range(len(ids)), key=ids.__getitem__)) if has_id else np.arange(len(source))
+    return order, labels[order]
+
+
+def _pixels(example: Any, shape: tuple[int, ...]) -> np.ndarray:
+    from PIL import Image
+
+    mode = "L" if shape[-1] == 1 else "RGB"
+    with Image.open(io.BytesIO(example["image"])) as image:
+        return np.asarray(image if image.mode == mode else image.convert(mode)).reshape(shape)
+
+
+def _in_threads(work: Callable[[int], None], size: int) -> None:
+    """``work(start)`` for the start of every chunk."""
     with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         # Going through the results raises what went wrong in a thread.
-        for _ in pool.map(decode, range(0, len(source), _CHUNK)):
+        for _ in pool.map(work, range(0, size, _CHUNK)):
             pass
-    if has_id:
-        order = np.array(sorted(range(len(ids)), key=ids.__getitem__))
-        images, labels = images[order], labels[order]
-    return images, labels

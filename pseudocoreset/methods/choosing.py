@@ -40,7 +40,7 @@ def one_model(model: Model, data: Dataset) -> Model:
     """The model, bound; several are refused."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be one Model, whose log-likelihoods choose the points; got {model!r}")
-    return model.bind(data.train.raw, data.train.y)
+    return model.bind(data.train.struct, data.train.y)
 
 
 def gaussian_posteriors(model: Model, proxy: str | None, argument: str) -> Posteriors:

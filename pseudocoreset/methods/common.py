@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
 from pseudocoreset.memory import stop_at_plan
@@ -74,11 +75,12 @@ class Common:
         check_key(self.key)
         check_integer(self.steps, "steps")
         check_mesh(self.mesh)
+        check_in_memory(self.data.train)
         check_choice(self.targets, "targets", ("fixed", "learned"))
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
-        bound = tuple(m.bind(self.data.train.raw, self.data.train.y) for m in models)
+        bound = tuple(m.bind(self.data.train.struct, self.data.train.y) for m in models)
         weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)

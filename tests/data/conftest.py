@@ -98,3 +98,15 @@ def register() -> Callable[[str, Path, Path], None]:
             )
 
     return put
+
+
+@pytest.fixture
+def cifar10(tmp_path, register, archives):
+    """CIFAR-10 of 50 + 10 images: (data_dir, images, labels)."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8), np.arange(60) * 7 % 10
+    names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
+    parts = {name: (images[10 * k : 10 * k + 10], labels[10 * k : 10 * k + 10, None]) for k, name in enumerate(names)}
+    classes = {"batches.meta.txt": [f"thing {k}" for k in range(10)]}
+    archives.cifar(tmp_path / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", parts, classes)
+    register("cifar10", tmp_path / "tfds", tmp_path)
+    return tmp_path / "tfds", images, labels

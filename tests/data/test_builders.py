@@ -20,18 +20,6 @@ def random_images(seed: int, count: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
 
 
-@pytest.fixture
-def cifar10(tmp_path, register, archives):
-    """CIFAR-10 of 50 + 10 images: (data_dir, images, labels)."""
-    images, labels = random_images(0, 60, 32, 32, 3), np.arange(60) * 7 % 10
-    names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
-    parts = {name: (images[10 * k : 10 * k + 10], labels[10 * k : 10 * k + 10, None]) for k, name in enumerate(names)}
-    classes = {"batches.meta.txt": [f"thing {k}" for k in range(10)]}
-    archives.cifar(tmp_path / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", parts, classes)
-    register("cifar10", tmp_path / "tfds", tmp_path)
-    return tmp_path / "tfds", images, labels
-
-
 def test_cifar10_is_prepared_by_the_official_builder_and_read_back_bit_for_bit(cifar10):
     data_dir, images, labels = cifar10
     data = load_dataset("cifar10", data_dir=data_dir)
