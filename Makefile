@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint clean
+.PHONY: help test demo bench lint clean
 
 help:
 	@echo 'make test    run the tests (a few minutes)'
 	@echo 'make demo    run the demonstration'
+	@echo 'make bench   time and memory of this machine, into bench/ (an hour, on a quiet machine)'
 	@echo 'make lint    check style and types'
 	@echo 'make clean   remove what was built, and $(VENV)'
 	@echo 'PYTHON=...   the Python, 3.11 or newer, that $(VENV) is made with (default: $(PYTHON))'
@@ -19,6 +20,17 @@ test: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/pseudocoreset demo
+
+# One after the other, each a file of bench/; benchmarks/README.md says what they are. PyTorch is the yardstick of speed.py.
+bench: $(INSTALLED)
+	mkdir -p bench
+	$(BIN)/python benchmarks/batching.py --out bench/batching.json
+	$(BIN)/python benchmarks/unrolled.py --out bench/unrolled.json
+	$(BIN)/python benchmarks/scaling.py --out bench/scaling.json
+	$(BIN)/python benchmarks/memory.py --work bench/compiled --out bench/memory.json
+	@if $(BIN)/python -c 'import torch' 2> /dev/null; then \
+	  $(BIN)/python benchmarks/speed.py --out bench/speed.json; \
+	else echo 'bench: no speed.json, which compares with PyTorch: install torch into $(VENV)' >&2; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -36,4 +48,4 @@ $(BIN)/python:
 	'$(PYTHON)' -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

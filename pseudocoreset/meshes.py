@@ -136,7 +136,10 @@ def _identity(sharding: NamedSharding) -> Callable[[Any], Any]:
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """Arrays whole on every device; on the default one without a mesh."""
-    return jax.tree.map(jnp.asarray, tree) if mesh is None else _identity(NamedSharding(mesh, P()))(tree)
+    if mesh is not None:
+        return _identity(NamedSharding(mesh, P()))(tree)
+    # ``jnp.asarray`` makes two copies of a NumPy array on CPU.
+    return jax.tree.map(lambda leaf: jax.device_put(leaf) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf), tree)
 
 
 def lay_out(stack: Any, mesh: Mesh | None, *, splits_data: bool = False) -> Any:
