@@ -93,7 +93,14 @@ def inspect_program(program: Callable[..., Any], x: jax.ShapeDtypeStruct, y: jax
             site = found["observed"][0]
             found["log_prob_shape"] = jnp.shape(site["fn"].log_prob(site["value"]))
 
-    jax.eval_shape(run, jax.ShapeDtypeStruct((n, *x.shape), x.dtype), jax.ShapeDtypeStruct((n, *y.shape), y.dtype))
+    inputs, targets = jax.ShapeDtypeStruct((n, *x.shape), x.dtype), jax.ShapeDtypeStruct((n, *y.shape), y.dtype)
+    try:
+        jax.eval_shape(run, inputs, targets)
+    except NotImplementedError as error:
+        raise ValueError(
+            "the program has a site that cannot be drawn from, as numpyro.distributions.ImproperUniform; give it a proper "
+            "prior, without which the posterior of a few points need not exist"
+        ) from error
     observed = found["observed"]
     if len(observed) != 1:
         names = [site["name"] for site in observed]

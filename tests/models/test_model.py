@@ -258,6 +258,12 @@ def discrete(x, y=None):
         numpyro.sample("y", dist.Normal(k, 1), obs=y)
 
 
+def improper(x, y=None):
+    w = numpyro.sample("w", dist.ImproperUniform(dist.constraints.real, (), ()))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(w, 1), obs=y)
+
+
 def nothing(x, y=None):
     with numpyro.plate("data", x.shape[0]):
         numpyro.sample("y", dist.Normal(0, 1), obs=y)
@@ -270,6 +276,7 @@ def nothing(x, y=None):
         (two_observed, "exactly one observed"),
         (summed, "one log-probability a datum"),
         (discrete, "discrete"),
+        (improper, "proper prior"),
         (nothing, "no latent site"),
     ],
 )
