@@ -98,8 +98,8 @@ def inspect_program(program: Callable[..., Any], x: jax.ShapeDtypeStruct, y: jax
         jax.eval_shape(run, inputs, targets)
     except NotImplementedError as error:
         raise ValueError(
-            "the program has a site that cannot be drawn from, as numpyro.distributions.ImproperUniform; give it a proper "
-            "prior, without which the posterior of a few points need not exist"
+            "the program has a site that cannot be drawn from, as numpyro.distributions.ImproperUniform; give it a "
+            "proper prior, without which the posterior of a few points need not exist"
         ) from error
     observed = found["observed"]
     if len(observed) != 1:
