@@ -88,7 +88,7 @@ def run_stored_block(
     assert plan.batch_size is not None
     row_bytes = len(keys) * plan.batch_size * int(np.prod(plan.model._bound.x.shape))
     at_once = max(1, STREAMED_BYTES // row_bytes)
-    # A list of steps, and after those of each draw None for its summary.
+    # Steps, and after those of a draw its number, for its summary.
     events: list[_Steps | int] = []
     if is_recording:
         for draw in range(first, last):
@@ -102,13 +102,15 @@ def run_stored_block(
         )
         for event in events
     ]
-    summaries, stats = [], None
+    summaries, stats, before = [], None, None
     for event, rows in zip(events, data.batches(parts), strict=True):
         if isinstance(event, int):
             summaries.append(_summary(plan, states, stats, keys, rows, event, held_out))
         else:
             states, stats = _advance(plan, states, tuning, keys, rows, event, is_recording)
-            jax.block_until_ready(stats)
+            # Rows of two events at most are on the device, one of them waiting.
+            jax.block_until_ready(before)
+            before = stats
     finite = to_host(_are_finite(plan, states))
     if not is_recording:
         return states, None, finite
