@@ -2,6 +2,7 @@
 
     python benchmarks/agreement.py --work DIR --out benchmarks/results/agreement.json [--data-dir DIR]
         [--settings digits_mlp digits_convnet mnist_mlp mnist_tenth_mlp] [--seeds 0 1]
+    python benchmarks/agreement.py --table benchmarks/results/agreement.json
 
 ``--work`` keeps the reference chains, experts, coresets and finished cells; a run that was stopped goes on there.
 ``--data-dir`` is a tensorflow-datasets folder, for MNIST and CIFAR-10; the latter wants a GPU. A setting is a data set
@@ -336,15 +337,53 @@ def run_setting(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table(content: dict[str, Any]) -> str:
+    """Markdown: total variation from the reference at the masses m and n, a row a method, best at n and ten first."""
+    lines = []
+    for name, found in content["settings"].items():
+        floor, convergence = found["reference"]["agreement_of_halves"], found["reference"]["convergence"]
+        lines += [
+            f"{name}: {found['num_train']} images, {found['num_params']} weights; two halves of the reference differ by "
+            f"{floor['total_variation']:.3f}, R-hat up to {convergence['rhat_max']:.2f}, median "
+            f"{convergence['rhat_median']:.2f}",
+            "",
+            "| | 1 image a class, mass m | mass n | 10 images a class, mass m | mass n |",
+            "|---|---|---|---|---|",
+        ]
+        values: dict[str, dict[tuple[int, str], float]] = {}
+        for cell in found["cells"]:
+            if not {"temperature", "prior_factor"} & set(cell):
+                mass = "data" if cell["mass"] == "as_learned" else cell["mass"]
+                row = values.setdefault(cell["method"], {})
+                row[cell["images_per_class"], mass] = cell["agreement"]["total_variation"]
+        for method, row in sorted(values.items(), key=lambda item: item[1].get((10, "data"), 2.0)):
+            columns = [row.get((size, mass)) for size in SIZES for mass in ("ones", "data")]
+            lines.append(f"| {method} | " + " | ".join("" if v is None else f"{v:.3f}" for v in columns) + " |")
+        lines += ["", "Other knobs, at ten images a class:", ""]
+        for cell in found["cells"]:
+            knobs = {k: cell[k] for k in ("mass", "temperature", "prior_factor") if k in cell}
+            if len(knobs) > 1 or cell["mass"] == "four_times":
+                said = ", ".join(f"{k} {v}" for k, v in knobs.items())
+                lines.append(f"- {cell['method']}, {said}: {cell['agreement']['total_variation']:.3f}")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
-    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--table", type=pathlib.Path, help="print what is in this file of results, and run nothing")
     parser.add_argument("--settings", nargs="+", default=list(ON_CPU), choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     args = parser.parse_args()
+    if args.table is not None:
+        print(table(json.loads(args.table.read_text())))
+        return
+    if args.work is None:
+        parser.error("--work is needed to run")
     for name in args.settings:
         found = {"machine": describe_machine(), **run_setting(name, args)}
         if args.out:
