@@ -343,8 +343,8 @@ def table(content: dict[str, Any]) -> str:
     for name, found in content["settings"].items():
         floor, convergence = found["reference"]["agreement_of_halves"], found["reference"]["convergence"]
         lines += [
-            f"{name}: {found['num_train']} images, {found['num_params']} weights; two halves of the reference differ by "
-            f"{floor['total_variation']:.3f}, R-hat up to {convergence['rhat_max']:.2f}, median "
+            f"{name}: {found['num_train']} images, {found['num_params']} weights; two halves of the reference differ "
+            f"by {floor['total_variation']:.3f}, R-hat up to {convergence['rhat_max']:.2f}, median "
             f"{convergence['rhat_median']:.2f}",
             "",
             "| | 1 image a class, mass m | mass n | 10 images a class, mass m | mass n |",
