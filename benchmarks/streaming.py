@@ -90,6 +90,25 @@ def run_cell(work: str, stream: bool, args: argparse.Namespace) -> dict[str, Any
     return {"work": work, "stream": stream, "seconds": seconds, "images": images, "peak_bytes": peak, "digest": results}
 
 
+def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is there of: images read a second; seconds, peak memory and results of disk against memory."""
+    reading = [r for r in records if r["work"] == "reading"]
+    summary: dict[str, Any] = {"images_read_per_second": reading[0]["images"] / reading[0]["seconds"]}
+    for work in ("expert", "chains"):
+        memory, stored = ([r for r in records if r["work"] == work and r["stream"] == place] for place in (False, True))
+        if memory and stored:
+            seconds = [float(np.median([r["seconds"] for r in rows])) for rows in (stored, memory)]
+            summary[work] = {
+                "seconds_stored_over_memory": seconds[0] / seconds[1],
+                "peak_bytes": {
+                    "memory": max(r["peak_bytes"] for r in memory),
+                    "stored": max(r["peak_bytes"] for r in stored),
+                },
+                "same_bits": len({r["digest"] for r in memory + stored}) == 1,
+            }
+    return summary
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
@@ -102,30 +121,19 @@ def main() -> None:
     if args.cell:
         print(json.dumps(run_cell(args.cell[0], args.cell[1] == "stored", args)))
         return
-    cells = [("reading", "stored")]
-    for _ in range(args.repetitions):
-        cells += [(work, place) for work in ("expert", "chains") for place in ("memory", "stored")]
-    records = []
-    for work, place in cells:
+    settings = {"images": args.images, "width": args.width, "batch_size": BATCH}
+    cells = [("reading", "stored", 0)]
+    for repetition in range(args.repetitions):
+        cells += [(work, place, repetition) for work in ("expert", "chains") for place in ("memory", "stored")]
+    records: list[dict[str, Any]] = []
+    for work, place, repetition in cells:
         command = [sys.executable, __file__, *sys.argv[1:], "--cell", work, place]
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        records.append(json.loads(answer.splitlines()[-1]))
+        records.append(json.loads(answer.splitlines()[-1]) | {"repetition": repetition})
         print(records[-1], flush=True)
-    summary = {"images_read_per_second": records[0]["images"] / records[0]["seconds"]}
-    for work in ("expert", "chains"):
-        both = {place: [r for r in records if r["work"] == work and r["stream"] == place] for place in (False, True)}
-        summary[work] = {
-            "seconds_stored_over_memory": float(
-                np.median([r["seconds"] for r in both[True]]) / np.median([r["seconds"] for r in both[False]])
-            ),
-            "peak_bytes": {name: max(r["peak_bytes"] for r in both[name == "stored"]) for name in ("memory", "stored")},
-            "same_bits": len({r["digest"] for r in both[False] + both[True]}) == 1,
-        }
-    print(json.dumps(summary, indent=1))
-    if args.out:
-        settings = {"images": args.images, "width": args.width, "batch_size": BATCH}
-        content = {"settings": settings, "summary": summary, "cells": records, "machine": describe_machine()}
-        args.out.write_text(json.dumps(content, indent=1) + "\n")
+        if args.out:
+            content = {"settings": settings, "summary": summarise(records), "cells": records}
+            args.out.write_text(json.dumps(content | {"machine": describe_machine()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
