@@ -1,11 +1,13 @@
 # %% [markdown]
-# A Bayesian pseudocoreset of handwritten digits
+# # A Bayesian pseudocoreset of handwritten digits
 #
 # Ten synthetic images, one a digit, stand in for 1,442 real ones. We learn them with FBPC, sample the posterior of a
 # small Bayesian ConvNet given the ten and given all, and compare what the two predict.
 
 # %%
+import argparse
 import os
+import sys
 
 import jax
 
@@ -16,7 +18,9 @@ from pseudocoreset.models import ConvNet, bnn
 
 # A tenth of the work, for tests.
 SMALL = bool(os.environ.get("PSEUDOCORESET_EXAMPLE_SMALL"))
-OUT = os.environ.get("PSEUDOCORESET_EXAMPLE_OUT", "digits-example")
+parser = argparse.ArgumentParser(description="FBPC on handwritten digits.")
+parser.add_argument("--out", default="digits-example", help="folder for all that is written")
+OUT = parser.parse_args([] if "ipykernel" in sys.modules else None).out
 expert_key, start_key, fit_key, full_key, coreset_key, random_key = jax.random.split(jax.random.key(0), 6)
 
 # %% The data, and a Bayesian network as a NumPyro program
