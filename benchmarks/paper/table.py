@@ -28,7 +28,7 @@ PROTOCOLS = {
     "default": "the posterior of the coreset, sampled by SGHMC (ours)",
     "fbpc2023": "SGHMC as in the paper of FBPC",
     "kim2022": "SGHMC as in the code of Kim et al. 2022, no valid sampler",
-    "distillation": "networks trained by SGD",
+    "distillation": "networks trained by SGD, each scored alone",
     "corruptions": "ten corruptions of CIFAR-10-C, averages over severities",
 }
 
