@@ -5,14 +5,14 @@
     python benchmarks/agreement.py --table benchmarks/results/agreement.json
 
 ``--work`` keeps the reference chains, experts, coresets and finished cells; a run that was stopped goes on there.
-``--data-dir`` is a tensorflow-datasets folder, for MNIST and CIFAR-10; the latter wants a GPU. A setting is a data set
-and a network with its prior. Its reference is HMC or NUTS on all training data; a cell is one (method, images a class,
-mass, seed): the coreset, learned without augmentation from random real images (the same ones for every method of a
-seed), its weights rescaled to the mass, the same program sampled on it by the same kernel, and both compared on the
-test images. The mass is m ("ones": as the network papers evaluate), n ("data": the scale of the full posterior), or
-their geometric mean ("middle"). The last cells turn the other knobs of two coresets: temperature, the scale of the
-prior, and four times the mass. Step sizes are the best of two or three by the NLL of SGHMC draws on training images,
-with another seed.
+``--data-dir`` is a tensorflow-datasets folder, for MNIST and CIFAR-10; ConvNets on these want a GPU. A setting is a
+data set and a network with its prior. Its reference is HMC or NUTS on all training data; a cell is one (method,
+images a class, mass, seed): the coreset, learned without augmentation from random real images (the same ones for
+every method of a seed), its weights rescaled to the mass, the same program sampled on it by the same kernel, and both
+compared on the test images. The mass is m ("ones": as the network papers evaluate), n ("data": the scale of the full
+posterior), or their geometric mean ("middle"). The last cells turn the other knobs of two coresets: temperature, the
+scale of the prior, and four times the mass. Step sizes are the best of two or three by the NLL of SGHMC draws on
+training images, with another seed.
 """
 
 import argparse
@@ -102,6 +102,14 @@ SETTINGS = {
         NUTS | dict(num_warmup=150, num_samples=150, max_num_doublings=6),
         num_train=6000,
         num_test=1000,
+    ),
+    "mnist_convnet": Setting(
+        "mnist",
+        ConvNet(depth=3, width=16),
+        dict(num_experts=4, num_epochs=4, learning_rate=0.02, batch_size=128, augment=None),
+        dict(kernel="network_hmc", num_chains=3, num_warmup=20, num_samples=60),
+        dict(kernel="network_hmc", num_chains=3, num_warmup=50, num_samples=100),
+        num_test=2000,
     ),
     "cifar10_convnet": Setting(
         "cifar10",
