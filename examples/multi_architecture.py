@@ -29,7 +29,7 @@ SETTINGS = {
         shape=dict(depth=2, width=16),
         unseen=MLP(),
         experts=dict(num_experts=4, num_epochs=10, learning_rate=0.1, batch_size=64),
-        fit=dict(steps=100, step_size=30.0, inner_learning_rate=0.01, inner_max_steps=200, proxy=Isotropic()),
+        fit=dict(steps=100, step_size=10.0, inner_learning_rate=0.01, inner_max_steps=200, proxy=Isotropic()),
         protocol=dict(num_chains=2, num_warmup=500, num_samples=25),
     ),
     "paper": dict(
