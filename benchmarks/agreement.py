@@ -320,6 +320,8 @@ def run_setting(name: str, args: argparse.Namespace) -> dict[str, Any]:
             continue
         label = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in cell.values())
         file = bench.work / f"cell-{label}{'-prior' if 'prior_factor' in cell else ''}.json"
+        if not file.is_file() and args.finished:
+            continue
         if not file.is_file():
             file.write_text(json.dumps(run_cell(bench, cell)))
         records.append(json.loads(file.read_text()))
@@ -383,6 +385,7 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path, help="print what is in this file of results, and run nothing")
+    parser.add_argument("--finished", action="store_true", help="write what is finished, and run no further cell")
     parser.add_argument("--settings", nargs="+", default=list(ON_CPU), choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
