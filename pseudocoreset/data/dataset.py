@@ -84,8 +84,8 @@ class Split:
         return isinstance(self.raw, StoredImages)
 
     def in_memory(self) -> "Split":
-        """The same split with its inputs in memory."""
-        return Split(self.raw[:], self.y, self.preprocessing)
+        """The same split with its inputs in memory; itself if they are there."""
+        return Split(self.raw[:], self.y, self.preprocessing) if self.is_stored else self
 
     def __len__(self) -> int:
         return len(self.raw)
