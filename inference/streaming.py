@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.data.records import StoredImages
+from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.inference.chains import (
     HeldOut,
     Plan,
@@ -31,9 +31,6 @@ from pseudocoreset.inference.schedules import steps_of_draw
 from pseudocoreset.meshes import to_host
 
 __all__ = ["StoredRows", "run_stored_block"]
-
-# Of images read from disk, in one computation and as much again for every thread that reads ahead.
-STREAMED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data import Dataset, Split
-from pseudocoreset.data.records import StoredImages
+from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import check_mesh, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
@@ -49,8 +49,6 @@ __all__ = ["Experts", "train_experts"]
 
 logger = logging.getLogger(__name__)
 FILE = "snapshots.safetensors"
-# Of images read from disk, in one computation and as much again on the way to it.
-STREAMED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["Inputs", "StoredImages", "open_split", "read_split"]
+__all__ = ["STREAMED_BYTES", "Inputs", "StoredImages", "open_split", "read_split"]
+
+STREAMED_BYTES = 64 * 2**20
+"""Of images in one part of a stream; as much again is on its way in every thread that reads ahead."""
 
 _CHUNK = 1000
 _MAX_THREADS = 8
