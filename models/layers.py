@@ -7,6 +7,7 @@ weights *and* biases in +-1/sqrt(fan_in).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import LEAST_CHANNELS, convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles
 from pseudocoreset.models.winograd import winograd
 
 __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
@@ -32,16 +33,19 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _shifted(x: jax.Array, kernel: jax.Array, stride: int, axis: int) -> list[jax.Array]:
-    """Padded images as each place of the kernel sees them; rows along ``axis`` and columns along the next."""
-    height, width = kernel.shape[:2]
-    stops = x.shape[axis] - height + 1, x.shape[axis + 1] - width + 1
-
-    def shifted(row: int, column: int) -> jax.Array:
-        places = slice(row, row + stops[0], stride), slice(column, column + stops[1], stride)
-        return x[(slice(None),) * axis + places]
-
-    return [shifted(row, column) for row in range(height) for column in range(width)]
+def _unfolded(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution of padded images as one product with a matrix that has what the kernel sees at each place as a row."""
+    height, width, channels, filters = kernel.shape
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    seen = [
+        x[:, row : row + rows : stride, column : column + columns : stride]
+        for row in range(height)
+        for column in range(width)
+    ]
+    patches = jnp.concatenate(seen, axis=-1)
+    # Not over more axes: the product of the backward pass is several times slower then.
+    out = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, filters)
+    return out.reshape(*patches.shape[:3], filters)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> jax.Array:
@@ -66,16 +70,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> ja
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-    weights = kernel.reshape(height * width * channels, filters)
-    frame = (padding, padding)
-    if channels >= LEAST_CHANNELS:
-        padded = jnp.pad(x, ((0, 0), frame, frame, (0, 0)))
-        return jnp.concatenate(_shifted(padded, kernel, stride, 1), axis=-1) @ weights
-    # Pixels of few channels are gathered one number at a time; rows of one channel are gathered whole.
-    planes = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), frame, frame))
-    patches = jnp.concatenate(_shifted(planes, kernel, stride, 2))
-    out = jax.lax.dot_general(patches.reshape(len(patches), -1), weights, (((0,), (0,)), ((), ())))
-    return out.reshape(*patches.shape[1:], filters)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return _unfolded(x, kernel, stride)
 
 
 class Conv(nn.Module):
@@ -111,11 +107,11 @@ class Dense(nn.Module):
         return x @ kernel + bias
 
 
-def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) with both moments from one pass over x."""
+def _moments(x: jax.Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> tuple[jax.Array, jax.Array]:
+    """The mean and 1 / sqrt(var + eps), from one pass over x."""
     mean = jnp.mean(x, axes, keepdims=True)
     variance = jnp.maximum(jnp.mean(x * x, axes, keepdims=True) - mean * mean, 0.0)
-    return (x - mean) * jax.lax.rsqrt(variance + epsilon)
+    return mean, jax.lax.rsqrt(variance + epsilon)
 
 
 class Norm(nn.Module):
@@ -133,33 +129,35 @@ class Norm(nn.Module):
         n, height, width, channels = x.shape
         if self.kind == "none":
             return x
-        affine_shape: tuple[int, ...] = (channels,)
-        if self.kind == "instance":
-            x = _standardise(x, (1, 2))
-        elif self.kind == "group":
-            grouped = x.reshape(n, height, width, 4, channels // 4)
-            x = _standardise(grouped, (1, 2, 4)).reshape(x.shape)
-        elif self.kind == "layer":
-            x = _standardise(x, (1, 2, 3))
-            affine_shape = (height, width, channels)
-        else:
-            x = _standardise(x, (0, 1, 2))
-        scale = self.param("scale", nn.initializers.ones, affine_shape)
-        bias = self.param("bias", nn.initializers.zeros, affine_shape)
-        return x * scale + bias
+        scale_shape: tuple[int, ...] = (height, width, channels) if self.kind == "layer" else (channels,)
+        scale = self.param("scale", nn.initializers.ones, scale_shape)
+        bias = self.param("bias", nn.initializers.zeros, scale_shape)
+        if self.kind == "group":
+            x, scale, bias = (a.reshape(*a.shape[:-1], 4, channels // 4) for a in (x, scale, bias))
+        axes = {"instance": (1, 2), "group": (1, 2, 4), "layer": (1, 2, 3), "batch": (0, 1, 2)}[self.kind]
+        mean, multiple = _moments(x, axes)
+        if self.kind != "layer":
+            # Folded into numbers of each image and channel, the scale costs no passes over the images, and the backward
+            # pass takes half the time (``benchmarks/results/batching.json``).
+            multiple = multiple * scale
+            return (x * multiple + (bias - mean * multiple)).reshape(n, height, width, channels)
+        return (x * multiple - mean * multiple) * scale + bias
 
 
 def average_pool(x: jax.Array) -> jax.Array:
     """Average over 2x2 windows with stride 2; an odd last row or column is dropped."""
-    return _windows(x).mean(axis=(2, 4))
+    return functools.reduce(jnp.add, _corners(x)) / 4
 
 
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over 2x2 windows with stride 2; an odd last row or column is dropped."""
-    return _windows(x).max(axis=(2, 4))
+    return functools.reduce(jnp.maximum, _corners(x))
 
 
-def _windows(x: jax.Array) -> jax.Array:
-    n, height, width, channels = x.shape
-    rows, columns = height // 2, width // 2
-    return x[:, : 2 * rows, : 2 * columns, :].reshape(n, rows, 2, columns, 2, channels)
+def _corners(x: jax.Array) -> list[jax.Array]:
+    """The four pixels of 2x2 windows.
+
+    On CPU sums of slices are vectorised, reductions over windows are not (``benchmarks/results/batching.json``).
+    """
+    height, width = (size - size % 2 for size in x.shape[1:3])
+    return [x[:, row:height:2, column:width:2] for row in range(2) for column in range(2)]

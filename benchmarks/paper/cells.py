@@ -192,13 +192,23 @@ def convnets(depth: int, width: int) -> dict[str, Any]:
     return {name: ConvNet(depth=depth, width=width, norm=norm) for name, norm in zip(NORMS, norms, strict=True)}
 
 
-def fbpc(steps: tuple[int, int], step_size: float, **common: Any) -> dict[int, Settings]:
-    common = dict(inner_learning_rate=5e-3, inner_max_steps=200, first_epoch=1) | common | dict(step_size=step_size)
-    return sizes(dict(steps=steps[0], inner_loss=0.1), dict(steps=steps[1], inner_loss=0.2), **common)
+def fbpc(
+    steps: tuple[int, int], step_size: float, step_size_of_ten: float | None = None, **common: Any
+) -> dict[int, Settings]:
+    common = dict(inner_learning_rate=5e-3, inner_max_steps=200, first_epoch=1) | common
+    one, ten = step_size, step_size if step_size_of_ten is None else step_size_of_ten
+    return sizes(
+        dict(steps=steps[0], inner_loss=0.1, step_size=one),
+        dict(steps=steps[1], inner_loss=0.2, step_size=ten),
+        **common,
+    )
 
 
-def steps(one: int, ten: int, step_size: float, **common: Any) -> dict[int, Settings]:
-    return sizes(dict(steps=one), dict(steps=ten), step_size=step_size, **common)
+def steps(
+    one: int, ten: int, step_size: float, step_size_of_ten: float | None = None, **common: Any
+) -> dict[int, Settings]:
+    ten_size = step_size if step_size_of_ten is None else step_size_of_ten
+    return sizes(dict(steps=one, step_size=step_size), dict(steps=ten, step_size=ten_size), **common)
 
 
 SHORT = Trajectory(num_steps=10, batch_size=32)
@@ -214,15 +224,15 @@ DIGITS = Scale(
     experts=dict(num_experts=4, num_epochs=10, learning_rate=0.1, batch_size=64, augment=None),
     learning=SUBSETS
     | {
-        "reverse_kl": steps(30, 30, 300.0, **INNER),
+        "reverse_kl": steps(30, 30, 1000.0, 100.0, **INNER),
         "forward_kl": steps(60, 40, 100.0, num_draws=5, **INNER),
         "wasserstein": steps(40, 30, 10.0, expert_epochs=1, **INNER),
-        "function_kl_isotropic": fbpc((60, 40), 100.0, **GENTLE),
-        "function_kl": fbpc((60, 30), 100.0, proxy=SHORT, **GENTLE),
-        "function_kl_linearized": fbpc((30, 15), 100.0, **GENTLE),
+        "function_kl_isotropic": fbpc((60, 40), 30.0, **GENTLE),
+        "function_kl": fbpc((60, 30), 100.0, 30.0, proxy=SHORT, **GENTLE),
+        "function_kl_linearized": fbpc((30, 15), 30.0, **GENTLE),
         "function_kl_norms": fbpc((30, 15), 30.0, proxy=SHORT, **GENTLE),
         "bacon": steps(100, 100, 1.0, batch_size=64),
-        "gradient_matching_plain": steps(30, 30, 0.3, **MATCHING),
+        "gradient_matching_plain": steps(30, 30, 1.0, 0.3, **MATCHING),
         "gradient_matching": steps(30, 30, 0.3, augment="crop_scale_rotate", **MATCHING),
         "distribution_matching": steps(100, 100, 1.0, batch_size=64),
         "trajectory_matching": steps(40, 30, 10.0, expert_epochs=2, last_epoch=5, **INNER),
