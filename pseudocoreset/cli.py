@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -28,6 +29,9 @@ Depth = Annotated[int, typer.Option(help="blocks of the ConvNet")]
 Width = Annotated[int, typer.Option(help="filters of the ConvNet")]
 NormKind = Annotated[str, typer.Option("--norm", help="instance, group, layer, batch or none")]
 Zca = Annotated[bool, typer.Option("--zca", help="whiten the images")]
+Devices = Annotated[
+    int, typer.Option(min=1, help="devices that share the work; a CPU is made into as many, give it one a core")
+]
 
 
 NETWORKS = {name.lower(): name for name in ("ConvNet", "ResNet18", "ResNet34", "VGG11", "AlexNet", "LeNet", "MLP")}
@@ -39,6 +43,21 @@ def _data_and_model(data: str, data_dir: pathlib.Path | None, zca: bool, depth: 
 
     dataset = load_dataset(data, data_dir=data_dir, zca=zca)
     return dataset, bnn(ConvNet(depth=depth, width=width, norm=norm), dataset)
+
+
+def _mesh(devices: int) -> Any:
+    """So many devices of this machine, None for one."""
+    if devices == 1:
+        return None
+    import jax
+
+    # Where devices are there already, as many as there are have to do.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
+    found = jax.devices()
+    if len(found) < devices:
+        raise typer.BadParameter(f"--devices {devices}: JAX has {len(found)} of {found[0].platform!r}")
+    return jax.make_mesh((devices,), ("devices",), devices=found[:devices])
 
 
 @app.command()
@@ -72,6 +91,7 @@ def experts(
     width: Width = 128,
     norm: NormKind = "instance",
     zca: Zca = False,
+    devices: Devices = 1,
     seed: Seed = 0,
 ) -> None:
     """Train expert trajectories on the full data, a snapshot every epoch."""
@@ -79,6 +99,7 @@ def experts(
 
     from pseudocoreset.experts import train_experts
 
+    mesh = _mesh(devices)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     trained = train_experts(
         model,
@@ -89,6 +110,7 @@ def experts(
         batch_size=batch_size,
         key=jax.random.key(seed),
         directory=out,
+        mesh=mesh,
     )
     typer.echo(repr(trained))
 
@@ -133,6 +155,7 @@ def fit(
     width: Width = 128,
     norm: NormKind = "instance",
     zca: Zca = False,
+    devices: Devices = 1,
     seed: Seed = 0,
 ) -> None:
     """Learn a coreset."""
@@ -143,6 +166,7 @@ def fit(
     from pseudocoreset.validation import check_choice
 
     check_choice(method, "method", METHODS)
+    mesh = _mesh(devices)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     given = {"proxy": proxy, "steps": steps, "step_size": step_size}
     result = getattr(methods, f"fit_{method}")(
@@ -153,6 +177,7 @@ def fit(
         experts=None if experts_dir is None else Experts.load(experts_dir),
         weights=weights,
         checkpoint_dir=checkpoint_dir,
+        mesh=mesh,
         **{name: value for name, value in given.items() if value is not None},
     )
     result.coreset.save(out)
@@ -177,6 +202,7 @@ def sample(
     width: Width = 128,
     norm: NormKind = "instance",
     zca: Zca = False,
+    devices: Devices = 1,
     seed: Seed = 0,
 ) -> None:
     """Sample the posterior of a coreset, or of the full data; predictions on the test images are kept."""
@@ -185,6 +211,7 @@ def sample(
     from pseudocoreset.coreset import Pseudocoreset
     from pseudocoreset.inference import sample as sample_posterior
 
+    mesh = _mesh(devices)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     source = dataset if coreset is None else Pseudocoreset.load(coreset)
     if mass is not None:
@@ -204,6 +231,7 @@ def sample(
         key=jax.random.key(seed),
         predict_on=dataset.test,
         directory=out,
+        mesh=mesh,
     )
     typer.echo(repr(posterior))
 
@@ -227,6 +255,7 @@ def evaluate(
     width: Width = 128,
     norm: NormKind = "instance",
     zca: Zca = False,
+    devices: Devices = 1,
     seed: Seed = 0,
 ) -> None:
     """What a coreset is worth to networks that see nothing else, by a named protocol."""
@@ -239,6 +268,7 @@ def evaluate(
     from pseudocoreset.storage import write_json
     from pseudocoreset.validation import check_choice
 
+    mesh = _mesh(devices)
     names = network or ["convnet"]
     settings = dict(_setting(text) for text in setting or ())
     loaded = Pseudocoreset.load(coreset)
@@ -251,7 +281,7 @@ def evaluate(
         built[name] = models.bnn(kind(**options), dataset)
     model = built if len(built) > 1 else built[names[0]]
     found = evaluate_coreset(
-        loaded, model, dataset, protocol=protocol, split=split, key=jax.random.key(seed), **settings
+        loaded, model, dataset, protocol=protocol, split=split, key=jax.random.key(seed), mesh=mesh, **settings
     )
     if json_file is not None:
         write_json(json_file, found.as_dict())

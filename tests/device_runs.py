@@ -10,8 +10,10 @@ import jax
 import numpy as np
 import optax
 
-from pseudocoreset import Dataset, fit, fit_distribution_matching, train_experts
+from pseudocoreset import Dataset, Pseudocoreset, fit, fit_distribution_matching, train_experts
 from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.diagnostics import calibrate
+from pseudocoreset.evaluation import evaluate
 from pseudocoreset.inference import sample
 from pseudocoreset.models import MLP, bnn, logistic_regression
 from pseudocoreset.objectives import Chains, InnerTraining, forward_kl, function_kl, reverse_kl
@@ -121,12 +123,34 @@ def distribution_matching(many: bool) -> dict[str, np.ndarray]:
     return {"inputs": result.coreset.inputs, **result.history}
 
 
+def figures(metrics) -> dict[str, np.ndarray]:
+    return {name: np.asarray(one.values) for name, one in metrics.items()}
+
+
+def evaluated(many: bool) -> dict[str, np.ndarray]:
+    """Repeats over the devices, by a published protocol; chains, by our own."""
+    coreset = Pseudocoreset.from_data(DATA, images_per_class=2, key=jax.random.key(6))
+    common = {"key": jax.random.key(7), "split": "test", "mesh": line(many), "progress": False}
+    published = evaluate(
+        coreset, network(), DATA, protocol="fbpc2023", num_repeats=3, num_epochs=30, sample_every=10, **common
+    )
+    ours = evaluate(coreset, network(), DATA, num_chains=3, num_warmup=4, num_samples=3, **common)
+    return {f"published {k}": v for k, v in figures(published.metrics).items()} | figures(ours.metrics)
+
+
+def calibrated(many: bool) -> dict[str, np.ndarray]:
+    """Simulations over the devices."""
+    settings = {"kernel": "sghmc", "step_size": 0.02, "num_simulations": 10, "num_draws": 4, "num_warmup": 5}
+    found = calibrate(logistic_regression(DATA), X[:6], thinning=20, key=jax.random.key(8), mesh=line(many), **settings)
+    return {"ranks": found.ranks, "truths": found.truths, "means": found.means}
+
+
 def by_name(*runs: Callable) -> dict[str, Callable]:
     return {run.__name__: run for run in runs}
 
 
 WITH_FILES = by_name(snapshots, hmc_with_split_data, divergence)  # they can be stopped and gone on with
-RUNS = WITH_FILES | by_name(sghmc, distribution_matching)
+RUNS = WITH_FILES | by_name(sghmc, distribution_matching, evaluated, calibrated)
 SLOW_RUNS = by_name(network_hmc_with_split_data, reverse_kl_of_chains, linearised_function_kl)
 
 

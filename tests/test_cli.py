@@ -1,6 +1,8 @@
 """The command ``evaluate``, at a small size; the rest of them are in ``test_demo.py``."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -40,12 +42,37 @@ def test_evaluate_prints_a_table_of_networks_and_writes_the_figures(coreset, tmp
     assert "LeNet needs sides of at least 16 pixels" in str(failed.exception)
 
 
+def test_two_devices_made_of_a_cpu_score_as_one_does(coreset, tmp_path):
+    arguments = [
+        "evaluate",
+        str(coreset),
+        "--protocol",
+        "distillation",
+        "--set",
+        "num_epochs=2",
+        "--set",
+        "augment=null",
+    ]
+    arguments += ["--set", "num_networks=3", *NETWORK, "--json"]
+    run(*arguments, tmp_path / "one.json")
+    # Devices are made before the first is used: in a process of its own.
+    script = (
+        "import sys, jax; from pseudocoreset.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert jax.device_count() == 2"
+    )
+    command = [sys.executable, "-c", script, *arguments, str(tmp_path / "two.json"), "--devices", "2"]
+    subprocess.run(command, check=True, timeout=300)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert two["metrics"]["accuracy"]["values"] == one["metrics"]["accuracy"]["values"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--set", "num_epochs"], "NAME=VALUE"),
         (["--network", "transformer"], "network='transformer'"),
         (["--protocol", "kim2023"], "protocol='kim2023'"),
+        (["--devices", "3"], "--devices 3: JAX has"),
     ],
 )
 def test_evaluate_names_what_it_does_not_know(coreset, arguments, message):

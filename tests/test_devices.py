@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import pseudocoreset
-from pseudocoreset import Experts, fit, train_experts
+from pseudocoreset import Experts, Pseudocoreset, fit, train_experts
+from pseudocoreset.diagnostics import calibrate
+from pseudocoreset.evaluation import evaluate
 from pseudocoreset.inference import Posterior, sample
 
 SCRIPT = Path(__file__).with_name("device_runs.py")
@@ -72,7 +74,7 @@ def assert_as_on_one(found: dict[str, np.ndarray], on_one: dict[str, np.ndarray]
             np.testing.assert_allclose(found[key], on_one[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", [*FILED, "sghmc", "distribution_matching"])
+@pytest.mark.parametrize("name", [*FILED, "sghmc", "distribution_matching", "evaluated", "calibrated"])
 def test_four_devices_give_the_numbers_of_one(name, on_four, on_one):
     assert_as_on_one(np.load(on_four / "runs.npz"), on_one, name)
 
@@ -129,6 +131,10 @@ def test_what_is_no_mesh_is_refused(runs):
     calls = (
         lambda: train_experts(runs.network(), runs.DATA, num_experts=1, batch_size=15, **common),
         lambda: sample(runs.network(), runs.DATA, **common),
+        lambda: evaluate(
+            Pseudocoreset.from_data(runs.DATA, size=3, key=common["key"]), runs.network(), runs.DATA, **common
+        ),
+        lambda: calibrate(runs.network(), runs.X, key=common["key"], mesh=common["mesh"]),
         lambda: fit(runs.divergence_of_networks(), runs.DATA, size=1, steps=1, optimizer=runs.SGD, **common),
     )
     for call in calls:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.diagnostics.formatting import json_values, number, text_table
 from pseudocoreset.diagnostics.ranks import (
@@ -26,6 +27,7 @@ from pseudocoreset.diagnostics.ranks import (
     ecdf_p_value,
     ranks_of,
 )
+from pseudocoreset.meshes import check_mesh, replicate, to_host
 from pseudocoreset.validation import check_integer, check_key
 
 if TYPE_CHECKING:
@@ -163,6 +165,7 @@ def calibrate(
     quantities: Callable[..., Any] | None = None,
     num_inputs: int | None = None,
     at_once: int | None = None,
+    mesh: Mesh | None = None,
     key: jax.Array,
     **kernel_options: Any,
 ) -> Calibration:
@@ -194,6 +197,7 @@ def calibrate(
             sites, as the program sees them, and the simulated data.
         num_inputs: inputs at which function values are ranked; by default 3 of a network, none of other models.
         at_once: simulations that run side by side; all by default, fewer to bound memory.
+        mesh: devices that share the simulations, ``jax.make_mesh((4,), ("devices",))``; ``at_once`` is then of each.
         key: one typed key.
         **kernel_options: as for ``sample``; a schedule needs ``thinning``.
 
@@ -212,6 +216,7 @@ def calibrate(
 
     started = time.perf_counter()
     check_key(key)
+    mesh = check_mesh(mesh)
     num_simulations = check_integer(num_simulations, "num_simulations", 10)
     num_draws = check_integer(num_draws, "num_draws")
     at_once = None if at_once is None else check_integer(at_once, "at_once")
@@ -257,30 +262,32 @@ def calibrate(
     positions, tuning, _ = setup.start(init_key, total_weight)
     if setup.has_control_variate:
         positions, tuning = simulation.centre(setup, at_once, positions, tuning, rows)
-    warmup_keys = jax.random.split(warmup_key, num_simulations)
-    states, tuning = simulation.warm_up(plan, setup.num_warmup, at_once, warmup_keys, positions, tuning, rows)
+    rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
+    warmup_keys = replicate(jax.random.split(warmup_key, num_simulations), mesh)
+    states, tuning = simulation.warm_up(plan, setup.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
 
     def draws(states: Any, key: jax.Array, thinning: int) -> Any:
-        keys = jax.random.split(key, num_simulations)
-        found = simulation.draw(plan, ranked, num_draws, at_once, thinning, keys, states, tuning, rows, simulated)
-        if not np.all(found.finite):
-            lost = int(np.sum(~np.asarray(found.finite)))
+        keys = replicate(jax.random.split(key, num_simulations), mesh)
+        found = simulation.draw(plan, ranked, num_draws, at_once, mesh, thinning, keys, states, tuning, rows, simulated)
+        finite, values, num_divergent = to_host((found.finite, found.values, found.num_divergent))
+        if not np.all(finite):
+            lost = int(np.sum(~finite))
             raise FloatingPointError(
                 f"kernel {kernel!r} left the finite numbers in {lost} of {num_simulations} simulations; try a smaller "
                 "step_size, a longer num_warmup, or a prior that does not ask for the extreme"
             )
-        return found
+        return found.states, np.asarray(values, float), int(np.sum(num_divergent))
 
     apart = setup.thinning
     if thinning is None:
         for round_key, stretch in zip(jax.random.split(pilot_key, len(PILOT_STRETCHES)), PILOT_STRETCHES, strict=True):
-            pilot = draws(states, round_key, stretch)
-            states, lag = pilot.states, draws_to_independence(np.asarray(pilot.values, float))
+            states, pilot, _ = draws(states, round_key, stretch)
+            lag = draws_to_independence(pilot)
             apart = stretch * (lag or num_draws)
             if lag is not None:
                 break
-    found = draws(states, draw_key, apart)
-    values, truths = np.asarray(found.values, float), np.asarray(simulation.at_truth(ranked, simulated), float)
+    _, values, num_divergent = draws(states, draw_key, apart)
+    truths = np.asarray(to_host(simulation.at_truth(ranked, simulated)), float)
     correlations = autocorrelations(values)[1] if num_draws > 2 else np.zeros(len(names))
     if np.max(correlations) > MAX_AUTOCORRELATION:
         worst = names[int(np.argmax(correlations))]
@@ -307,8 +314,8 @@ def calibrate(
             "num_given": plan.num_data,
             "total_weight": total_weight,
             "batch_size": plan.batch_size,
-            "num_divergences": int(np.sum(found.num_divergent)),
-            "options": json_values(reported_options(setup.options, _of_simulations(tuning))),
+            "num_divergences": num_divergent,
+            "options": json_values(reported_options(setup.options, _of_simulations(to_host(tuning)))),
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "seconds": round(time.perf_counter() - started, 1),
         },

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
@@ -17,6 +18,7 @@ from pseudocoreset.diagnostics.convergence import spread_indices
 from pseudocoreset.inference.chains import Plan, adapt_chains, run_block
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.setup import Setup
+from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor
 
@@ -194,14 +196,19 @@ def _elements(name: str, value: jax.Array) -> dict[str, jax.Array]:
     return {f"{name}[{', '.join(map(str, index))}]": value[index] for index in np.ndindex(value.shape)}
 
 
-def _over_simulations(fn: Callable[[Any], Any], stack: Any, at_once: int | None) -> Any:
-    """``fn`` of every simulation, whose leaves keep a leading axis of one chain."""
+def _over_simulations(
+    fn: Callable[..., Any], stack: Any, *shared: Any, at_once: int | None, mesh: Mesh | None = None
+) -> Any:
+    """``fn(simulation, *shared)`` of every simulation, whose leaves keep a leading axis of one chain."""
 
-    def one(item: Any) -> Any:
-        return fn(jax.tree.map(lambda leaf: leaf[None], item))
+    def of_part(part: Any, *whole: Any) -> Any:
+        def one(item: Any) -> Any:
+            return fn(jax.tree.map(lambda leaf: leaf[None], item), *whole)
 
-    size = jax.tree.leaves(stack)[0].shape[0]
-    return jax.vmap(one)(stack) if at_once is None or at_once >= size else jax.lax.map(one, stack, batch_size=at_once)
+        size = jax.tree.leaves(part)[0].shape[0]
+        return jax.vmap(one)(part) if at_once is None or at_once >= size else jax.lax.map(one, part, batch_size=at_once)
+
+    return spread(of_part, mesh, stack, *shared)
 
 
 def _first(tree: Any) -> Any:
@@ -215,12 +222,19 @@ def centre(setup: Setup, at_once: int | None, positions: Params, tuning: Any, ro
         position, tuned, batch = item
         return _first(setup.centred(position, tuned, Minibatch(*_first(batch))))
 
-    return _over_simulations(one, (positions, tuning, tuple(rows)), at_once)
+    return _over_simulations(one, (positions, tuning, tuple(rows)), at_once=at_once)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "num_warmup", "at_once"))
+@functools.partial(jax.jit, static_argnames=("plan", "num_warmup", "at_once", "mesh"))
 def warm_up(
-    plan: Plan, num_warmup: int, at_once: int | None, keys: jax.Array, positions: Params, tuning: Any, rows: Minibatch
+    plan: Plan,
+    num_warmup: int,
+    at_once: int | None,
+    mesh: Mesh | None,
+    keys: jax.Array,
+    positions: Params,
+    tuning: Any,
+    rows: Minibatch,
 ) -> tuple[Any, Any]:
     """Kernel states and tuning after the warmup, adapted where the step size is not given; leaves (S, 1, ...)."""
 
@@ -235,7 +249,7 @@ def warm_up(
         state, _, _ = run_block(plan, 1, False, 1, state, tuned, split[1:], 0, num_warmup, data, None)
         return state, tuned
 
-    return _over_simulations(one, (keys, positions, tuning, tuple(rows)), at_once)
+    return _over_simulations(one, (keys, positions, tuning, tuple(rows)), at_once=at_once, mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames="quantities")
@@ -263,12 +277,13 @@ class Draws(NamedTuple):
     num_divergent: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "quantities", "num_draws", "at_once"))
+@functools.partial(jax.jit, static_argnames=("plan", "quantities", "num_draws", "at_once", "mesh"))
 def draw(
     plan: Plan,
     quantities: Quantities,
     num_draws: int,
     at_once: int | None,
+    mesh: Mesh | None,
     thinning: int,
     keys: jax.Array,
     states: Any,
@@ -278,7 +293,7 @@ def draw(
 ) -> Draws:
     """Draws of every simulation, ``thinning`` steps apart."""
 
-    def one(item: Any) -> Draws:
+    def one(item: Any, thinning: jax.Array) -> Draws:
         key, state, tuned, batch, made = item
         # States and tuning have their own axis of one chain below that of simulations.
         state, tuned, data, (_, x, y) = _first(state), _first(tuned), Minibatch(*_first(batch)), _first(made)
@@ -287,4 +302,5 @@ def draw(
         divergent = kept["sample_stats"].get("diverging", jnp.zeros((1, num_draws), bool))
         return Draws(state, values, finite[0] & jnp.all(jnp.isfinite(values)), jnp.sum(divergent))
 
-    return _over_simulations(one, (keys, states, tuning, tuple(rows), tuple(simulated)), at_once)
+    stack = (keys, states, tuning, tuple(rows), tuple(simulated))
+    return _over_simulations(one, stack, thinning, at_once=at_once, mesh=mesh)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -88,6 +89,7 @@ def run_default(
     validation: Split | None,
     key: jax.Array,
     *,
+    mesh: Mesh | None = None,
     progress: bool,
 ) -> tuple[Posterior, list[Predictive], dict[str, Any], list[str]]:
     """Sample, and predict.
@@ -99,6 +101,7 @@ def run_default(
         split: what is scored.
         validation: for ``mass="choose"``.
         key: one typed key.
+        mesh: devices that share the chains.
         progress: show progress bars.
 
     Returns:
@@ -116,6 +119,7 @@ def run_default(
             key=mass_key,
             masses=protocol.masses,
             num_chains=protocol.num_chains,
+            mesh=mesh,
             progress=progress,
             **protocol.sampling(),
         )
@@ -130,6 +134,7 @@ def run_default(
         key=sample_key,
         predict_on=split,
         num_chains=protocol.num_chains * protocol.num_repeats,
+        mesh=mesh,
         progress=progress,
         **protocol.sampling(),
     )

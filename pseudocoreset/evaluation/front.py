@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.augment import resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
@@ -23,6 +24,7 @@ from pseudocoreset.evaluation.result import Estimate, Evaluation, Evaluations
 from pseudocoreset.evaluation.runs import run_protocol
 from pseudocoreset.evaluation.scores import estimates, scores_of
 from pseudocoreset.inference.posterior import library_versions
+from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_choice, check_key
 
@@ -43,6 +45,7 @@ def evaluate(
     key: jax.Array,
     split: str = ...,
     validation_fraction: float = ...,
+    mesh: Mesh | None = ...,
     progress: bool = ...,
     **settings: Any,
 ) -> Evaluation: ...
@@ -58,6 +61,7 @@ def evaluate(
     key: jax.Array,
     split: str = ...,
     validation_fraction: float = ...,
+    mesh: Mesh | None = ...,
     progress: bool = ...,
     **settings: Any,
 ) -> Evaluations: ...
@@ -72,6 +76,7 @@ def evaluate(
     key: jax.Array,
     split: str = "validation",
     validation_fraction: float = 0.1,
+    mesh: Mesh | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Evaluation | Evaluations:
@@ -95,6 +100,8 @@ def evaluate(
         key: one typed key. All networks are evaluated with the same.
         split: ``"validation"`` or ``"test"``.
         validation_fraction: of the training data, where there is no validation split.
+        mesh: devices that share the chains or the repeats, ``jax.make_mesh((4,), ("devices",))``; the figures are those
+            of one device up to rounding.
         progress: show progress bars.
         **settings: fields of the protocol, over those that it has.
 
@@ -111,6 +118,7 @@ def evaluate(
         raise TypeError(f"coreset must be a Pseudocoreset; got {type(coreset).__name__}")
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset (Dataset.from_arrays makes one); got {type(data).__name__}")
+    mesh = check_mesh(mesh)
     chosen = _protocol(protocol, settings)
     _check_fit(coreset, data)
     split_key, run_key = jax.random.split(key)
@@ -129,7 +137,7 @@ def evaluate(
     def run(one: Model) -> Evaluation:
         began = time.perf_counter()
         bound = one.bind(jax.ShapeDtypeStruct((1, *coreset.inputs.shape[1:]), np.float32), held_out.y)
-        found = _run(chosen, bound, coreset, data, held_out, validation, run_key, progress)
+        found = _run(chosen, bound, coreset, data, held_out, validation, run_key, mesh, progress)
         metrics, described, more, posterior = found
         return Evaluation(
             protocol=chosen.name,
@@ -165,6 +173,7 @@ def _run(
     held_out: Split,
     validation: Split | None,
     key: jax.Array,
+    mesh: Mesh | None,
     progress: bool,
 ) -> tuple[dict[str, Estimate], dict[str, Any], list[str], Any]:
     """Scores, settings, notes and draws of one model."""
@@ -172,7 +181,7 @@ def _run(
     notes: list[str]
     if isinstance(protocol, Default):
         posterior, predictives, extra, notes = run_default(
-            protocol, model, coreset, held_out, validation, key, progress=progress
+            protocol, model, coreset, held_out, validation, key, mesh=mesh, progress=progress
         )
         metrics = estimates([scores_of(one) for one in predictives])
         described = dataclasses.asdict(protocol) | extra
@@ -185,7 +194,7 @@ def _run(
             )
         resolved = protocol.resolved(coreset, model.num_classes)
         augment = resolve_augmentation(getattr(resolved, "augment"), coreset.inputs.shape[1:], data.name)  # noqa: B009
-        outcome = run_protocol(resolved, Task(model, augment), coreset, held_out, key, progress=progress)
+        outcome = run_protocol(resolved, Task(model, augment), coreset, held_out, key, mesh=mesh, progress=progress)
         members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
         metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])
         metrics |= {name: Estimate(tuple(map(float, values))) for name, values in outcome.measured.items()}

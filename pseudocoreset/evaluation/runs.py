@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pseudocoreset.batching import map_stack
 from pseudocoreset.coreset import Pseudocoreset
@@ -18,6 +19,7 @@ from pseudocoreset.diagnostics.predictive import Predictive
 from pseudocoreset.evaluation.base import Published, Task
 from pseudocoreset.inference.data import default_chunk_size, function_summary
 from pseudocoreset.inference.validation import stored_inputs
+from pseudocoreset.meshes import replicate, to_host
 from pseudocoreset.models import Params
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.progress import progress_bar
@@ -97,10 +99,10 @@ class _Carry(NamedTuple):
     log_likelihood: jax.Array  # (draws, n)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _start(plan: _Plan, keys: jax.Array, rows: Rows) -> _Carry:
+@functools.partial(jax.jit, static_argnames=("plan", "num_data", "mesh"))
+def _start(plan: _Plan, keys: jax.Array, num_data: int, mesh: Mesh | None) -> _Carry:
     num_rounds, first = plan.protocol.rounds
-    num_data, num_classes = len(rows[1]), plan.task.model.num_classes
+    num_classes = plan.task.model.num_classes
     assert num_classes is not None
 
     def one(key: jax.Array) -> _Carry:
@@ -111,44 +113,52 @@ def _start(plan: _Plan, keys: jax.Array, rows: Rows) -> _Carry:
             jnp.zeros((num_rounds - first, num_data), jnp.float32),
         )
 
-    return map_stack(one, keys)
+    return map_stack(one, keys, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames=("plan", "mesh"))
 def _run_block(
     plan: _Plan,
     carry: _Carry,
     keys: jax.Array,
-    first: jax.Array,
-    last: jax.Array,
+    rounds: tuple[jax.Array, jax.Array],
     coreset: CoresetArrays,
     rows: Rows,
+    mesh: Mesh | None,
 ) -> tuple[_Carry, jax.Array]:
-    """Rounds ``first`` to ``last`` of every repeat, and whether its parameters are finite."""
+    """Rounds from the first to before the last of every repeat, and whether its parameters are finite."""
     recorded_from = plan.protocol.rounds[1]
 
-    def recorded(index: jax.Array, carry: _Carry) -> _Carry:
-        log_probabilities, log_likelihood = plan.predict(plan.protocol.position(carry.state), rows)
-        total = jnp.logaddexp(carry.total, log_probabilities.astype(carry.total.dtype))
-        members = carry.log_likelihood.at[index - recorded_from].set(log_likelihood.astype(carry.total.dtype))
-        return _Carry(carry.state, total, members)
-
-    def round_of(key: jax.Array, index: jax.Array, carry: _Carry) -> _Carry:
-        state = plan.protocol.advance(jax.random.fold_in(key, index + 1), index, carry.state, plan.task, coreset)
-        carry = carry._replace(state=state)
-        return jax.lax.cond(index >= recorded_from, recorded, lambda _, same: same, index, carry)
-
-    def one(item: tuple[_Carry, jax.Array]) -> tuple[_Carry, jax.Array]:
+    def one(item: tuple[_Carry, jax.Array], rounds: Any, coreset: CoresetArrays, rows: Rows) -> Any:
         carry, key = item
-        carry = jax.lax.fori_loop(first, last, functools.partial(round_of, key), carry)
+
+        def recorded(index: jax.Array, carry: _Carry) -> _Carry:
+            log_probabilities, log_likelihood = plan.predict(plan.protocol.position(carry.state), rows)
+            total = jnp.logaddexp(carry.total, log_probabilities.astype(carry.total.dtype))
+            members = carry.log_likelihood.at[index - recorded_from].set(log_likelihood.astype(carry.total.dtype))
+            return _Carry(carry.state, total, members)
+
+        def round_of(index: jax.Array, carry: _Carry) -> _Carry:
+            state = plan.protocol.advance(jax.random.fold_in(key, index + 1), index, carry.state, plan.task, coreset)
+            carry = carry._replace(state=state)
+            return jax.lax.cond(index >= recorded_from, recorded, lambda _, same: same, index, carry)
+
+        carry = jax.lax.fori_loop(*rounds, round_of, carry)
         leaves = jax.tree.leaves(plan.protocol.position(carry.state))
         return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
-    return map_stack(one, (carry, keys))
+    return map_stack(one, (carry, keys), rounds, coreset, rows, mesh=mesh)
 
 
 def run_protocol(
-    protocol: Published, task: Task, coreset: Pseudocoreset, split: Split, key: jax.Array, *, progress: bool
+    protocol: Published,
+    task: Task,
+    coreset: Pseudocoreset,
+    split: Split,
+    key: jax.Array,
+    *,
+    mesh: Mesh | None = None,
+    progress: bool,
 ) -> Outcome:
     """Run all repeats of a protocol; the key of a repeat depends on its number alone.
 
@@ -158,6 +168,7 @@ def run_protocol(
         coreset: what to train or sample on.
         split: held-out data.
         key: one typed key.
+        mesh: devices that share the repeats.
         progress: show a progress bar.
 
     Raises:
@@ -165,17 +176,18 @@ def run_protocol(
     """
     inputs, preprocessing = stored_inputs(split)
     plan = _Plan(protocol, task, preprocessing, default_chunk_size(task.model, inputs.shape[1:]))
-    arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
-    rows = (jnp.asarray(inputs), jnp.asarray(split.y))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats))
+    arrays = CoresetArrays(*replicate((coreset.inputs, coreset.targets, coreset.weights), mesh))
+    rows = replicate((inputs, split.y), mesh)
+    keys = replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)), mesh)
     num_rounds, recorded_from = protocol.rounds
-    carry = _start(plan, keys, rows)
+    carry = _start(plan, keys, len(split), mesh)
     block = math.ceil(num_rounds / NUM_BLOCKS)
     with progress_bar(f"evaluating: {protocol.name}", num_rounds, enabled=progress) as advance:
         for done in range(0, num_rounds, block):
             last = min(done + block, num_rounds)
-            carry, finite = _run_block(plan, carry, keys, jnp.asarray(done), jnp.asarray(last), arrays, rows)
-            lost = np.flatnonzero(~np.asarray(finite))
+            rounds = replicate((np.int32(done), np.int32(last)), mesh)
+            carry, finite = _run_block(plan, carry, keys, rounds, arrays, rows, mesh)
+            lost = np.flatnonzero(~to_host(finite))
             if len(lost):
                 raise FloatingPointError(
                     f"protocol {protocol.name!r} left the finite numbers in repeats {lost[:10].tolist()} before round "
@@ -183,9 +195,5 @@ def run_protocol(
                 )
             advance(last - done)
     count = num_rounds - recorded_from
-    return Outcome(
-        log_probabilities=np.asarray(carry.total) - math.log(count),
-        log_likelihood=np.asarray(carry.log_likelihood),
-        y=np.asarray(split.y),
-        measured={name: np.asarray(values) for name, values in protocol.measured(carry.state).items()},
-    )
+    found = to_host((carry.total, carry.log_likelihood, protocol.measured(carry.state)))
+    return Outcome(found[0] - math.log(count), found[1], np.asarray(split.y), found[2])
