@@ -143,7 +143,8 @@ def _run_block(
             carry = carry._replace(state=state)
             return jax.lax.cond(index >= recorded_from, recorded, lambda _, same: same, index, carry)
 
-        carry = jax.lax.fori_loop(*rounds, round_of, carry)
+        first, last = rounds
+        carry = jax.lax.fori_loop(first, last, round_of, carry)
         leaves = jax.tree.leaves(plan.protocol.position(carry.state))
         return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
