@@ -6,7 +6,9 @@ Gradients of a ConvNet (forward and backward): one network, one network as the b
 ``vmap`` and by ``lax.map``; with convolutions in Winograd's form where they are large enough, all as an unfolding and a
 matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by ``lax.conv``
 outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in Winograd's form and unfolded;
-with the largest error of the former in float32 over the largest output. Backs ``pseudocoreset/batching.py``.
+with the largest error of the former in float32 over the largest output. Last what follows a convolution, instance norm,
+ReLU and average pooling, forward and backward, as ``pseudocoreset/models/layers.py`` writes it and as one would first:
+standardise, then scale, then the mean over windows. Backs ``pseudocoreset/batching.py`` and those layers.
 """
 
 import argparse
@@ -32,6 +34,8 @@ FORMS = ("tiles", "matmul", "lax_conv")
 LAYERS = ((16, 16, 128, 128), (16, 8, 128, 128), (64, 16, 32, 32), (64, 14, 16, 16), (64, 16, 8, 8), (64, 4, 32, 32),
           (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4))  # fmt: skip
 LAYER_STEPS = 8
+# Images, side and channels.
+BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16))
 
 
 def choose(form: str) -> None:
@@ -100,6 +104,31 @@ def error(size: tuple[int, int, int, int]) -> float:
         return float(jnp.abs(winograd(images, kernel) - exact).max() / jnp.abs(exact).max())
 
 
+def vectorised(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    x = layers.Norm("instance").apply({"params": {"scale": scale, "bias": bias}}, x)
+    return layers.average_pool(jax.nn.relu(x))
+
+
+def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    x = (x - x.mean((1, 2), keepdims=True)) * jax.lax.rsqrt(x.var((1, 2), keepdims=True) + 1e-5) * scale + bias
+    n, height, width, channels = x.shape
+    return jax.nn.relu(x).reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def block(size: tuple[int, int, int], form: Callable) -> tuple[Callable, Any]:
+    """Forward and backward passes of one, each depending on the one before."""
+    number, side, channels = size
+    x = jax.random.normal(jax.random.key(0), (number, side, side, channels))
+    cotangent = jax.random.normal(jax.random.key(1), (number, side // 2, side // 2, channels))
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        out, pull = jax.vjp(form, *carry)
+        return jax.tree.map(lambda a, b: a + 1e-6 * b, carry, pull(out + cotangent)), None
+
+    carry = x, jnp.ones(channels), jnp.zeros(channels)
+    return jax.jit(lambda c: jax.lax.scan(step, c, length=LAYER_STEPS)[0]).lower(carry).compile(), carry
+
+
 def medians(compiled: dict[str, tuple], repetitions: int) -> dict[str, float]:
     """Seconds of each case, by its count, over interleaved repetitions."""
     seconds: dict[str, list[float]] = {case: [] for case in compiled}
@@ -141,6 +170,16 @@ def main() -> None:
         }
         print(name, json.dumps(convolutions[name]), flush=True)
     results["convolutions"] = convolutions
+    blocks = {}
+    for size in BLOCKS:
+        forms = {"vectorised": vectorised, "plain": plain}
+        compiled = {name: (*block(size, form), LAYER_STEPS) for name, form in forms.items()}
+        median = medians(compiled, args.repetitions)
+        name = "{} images {}x{}, {} channels".format(size[0], size[1], *size[1:])
+        blocks[name] = {f"milliseconds_{form}": round(1000 * value, 3) for form, value in median.items()}
+        blocks[name]["times_as_fast"] = round(median["plain"] / median["vectorised"], 2)
+        print(name, json.dumps(blocks[name]), flush=True)
+    results["norm_relu_pool"] = blocks
     content = {"settings": SHAPES, "num_networks": NUM_NETWORKS, "results": results, "machine": describe_machine()}
     args.out.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -11,8 +11,10 @@ trajectory proxy whose inner training is cut to a fixed number of steps; steps o
 the median of the ratios of neighbours. ``gigaflops`` counts the convolutions and the last layer as direct sums, forward
 and backward: three times the forward pass, less what the first layer need not send back. ``of_matmul`` is that rate
 over the rate of a large matrix product in the same minutes; it can pass one, since Winograd's form needs fewer
-multiplications. With a GPU both sides use it, and the cases of the papers' size join. Every case is written to
-``--out`` as it is done.
+multiplications. On a CPU each core is made a device, and several networks are shared among them (``mesh=``); one
+network, a step of FBPC and one chain run on the first device, whose operations take threads of all cores. PyTorch uses
+all cores in every operation. With a GPU both sides use it, and the cases of the papers' size join. Every case is
+written to ``--out`` as it is done.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from machine import describe_machine
 import pseudocoreset as pc
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference import sample
+from pseudocoreset.meshes import check_mesh, lay_out, replicate
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.objectives import function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
@@ -153,7 +156,11 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
 
         return jax.lax.scan(step, params, batches)[0]
 
-    ours = jax.jit(lambda stack: map_stack(one, stack, batches)).lower(stack).compile()
+    mesh = None if case.networks == 1 or jax.device_count() == 1 else jax.make_mesh((jax.device_count(),), ("devices",))
+    ours = jax.jit(lambda stack, batches: map_stack(one, stack, batches, mesh=check_mesh(mesh)))
+    stack = lay_out(stack, mesh)
+    batches = replicate(batches, mesh)
+    ours = ours.lower(stack, batches).compile()
     theirs = [torch_parameters(case) for _ in range(case.networks)]
     split = list(zip(*(a.split(case.batch) for a in torch_images(x, y)), strict=True))
 
@@ -162,7 +169,7 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
             for batch in split:
                 torch_descend(parameters, *batch, 0.01)
 
-    return lambda: jax.block_until_ready(ours(stack)), eager, case.operations * case.networks * case.steps
+    return lambda: jax.block_until_ready(ours(stack, batches)), eager, case.operations * case.networks * case.steps
 
 
 def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
@@ -291,6 +298,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--only", default="", help="cases whose name begins so")
     args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     has_gpu = jax.default_backend() == "gpu"
     if has_gpu != torch.cuda.is_available():
         raise SystemExit("JAX and PyTorch must both have a GPU, or neither")
@@ -303,7 +311,7 @@ def main() -> None:
     if has_gpu:
         cases |= {f"training: {case.name}": (training, case) for case in ON_GPU["training"]}
         cases |= {f"function_kl: {case.name}": (function_kl_step, case) for case in ON_GPU["function_kl"]}
-    threads = {"torch": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
+    threads = {"devices": jax.device_count(), "torch": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
     about = {"repetitions": args.repetitions, "threads": threads, "torch": torch.__version__}
     about["machine"] = describe_machine()
     results: dict[str, Any] = {}
