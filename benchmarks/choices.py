@@ -4,7 +4,7 @@
 
 A tenth of the training images is held out of everything and scored on; no test image is looked at. ConvNet of 3 blocks
 of 32, experts as in ``cifar10_fbpc.py``. Every arm starts from the same random images of its seed and takes the same
-number of steps as ``base`` (arms named ``..._steps`` take the seconds of ``base``), then SGHMC scores it by the average
+number of steps as ``base`` unless it says so, then SGHMC scores it by the average
 of its draws. ``--work`` keeps experts and finished cells: a run that was stopped goes on there.
 """
 
@@ -94,6 +94,8 @@ ARMS = {
     "learned_weights": Arm({"weights": "learned"}, others={"weights": optax.adam(0.02)}),
     "weight_30": Arm(mass=30.0),
     "weight_300": Arm(mass=300.0),
+    # As many networks in fewer steps, each the average over four.
+    "four_networks": Arm({"num_networks": 4, "steps": 38}, optimizer=lambda: optax.sgd(3000.0)),
     # More of the same.
     "steps_450": Arm({"steps": 450}),
 }

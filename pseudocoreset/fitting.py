@@ -126,7 +126,8 @@ def fit(
         progress: show a progress bar.
         mesh: devices that share the work of a step, ``jax.make_mesh((4,), ("devices",))``: in the forward and reverse
             KL divergence the draws (and chains), in matching objectives and BACON the classes, in ``function_kl`` the
-            draws of a linearised proxy. What remains, the short trainings of networks above all, each does for itself.
+            networks of a step (``num_networks``) or else the draws of a linearised proxy. What remains, the short
+            trainings of networks above all, each does for itself.
             A run with checkpoints may go on with another mesh, or without.
 
     Raises:
@@ -203,7 +204,7 @@ def fit(
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(
-                    () if e is None or c is None else tuple(e.stack(part) for part in _pairs(o, c[done : done + block]))
+                    () if e is None or c is None else _snapshots(o, e, c[done : done + block])
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
                 loop, report = run_block(loop, loop_key, np.arange(done, done + block), snapshots, device)
@@ -278,27 +279,36 @@ def _match_experts(
 def _epochs(objective: Objective, experts: Experts) -> tuple[int, int]:
     """First and last epoch of the first snapshot that an objective takes."""
     assert objective.window is not None
-    first, last, ahead = objective.window
+    first, last, ahead, _ = objective.window
     return first, experts.num_epochs - (ahead or 0) if last is None else last
 
 
-def _pairs(objective: Objective, choices: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """The choices of the first and, where the window asks for it, of the second snapshot."""
+def _snapshots(objective: Objective, experts: Experts, choices: np.ndarray) -> tuple[Any, ...]:
+    """What the window names for the choices (steps, count, 2) of a block: the first, where it asks the second too."""
     assert objective.window is not None
-    ahead = objective.window.ahead
-    return [choices] if ahead is None else [choices, [(expert, epoch + ahead) for expert, epoch in choices]]
+    ahead, count = objective.window.ahead, objective.window.per_step
+
+    def stacked(later: int) -> Any:
+        stack = experts.stack([(expert, epoch + later) for expert, epoch in choices.reshape(-1, 2).tolist()])
+        if count is None:
+            return stack
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]), stack)
+
+    return (stacked(0),) if ahead is None else (stacked(0), stacked(ahead))
 
 
-def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, steps: int) -> list[tuple[int, int]]:
-    """(expert, epoch) for every step; that of a step depends on nothing but the key and the step."""
+def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, steps: int) -> np.ndarray:
+    """Experts and epochs (steps, count, 2); those of a step depend on nothing but the key and the step."""
+    assert objective.window is not None
     first, last = _epochs(objective, experts)
-    chosen = _choose(key, steps, experts.num_experts, first, last)
-    return list(zip(np.asarray(chosen[0]).tolist(), np.asarray(chosen[1]).tolist(), strict=True))
+    count = objective.window.per_step or 1
+    chosen = _choose(key, steps * count, experts.num_experts, first, last)
+    return np.stack(chosen, axis=-1).reshape(steps, count, 2)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _choose(key: jax.Array, steps: int, num_experts: int, first: int, last: int) -> tuple[jax.Array, jax.Array]:
-    """An expert and an epoch from first to last for every step."""
+    """So many experts, and for each an epoch from first to last."""
 
     def choose(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         expert_key, epoch_key = jax.random.split(jax.random.fold_in(key, step))

@@ -22,7 +22,16 @@ __all__ = [
 ]
 
 # Settings of objectives that memory depends on, beside the number of points.
-KNOBS = ("coreset_batch_size", "batch_size", "num_draws", "proxy", "rank", "num_inner_steps", "rematerialise")
+KNOBS = (
+    "coreset_batch_size",
+    "batch_size",
+    "num_draws",
+    "num_networks",
+    "proxy",
+    "rank",
+    "num_inner_steps",
+    "rematerialise",
+)
 UNITS = ("kB", "MB", "GB", "TB")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -151,7 +160,8 @@ def _snapshot_shapes(objective: Objective, steps: int) -> tuple[Any, ...]:
     if objective.window is None:
         return ()
     params = jax.eval_shape(objective.model.init, jax.random.key(0))
-    stack = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), params)
+    leading = (steps,) if objective.window.per_step is None else (steps, objective.window.per_step)
+    stack = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype), params)
     return (stack,) if objective.window.ahead is None else (stack, stack)
 
 

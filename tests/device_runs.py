@@ -116,6 +116,12 @@ def linearised_function_kl(many: bool) -> dict[str, np.ndarray]:
     return fitted(objective, many, 4, experts=given_experts(), images_per_class=1, steps=2, optimizer=SGD)
 
 
+def networks_of_function_kl(many: bool) -> dict[str, np.ndarray]:
+    """Experts and networks trained on the coreset over the devices, inside of which nothing is shared once more."""
+    objective = function_kl(network(), proxy="linearized", num_draws=3, num_networks=5, inner_max_steps=3)
+    return fitted(objective, many, 9, experts=given_experts(), images_per_class=1, steps=3, optimizer=SGD)
+
+
 def distribution_matching(many: bool) -> dict[str, np.ndarray]:
     """Classes over the devices."""
     settings = {"images_per_class": 2, "steps": 3, "batch_size": 8, "step_size": 0.1, "progress": False}
@@ -150,7 +156,7 @@ def by_name(*runs: Callable) -> dict[str, Callable]:
 
 
 WITH_FILES = by_name(snapshots, hmc_with_split_data, divergence)  # they can be stopped and gone on with
-RUNS = WITH_FILES | by_name(sghmc, distribution_matching, evaluated, calibrated)
+RUNS = WITH_FILES | by_name(sghmc, distribution_matching, networks_of_function_kl, evaluated, calibrated)
 SLOW_RUNS = by_name(network_hmc_with_split_data, reverse_kl_of_chains, linearised_function_kl)
 
 

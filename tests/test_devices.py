@@ -74,7 +74,9 @@ def assert_as_on_one(found: dict[str, np.ndarray], on_one: dict[str, np.ndarray]
             np.testing.assert_allclose(found[key], on_one[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", [*FILED, "sghmc", "distribution_matching", "evaluated", "calibrated"])
+@pytest.mark.parametrize(
+    "name", [*FILED, "sghmc", "distribution_matching", "networks_of_function_kl", "evaluated", "calibrated"]
+)
 def test_four_devices_give_the_numbers_of_one(name, on_four, on_one):
     assert_as_on_one(np.load(on_four / "runs.npz"), on_one, name)
 

@@ -40,6 +40,7 @@ def fit_fbpc(
     weights: str = "ones",
     targets: str = "fixed",
     num_draws: int = 30,
+    num_networks: int = 1,
     first_epoch: int | None = None,
     last_epoch: int | None = None,
     inner_loss: float | None = None,
@@ -77,6 +78,8 @@ def fit_fbpc(
             gradient is divided by it, but is carried by the coreset into its posterior; or ``"learned"``.
         targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
         num_draws: S, draws of the function values a step.
+        num_networks: pairs of an expert and a network trained on the coreset, over which each step averages: one as
+            published; more make a step less noisy and as many times as long, unless devices share them.
         first_epoch: T, the earliest expert epoch used.
         last_epoch: the latest.
         inner_loss: gamma, the loss at which the training of a network on the coreset stops.
@@ -89,7 +92,8 @@ def fit_fbpc(
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints; experts trained here are kept there too.
         progress: show progress bars.
-        mesh: devices that share the experts trained here and the draws of a linearised proxy; see ``fit``.
+        mesh: devices that share the experts trained here, and the ``num_networks`` of a step or, of one, the draws of a
+            linearised proxy; see ``fit``.
 
     Returns:
         ``FitResult``.
@@ -130,6 +134,7 @@ def fit_fbpc(
             one,
             proxy=proxy,
             num_draws=num_draws,
+            num_networks=num_networks,
             first_epoch=first,
             last_epoch=last_epoch,
             inner_loss=recipe.inner_loss if inner_loss is None else inner_loss,

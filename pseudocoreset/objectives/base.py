@@ -27,12 +27,14 @@ class CoresetArrays(NamedTuple):
 class SnapshotWindow(NamedTuple):
     """Which expert snapshots an objective takes: one epoch drawn uniformly from ``first`` to ``last``.
 
-    With ``ahead`` it takes a second one too, that many epochs later in the same trajectory.
+    With ``ahead`` it takes a second one too, that many epochs later in the same trajectory. With ``per_step`` it takes
+    so many in each step, drawn independently, along a leading axis of every leaf.
     """
 
     first: int
     last: int | None = None  # the last that there is
     ahead: int | None = None
+    per_step: int | None = None
 
 
 # Of the free leaves by name, the next state, and scalars to report.

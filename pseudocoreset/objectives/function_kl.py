@@ -12,6 +12,7 @@ estimates the gradient from draws (Eq. 17).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from pseudocoreset.augment import Augmentation
+from pseudocoreset.batching import map_stack
 from pseudocoreset.chunks import over_data
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
@@ -96,6 +98,7 @@ def function_kl(
     *,
     proxy: str | Covariance = "trajectory",
     num_draws: int = 30,
+    num_networks: int = 1,
     first_epoch: int = 1,
     last_epoch: int | None = None,
     inner_loss: float = 0.1,
@@ -112,6 +115,8 @@ def function_kl(
         proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), ``"linearized"`` (Eq. 11 to 13), or a proxy
             of ``pseudocoreset.proxies``.
         num_draws: S, draws of the function values a step.
+        num_networks: pairs of an expert and a network trained on the coreset, over which each step averages; devices of
+            a mesh share them. One as published.
         first_epoch: T, the earliest epoch that an expert snapshot is taken from.
         last_epoch: the latest; the last there is by default.
         inner_loss: gamma; the network trained on the coreset stops at this mean loss.
@@ -127,6 +132,7 @@ def function_kl(
     if not model.has_function:
         raise ValueError(f"function_kl needs function values; the program {model.name!r} has no site 'f'")
     check_integer(num_draws, "num_draws")
+    check_integer(num_networks, "num_networks")
     check_integer(first_epoch, "first_epoch", minimum=0)
     check_integer(inner_max_steps, "inner_max_steps")
     check_positive(inner_loss, "inner_loss")
@@ -186,10 +192,10 @@ def function_kl(
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
         return ()
 
-    def gradient(
-        key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
-    ) -> Gradient:
-        (snapshot,) = snapshots
+    def of_network(
+        key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The gradient of one pair of networks, and what to report of it."""
         map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
         solution = coreset_map(map_key, coreset)
 
@@ -237,11 +243,30 @@ def function_kl(
             "inner_loss": solution.loss,
             "inner_capped": solution.loss > inner_loss,
         }
-        return leaves, state, info
+        return leaves, info
+
+    def gradient(
+        key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+    ) -> Gradient:
+        (snapshot,) = snapshots
+        if num_networks == 1:
+            leaves, info = of_network(key, snapshot, coreset, data)
+            return leaves, state, info
+
+        def of_pair(item: tuple[jax.Array, Params], coreset: CoresetArrays, data: DeviceData) -> Any:
+            return of_network(*item, coreset, data)
+
+        # The devices share the pairs; what is inside of one is not shared once more.
+        pairs = (jax.random.split(key, num_networks), snapshot)
+        each, info = map_stack(of_pair, pairs, coreset, replace(data, mesh=None), mesh=data.mesh)
+        leaves = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
+        capped = jnp.any(info.pop("inner_capped"))
+        return leaves, state, {name: jnp.mean(value) for name, value in info.items()} | {"inner_capped": capped}
 
     settings = {
         **covariance.describe(),
         "num_draws": num_draws,
+        "num_networks": num_networks,
         "first_epoch": first_epoch,
         "last_epoch": last_epoch,
         "inner_loss": inner_loss,
@@ -250,4 +275,5 @@ def function_kl(
         "coreset_batch_size": coreset_batch_size,
         "augment": None if augment is None else augment.strategy,
     }
-    return Objective("function_kl", model, init, gradient, SnapshotWindow(first_epoch, last_epoch), settings, free)
+    window = SnapshotWindow(first_epoch, last_epoch, per_step=None if num_networks == 1 else num_networks)
+    return Objective("function_kl", model, init, gradient, window, settings, free)

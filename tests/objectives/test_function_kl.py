@@ -208,6 +208,23 @@ def test_duplicating_a_point_at_half_the_weight_halves_its_gradient():
     np.testing.assert_allclose(twice[2:], whole[1:], rtol=1e-10)
 
 
+def test_several_networks_a_step_are_the_mean_of_steps_of_one():
+    model = bnn(MLP((3,)), input_shape=(3,), num_outputs=1, likelihood="gaussian")
+    settings = {"proxy": Trajectory(3, batch_size=4), "inner_loss": 1e-9, "inner_max_steps": 3}
+    one, four = (function_kl(model, num_networks=count, **settings) for count in (1, 4))
+    coreset = CoresetArrays(jnp.asarray(U, jnp.float32), jnp.asarray(V, jnp.float32), jnp.asarray(W, jnp.float32))
+    data = DeviceData(jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32))
+    experts = [model.init(key) for key in jax.random.split(jax.random.key(1), 4)]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts)
+    found, _, info = four.gradient(jax.random.key(0), (), coreset, data, (stack,))
+    keys = jax.random.split(jax.random.key(0), 4)
+    each = [one.gradient(key, (), coreset, data, (expert,)) for key, expert in zip(keys, experts, strict=True)]
+    wanted = np.mean([gradient["inputs"] for gradient, _, _ in each], axis=0)
+    np.testing.assert_allclose(found["inputs"], wanted, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(info["loss"], np.mean([one_info["loss"] for _, _, one_info in each]), rtol=1e-5)
+    assert bool(info["inner_capped"])
+
+
 def test_models_without_function_values_are_refused():
     def no_function(x, y=None):
         theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
