@@ -34,8 +34,8 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
 
 
 def _unfolded(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution of padded images as one product with a matrix that has what the kernel sees at each place as a row."""
-    height, width, channels, filters = kernel.shape
+    """Convolution of padded images as one product, with a matrix whose rows are what the kernel sees at each place."""
+    height, width, _, filters = kernel.shape
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     seen = [
         x[:, row : row + rows : stride, column : column + columns : stride]
