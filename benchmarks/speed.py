@@ -1,4 +1,4 @@
-"""Training, a step of FBPC and SGHMC beside the same work in eager PyTorch and beside the machine's matrix product.
+"""Training, a step of FBPC and chains beside the same work in eager PyTorch and beside the machine's matrix product.
 
     pip install torch
     python benchmarks/speed.py --out benchmarks/results/speed.json [--only NAME]
@@ -6,15 +6,15 @@
 The yardstick is plain eager PyTorch, as the published codes of the field are written: images with channels first,
 networks of ``torch.nn.functional`` calls over a list of tensors, one network after the other. Both sides do the same
 arithmetic at the same sizes and in float32: SGD steps on batches that lie in memory; a step of FBPC with the
-trajectory proxy whose inner training is cut to a fixed number of steps; steps of SGHMC on a coreset, ours through
-``sample``, whose setting up is part of its time. Repetitions of the two alternate; figures are medians, and their ratio
-the median of the ratios of neighbours. ``gigaflops`` counts the convolutions and the last layer as direct sums, forward
-and backward: three times the forward pass, less what the first layer need not send back. ``of_matmul`` is that rate
-over the rate of a large matrix product in the same minutes; it can pass one, since Winograd's form needs fewer
-multiplications. On a CPU each core is made a device, and several networks are shared among them (``mesh=``); one
-network, a step of FBPC and one chain run on the first device, whose operations take threads of all cores. PyTorch uses
-all cores in every operation. With a GPU both sides use it, and the cases of the papers' size join. Every case is
-written to ``--out`` as it is done.
+trajectory proxy whose inner training is cut to a fixed number of steps; steps of SGHMC and draws of HMC on a coreset,
+ours through ``sample``, whose setting up is part of its time. Repetitions of the two alternate; figures are medians,
+and their ratio the median of the ratios of neighbours. ``gigaflops`` counts the convolutions and the last layer as
+direct sums, forward and backward: three times the forward pass, less what the first layer need not send back.
+``of_matmul`` is that rate over the rate of a large matrix product in the same minutes; it can pass one, since
+Winograd's form needs fewer multiplications. On a CPU each core is made a device, and several networks are shared among
+them (``mesh=``); one network, a step of FBPC and one chain run on the first device, whose operations take threads of
+all cores. PyTorch uses all cores in every operation. With a GPU both sides use it, and the cases of the papers' size
+join. Every case is written to ``--out`` as it is done; with ``--only`` those of others stay there.
 """
 
 import argparse
@@ -84,11 +84,12 @@ TRAINING = (
     Case(8, 1, 2, 32, 64, networks=8, steps=10),
     Case(8, 1, 2, 16, 10, networks=16, steps=20),
 )
-FUNCTION_KL = (Case(32, 3, 3, 32, 10), Case(32, 3, 3, 32, 100), Case(8, 1, 2, 16, 10))
+FUNCTION_KL = (Case(32, 3, 3, 128, 10), Case(32, 3, 3, 32, 10), Case(32, 3, 3, 32, 100), Case(8, 1, 2, 16, 10))
 # Too long for a CPU: ten experts at once, and the step of FBPC of which the papers give the time.
 ON_GPU = {"training": (Case(32, 3, 3, 128, 256, networks=10),), "function_kl": (Case(32, 3, 3, 128, 100),)}
 INNER_STEPS, TRAJECTORY, DRAWS, DATA_BATCH = 20, 10, 30, 64
 SAMPLING = (Case(32, 3, 3, 32, 10, steps=50), Case(8, 1, 2, 16, 10, steps=200))
+LEAPFROGS, STEP_SIZE = 10, 0.005
 
 
 def torch_parameters(case: Case) -> list[torch.Tensor]:
@@ -258,6 +259,51 @@ def sampling(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     return ours, eager, case.operations * case.steps
 
 
+def hmc(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+    """Draws of HMC on all points, one chain without adaptation, through the public function."""
+    model = case.model()
+    x, y = images(case, case.batch)
+    draws = case.steps // LEAPFROGS
+    settings = dict(kernel="hmc", num_chains=1, num_warmup=0, num_samples=draws, progress=False)
+    settings |= dict(step_size=STEP_SIZE, num_integration_steps=LEAPFROGS)
+
+    def ours() -> Any:
+        return sample(model, (x, y), key=jax.random.key(0), **settings)
+
+    tx, ty = torch_images(x, y)
+    start = torch_parameters(case)
+
+    def potential(parameters: list[torch.Tensor]) -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(torch_apply(parameters, tx), ty, reduction="sum")
+        return loss + sum((p * p).sum() for p in parameters) / 2
+
+    def value_and_gradient(parameters: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        value = potential(parameters)
+        return value.detach(), torch.autograd.grad(value, parameters)
+
+    def energy(momentum: list[torch.Tensor]) -> torch.Tensor:
+        return sum((m * m).sum() for m in momentum) / 2
+
+    def eager() -> None:
+        position = start
+        value, gradient = value_and_gradient(position)
+        for _ in range(draws):
+            momentum = [torch.randn_like(p) for p in position]
+            before = value + energy(momentum)
+            proposal, slope = position, gradient
+            for _ in range(LEAPFROGS):
+                momentum = [m - STEP_SIZE / 2 * g for m, g in zip(momentum, slope, strict=True)]
+                with torch.no_grad():
+                    proposal = [p + STEP_SIZE * m for p, m in zip(proposal, momentum, strict=True)]
+                proposal = [p.requires_grad_() for p in proposal]
+                after, slope = value_and_gradient(proposal)
+                momentum = [m - STEP_SIZE / 2 * g for m, g in zip(momentum, slope, strict=True)]
+            if torch.rand(()) < torch.exp(before - after - energy(momentum)):
+                position, value, gradient = proposal, after, slope
+
+    return ours, eager, case.operations * draws * LEAPFROGS
+
+
 def matmul() -> tuple[Callable[[], Any], float]:
     rows, inner, columns, steps = 4096, 1152, 128, 8
     a, b = jax.random.normal(jax.random.key(0), (rows, inner)), jax.random.normal(jax.random.key(1), (inner, columns))
@@ -308,13 +354,15 @@ def main() -> None:
     cases = {f"training: {case.name}": (training, case) for case in TRAINING}
     cases |= {f"function_kl: {case.name}": (function_kl_step, case) for case in FUNCTION_KL}
     cases |= {f"sghmc: {case.name}": (sampling, case) for case in SAMPLING}
+    cases |= {f"hmc: {case.name}": (hmc, case) for case in SAMPLING}
     if has_gpu:
         cases |= {f"training: {case.name}": (training, case) for case in ON_GPU["training"]}
         cases |= {f"function_kl: {case.name}": (function_kl_step, case) for case in ON_GPU["function_kl"]}
     threads = {"devices": jax.device_count(), "torch": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
     about = {"repetitions": args.repetitions, "threads": threads, "torch": torch.__version__}
     about["machine"] = describe_machine()
-    results: dict[str, Any] = {}
+    known = json.loads(args.out.read_text())["results"] if args.out and args.only and args.out.is_file() else {}
+    results: dict[str, Any] = dict(known)
     for name, (make, case) in cases.items():
         if name.startswith(args.only):
             results[name] = measure(make, case, args.repetitions)
