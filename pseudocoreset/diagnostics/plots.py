@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_POINTS", "new_figure", "plot_coreset", "plot_history"]
 
 MAX_POINTS = 2000
+LONGEST_NAME = 24  # of a class, in letters
 
 
 def plot_coreset(
@@ -123,14 +124,17 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
 
     gap = 0.5 if real else 0.0
     num_left = count if real else 0
-    figure = new_figure(max(4.0, 0.75 * (num_left + count + gap) + 1.2), 0.75 * len(rows) + 0.8)
+    has_names = is_class and coreset.class_names is not None
+    names = [_short(coreset.class_names[row]) if has_names else str(row) for row in rows]
+    # Names stand on the left of images, which are left too little room unless the figure is wider by the longest.
+    left = 1.2 + 0.09 * max(map(len, names))
+    figure = new_figure(max(4.0, 0.75 * (num_left + count + gap) + left), 0.75 * len(rows) + 0.8)
     grid = figure.add_gridspec(
         len(rows),
         num_left + count + bool(real),
         width_ratios=[1] * num_left + [gap] * bool(real) + [1] * count,
     )
-    for i, row in enumerate(rows):
-        name = coreset.class_names[row] if is_class and coreset.class_names is not None else str(row)
+    for i in range(len(rows)):
         shown = [*((j, image) for j, image in enumerate(real[i] if real else []))]
         shown += [(num_left + bool(real) + j, synthetic[k]) for j, k in enumerate(groups[i][:count])]
         for column, image in shown:
@@ -138,7 +142,7 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
             axes.imshow(np.clip((image - low) / (high - low), 0, 1), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             if column == 0 and is_class:
-                axes.set_ylabel(name, rotation=0, horizontalalignment="right", verticalalignment="center")
+                axes.set_ylabel(names[i], rotation=0, horizontalalignment="right", verticalalignment="center")
             if i == 0 and column in (0, num_left + bool(real)):
                 kind = "real" if real and column == 0 else "synthetic"
                 axes.set_title(kind, loc="left", fontsize="medium")
@@ -149,6 +153,12 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
         notes.append(f"{count} of up to {max(len(group) for group in groups)} points a class")
     figure.suptitle("; ".join(notes), fontsize="small", color="0.4")
     return figure
+
+
+def _short(name: str) -> str:
+    """The first of the synonyms that the name of a class may list, cut where it is long."""
+    first = name.split(",")[0]
+    return first if len(first) <= LONGEST_NAME else f"{first[: LONGEST_NAME - 1]}…"
 
 
 def _point_cloud(coreset: Pseudocoreset, split: Any) -> Figure:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -60,6 +62,16 @@ def test_coreset_beside_real_images(coreset: Pseudocoreset, images: Dataset) -> 
     assert {axes.get_ylabel() for axes in figure.axes} >= {"top", "<middle>", "bottom & last"}
     assert drawn(figure).std() > 0
     assert pyplot.get_fignums() == []
+
+
+def test_long_names_of_classes_leave_room_for_images(coreset: Pseudocoreset) -> None:
+    names = ("salamander, " + 60 * "x", "bullfrog, Rana catesbeiana", 40 * "y")
+    figure = plot_coreset(replace(coreset, class_names=names), max_per_class=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that fails is a warning
+        drawn(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["salamander", "bullfrog", 23 * "y" + "…"]
+    assert min(axes.get_window_extent().width for axes in figure.axes) > 40
 
 
 def test_values_outside_an_image_are_clipped_and_counted(coreset: Pseudocoreset) -> None:
