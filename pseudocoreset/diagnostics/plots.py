@@ -124,8 +124,8 @@ def _image_grid(coreset: Pseudocoreset, split: Any, max_per_class: int, max_clas
 
     gap = 0.5 if real else 0.0
     num_left = count if real else 0
-    has_names = is_class and coreset.class_names is not None
-    names = [_short(coreset.class_names[row]) if has_names else str(row) for row in rows]
+    known = coreset.class_names if is_class else None
+    names = [str(row) if known is None else _short(known[row]) for row in rows]
     # Names stand on the left of images, which are left too little room unless the figure is wider by the longest.
     left = 1.2 + 0.09 * max(map(len, names))
     figure = new_figure(max(4.0, 0.75 * (num_left + count + gap) + left), 0.75 * len(rows) + 0.8)
