@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/batching.py --out bench/batching.json
 	$(BIN)/python benchmarks/unrolled.py --out bench/unrolled.json
 	$(BIN)/python benchmarks/scaling.py --out bench/scaling.json
+	$(BIN)/python benchmarks/steps.py --sizes 1 10 --out bench/steps.json
 	$(BIN)/python benchmarks/memory.py --work bench/compiled --out bench/memory.json
 	@if $(BIN)/python -c 'import torch' 2> /dev/null; then \
 	  $(BIN)/python benchmarks/speed.py --out bench/speed.json; \
