@@ -43,7 +43,7 @@ def _unfolded(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         for column in range(width)
     ]
     patches = jnp.concatenate(seen, axis=-1)
-    # Not over more axes: the product of the backward pass is several times slower then.
+    # Not over more axes: the product of the backward pass is slower then.
     out = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, filters)
     return out.reshape(*patches.shape[:3], filters)
 
@@ -137,8 +137,8 @@ class Norm(nn.Module):
         axes = {"instance": (1, 2), "group": (1, 2, 4), "layer": (1, 2, 3), "batch": (0, 1, 2)}[self.kind]
         mean, multiple = _moments(x, axes)
         if self.kind != "layer":
-            # Folded into numbers of each image and channel, the scale costs no passes over the images, and the backward
-            # pass takes half the time (``benchmarks/results/batching.json``).
+            # Folded into numbers of each image and channel, the scale costs no passes over the images: with the pooling
+            # below less than half the time (``benchmarks/results/batching.json``).
             multiple = multiple * scale
             return (x * multiple + (bias - mean * multiple)).reshape(n, height, width, channels)
         return (x * multiple - mean * multiple) * scale + bias

@@ -192,23 +192,15 @@ def convnets(depth: int, width: int) -> dict[str, Any]:
     return {name: ConvNet(depth=depth, width=width, norm=norm) for name, norm in zip(NORMS, norms, strict=True)}
 
 
-def fbpc(
-    steps: tuple[int, int], step_size: float, step_size_of_ten: float | None = None, **common: Any
-) -> dict[int, Settings]:
+def steps(one: int, ten: int, step_size: float, of_ten: float | None = None, **common: Any) -> dict[int, Settings]:
+    second = step_size if of_ten is None else of_ten
+    return sizes(dict(steps=one, step_size=step_size), dict(steps=ten, step_size=second), **common)
+
+
+def fbpc(counts: tuple[int, int], *step_sizes: float, **common: Any) -> dict[int, Settings]:
     common = dict(inner_learning_rate=5e-3, inner_max_steps=200, first_epoch=1) | common
-    one, ten = step_size, step_size if step_size_of_ten is None else step_size_of_ten
-    return sizes(
-        dict(steps=steps[0], inner_loss=0.1, step_size=one),
-        dict(steps=steps[1], inner_loss=0.2, step_size=ten),
-        **common,
-    )
-
-
-def steps(
-    one: int, ten: int, step_size: float, step_size_of_ten: float | None = None, **common: Any
-) -> dict[int, Settings]:
-    ten_size = step_size if step_size_of_ten is None else step_size_of_ten
-    return sizes(dict(steps=one, step_size=step_size), dict(steps=ten, step_size=ten_size), **common)
+    found = steps(*counts, *step_sizes, **common)
+    return {size: {**found[size], "inner_loss": loss} for size, loss in ((1, 0.1), (10, 0.2))}
 
 
 SHORT = Trajectory(num_steps=10, batch_size=32)
