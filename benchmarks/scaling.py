@@ -1,11 +1,11 @@
-"""What sharing a stack among devices costs and gains: experts, chains and draws on 1, 2 and 4 devices of this machine.
+"""What sharing among devices costs and gains: experts, chains, draws, and the data of one expert and of one chain.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
-The devices are those that XLA makes of one CPU (``--xla_force_host_platform_device_count``), one thread each
-(``--xla_cpu_multi_thread_eigen=false``), in a fresh process for each number. Seconds are the difference of a long and
-a short run, which leaves out compilation; CPU seconds are those of all threads together, so that their ratio to one
-device is what the sharing itself costs. ``SCALING.md`` says what this can show and what not.
+On 1, 2 and 4 devices of this machine: those that XLA makes of one CPU
+(``--xla_force_host_platform_device_count``), one thread each (``--xla_cpu_multi_thread_eigen=false``), in a fresh
+process for each number. Seconds are the difference of a long and a short run, which leaves out compilation; CPU seconds
+are those of all threads together, so that their ratio to one device is what the sharing itself costs. ``SCALING.md`` says what this can show and what not.
 """
 
 import argparse
@@ -19,15 +19,17 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 from machine import describe_machine
 
-from pseudocoreset import fit, load_dataset, train_experts
+from pseudocoreset import Dataset, fit, load_dataset, train_experts
 from pseudocoreset.inference import sample
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.objectives import InnerTraining, forward_kl
 
 SETTINGS = {"data": "digits", "depth": 2, "width": 8, "stack": 8, "batch_size": 64, "images_per_class": 10}
+SHARED = {"images": 2560, "side": 32, "depth": 3, "width": 32, "batch_size": 128, "points": 100}
 COUNTS = (1, 2, 4)
 
 
@@ -59,7 +61,32 @@ def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], obj
             optimizer=optimizer, block_size=5, mesh=mesh, **common,
         )  # fmt: skip
 
-    return {"experts": (experts, 1, 31), "chains": (chains, 2, 152), "draws": (draws, 5, 25)}
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(SHARED["images"], SHARED["side"], SHARED["side"], 3)).astype(np.float32)
+    noise = Dataset.from_arrays(images, np.arange(len(images)) % 10, name="noise")
+    one_model = bnn(ConvNet(depth=SHARED["depth"], width=SHARED["width"]), noise)
+    line = None if mesh is None else jax.make_mesh((mesh.size,), ("data",))
+
+    def one_expert(epochs: int) -> object:
+        return train_experts(
+            one_model, noise, num_experts=1, num_epochs=epochs, batch_size=SHARED["batch_size"], augment=None,
+            mesh=line, **common,
+        )  # fmt: skip
+
+    def one_chain(thinning: int) -> object:
+        points = images[: SHARED["points"]], np.arange(SHARED["points"]) % 10
+        return sample(
+            one_model, points, kernel="sghmc", num_chains=1, num_warmup=0, num_samples=2, thinning=thinning, mesh=line,
+            **common,
+        )  # fmt: skip
+
+    return {
+        "experts": (experts, 1, 31),
+        "chains": (chains, 2, 152),
+        "draws": (draws, 5, 25),
+        "one expert": (one_expert, 1, 6),
+        "one chain": (one_chain, 2, 52),
+    }
 
 
 def measure(num_devices: int) -> None:
@@ -107,7 +134,13 @@ def main() -> None:
             values["speed_up"] = round(by_count[1]["seconds"] / values["seconds"], 2)
             values["cpu_ratio"] = round(values["cpu_seconds"] / by_count[1]["cpu_seconds"], 2)
     load = round(os.getloadavg()[0], 1)
-    content = {"settings": SETTINGS, "results": results, "load_average": load, "machine": describe_machine()}
+    content = {
+        "settings": SETTINGS,
+        "shared": SHARED,
+        "results": results,
+        "load_average": load,
+        "machine": describe_machine(),
+    }
     args.out.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -12,9 +12,10 @@ and their ratio the median of the ratios of neighbours. ``gigaflops`` counts the
 direct sums, forward and backward: three times the forward pass, less what the first layer need not send back.
 ``of_matmul`` is that rate over the rate of a large matrix product in the same minutes; it can pass one, since
 Winograd's form needs fewer multiplications. On a CPU each core is made a device, and several networks are shared among
-them (``mesh=``); one network, a step of FBPC and one chain run on the first device, whose operations take threads of
-all cores. PyTorch uses all cores in every operation. With a GPU both sides use it, and the cases of the papers' size
-join. Every case is written to ``--out`` as it is done; with ``--only`` those of others stay there.
+them (``mesh=``), as are the data of one network and of one chain at 32x32; a step of FBPC with one network, and what
+is smaller, run on the first device, whose operations take threads of all cores. PyTorch uses all cores in every
+operation. With a GPU both sides use it, and the cases of the papers' size join. Every case is written to ``--out`` as
+it is done; with ``--only`` those of others stay there.
 """
 
 import argparse
@@ -31,17 +32,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.sharding import Mesh
 from machine import describe_machine
 
 import pseudocoreset as pc
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference import sample
-from pseudocoreset.meshes import check_mesh, lay_out, replicate
+from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, own_rows, replicate, sum_over_data_axis
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.objectives import function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
 
 CLASSES = 10
+LEAST_SHARED = 32  # pixels a side
+
+
+def all_devices(axis: str) -> Mesh | None:
+    """A mesh of all devices; None for one."""
+    return check_mesh(jax.make_mesh((jax.device_count(),), (axis,))) if jax.device_count() > 1 else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,12 @@ class Case:
     batch: int
     networks: int = 1
     steps: int = 2
+
+    def mesh(self) -> Mesh | None:
+        """Devices that share the networks, or the data of one where they are large enough to be worth an exchange."""
+        if self.networks > 1:
+            return all_devices("devices")
+        return all_devices("data") if self.side >= LEAST_SHARED else None
 
     @property
     def name(self) -> str:
@@ -84,7 +98,14 @@ TRAINING = (
     Case(8, 1, 2, 32, 64, networks=8, steps=10),
     Case(8, 1, 2, 16, 10, networks=16, steps=20),
 )
-FUNCTION_KL = (Case(32, 3, 3, 128, 10), Case(32, 3, 3, 32, 10), Case(32, 3, 3, 32, 100), Case(8, 1, 2, 16, 10))
+FUNCTION_KL = (
+    Case(32, 3, 3, 128, 10),
+    Case(32, 3, 3, 32, 10),
+    Case(32, 3, 3, 32, 10, networks=2),
+    Case(32, 3, 3, 32, 100),
+    Case(32, 3, 3, 32, 100, networks=2),
+    Case(8, 1, 2, 16, 10),
+)
 # Too long for a CPU: ten experts at once, and the step of FBPC of which the papers give the time.
 ON_GPU = {"training": (Case(32, 3, 3, 128, 256, networks=10),), "function_kl": (Case(32, 3, 3, 128, 100),)}
 INNER_STEPS, TRAJECTORY, DRAWS, DATA_BATCH = 20, 10, 30, 64
@@ -149,17 +170,22 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     x, y = images(case, case.batch * case.steps)
     batches = jnp.asarray(x).reshape(case.steps, case.batch, *x.shape[1:]), jnp.asarray(y).reshape(case.steps, -1)
     stack = jax.vmap(model.init)(jax.random.split(jax.random.key(0), case.networks))
+    mesh = case.mesh()
+    shared = has_data_axis(mesh)
 
     def one(params: Any, batches: Any) -> Any:
         def step(p: Any, batch: Any) -> tuple[Any, None]:
-            _, gradient = mean_loss_and_gradient(model, p, (*batch, jnp.ones(case.batch)))
+            rows, weights = batch, jnp.ones(case.batch)
+            if shared:
+                rows, weights = own_rows(rows, weights)
+            _, gradient = mean_loss_and_gradient(model, p, (*rows, weights), mass=case.batch)
+            gradient = sum_over_data_axis(gradient) if shared else gradient
             return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
 
         return jax.lax.scan(step, params, batches)[0]
 
-    mesh = None if case.networks == 1 or jax.device_count() == 1 else jax.make_mesh((jax.device_count(),), ("devices",))
-    ours = jax.jit(lambda stack, batches: map_stack(one, stack, batches, mesh=check_mesh(mesh)))
-    stack = lay_out(stack, mesh)
+    ours = jax.jit(lambda stack, batches: map_stack(one, stack, batches, mesh=mesh, splits_batches=shared))
+    stack = lay_out(stack, mesh, splits_data=shared)
     batches = replicate(batches, mesh)
     ours = ours.lower(stack, batches).compile()
     theirs = [torch_parameters(case) for _ in range(case.networks)]
@@ -174,7 +200,7 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
 
 
 def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
-    """One update of FBPC, its inner training of a fixed number of steps."""
+    """One update of FBPC, its inner training of a fixed number of steps; the mean over pairs of networks."""
     model = case.model()
     size = 2000
     data = pc.Dataset.from_arrays(*images(case, size), name="noise")
@@ -185,16 +211,19 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
         num_draws=DRAWS,
         inner_loss=1e-9,
         inner_max_steps=INNER_STEPS,
+        num_networks=case.networks,
     )
-    device = pc.device.DeviceData.from_dataset(data)
+    device = pc.device.DeviceData.from_dataset(data, case.mesh() if case.networks > 1 else None)
     arrays = pc.objectives.base.CoresetArrays(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
-    expert = model.init(jax.random.key(1))
+    arrays = replicate(arrays, device.mesh)
+    expert = jax.vmap(model.init)(jax.random.split(jax.random.key(1), case.networks))
+    expert = replicate(expert if case.networks > 1 else jax.tree.map(lambda leaf: leaf[0], expert), device.mesh)
     ours = jax.jit(lambda key, arrays: objective.gradient(key, (), arrays, device, (expert,))[0])
     ours = ours.lower(jax.random.key(2), arrays).compile()
 
     x, y = torch_images(*images(case, size))
     u, labels = torch_images(start.inputs, start.targets)
-    full = torch_parameters(case)
+    full = [torch_parameters(case) for _ in range(case.networks)]
 
     def scales(parameters: list[torch.Tensor], draw: Callable[[], Any], rate: float) -> torch.Tensor:
         moving = [p.detach().clone().requires_grad_() for p in parameters]
@@ -209,7 +238,7 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
         chosen = torch.randint(0, size, (DATA_BATCH,))
         return x[chosen], y[chosen]
 
-    def eager() -> torch.Tensor:
+    def of_pair(expert: list[torch.Tensor]) -> torch.Tensor:
         small = torch_parameters(case)
         adam = torch.optim.Adam(small, lr=1e-3)
         for _ in range(INNER_STEPS):
@@ -218,11 +247,14 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
             adam.step()
         inputs = u.detach().clone().requires_grad_()
         losses = []
-        for parameters, draw, rate in ((full, batch, 0.05), (small, lambda: (u, labels), 0.01)):
+        for parameters, draw, rate in ((expert, batch, 0.05), (small, lambda: (u, labels), 0.01)):
             noise = scales(parameters, draw, rate) * torch.randn(DRAWS, len(u), CLASSES)
             f = torch_apply([p.detach() for p in parameters], inputs) + noise
             losses.append(torch.nn.functional.cross_entropy(f.flatten(0, 1), labels.repeat(DRAWS)))
         return torch.autograd.grad(losses[0] - losses[1], inputs)[0]
+
+    def eager() -> torch.Tensor:
+        return sum(of_pair(expert) for expert in full) / case.networks
 
     passes = (
         (INNER_STEPS + TRAJECTORY) * 3 + 2 * TRAJECTORY + 6
@@ -231,7 +263,7 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
     return (
         lambda: jax.block_until_ready(ours(jax.random.key(3), arrays)),
         eager,
-        case.operations * (passes + of_data) / 3,
+        case.operations * case.networks * (passes + of_data) / 3,
     )
 
 
@@ -239,10 +271,11 @@ def sampling(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     """Steps of SGHMC on all points, one chain, through the public function."""
     model = case.model()
     x, y = images(case, case.batch)
+    mesh = case.mesh()
     settings = dict(kernel="sghmc", num_chains=1, num_warmup=0, num_samples=1, thinning=case.steps, progress=False)
 
     def ours() -> Any:
-        return sample(model, (x, y), key=jax.random.key(0), step_size=0.01, friction=10.0, **settings)
+        return sample(model, (x, y), key=jax.random.key(0), step_size=0.01, friction=10.0, mesh=mesh, **settings)
 
     tx, ty = torch_images(x, y)
     parameters = torch_parameters(case)
@@ -263,12 +296,13 @@ def hmc(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     """Draws of HMC on all points, one chain without adaptation, through the public function."""
     model = case.model()
     x, y = images(case, case.batch)
+    mesh = case.mesh()
     draws = case.steps // LEAPFROGS
     settings = dict(kernel="hmc", num_chains=1, num_warmup=0, num_samples=draws, progress=False)
     settings |= dict(step_size=STEP_SIZE, num_integration_steps=LEAPFROGS)
 
     def ours() -> Any:
-        return sample(model, (x, y), key=jax.random.key(0), **settings)
+        return sample(model, (x, y), key=jax.random.key(0), mesh=mesh, **settings)
 
     tx, ty = torch_images(x, y)
     start = torch_parameters(case)

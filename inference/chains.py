@@ -30,7 +30,7 @@ from pseudocoreset.inference.data import (
 )
 from pseudocoreset.inference.kernels import KERNELS, Density, KernelSpec, Stats, Tuning
 from pseudocoreset.inference.schedules import scheduled, steps_of_draw
-from pseudocoreset.meshes import DATA_AXIS, spread, to_host
+from pseudocoreset.meshes import has_data_axis, spread, to_host
 from pseudocoreset.models import Model, Params
 
 __all__ = [
@@ -94,7 +94,7 @@ class Plan:
     def splits_data(self) -> bool:
         """Whether devices share the rows of the data too: where a gradient is a sum over all of them, and no other."""
         takes_all = self.batch_size is None and self.augment is None
-        return takes_all and self.mesh is not None and DATA_AXIS in self.mesh.axis_names
+        return takes_all and has_data_axis(self.mesh)
 
     @property
     def spec(self) -> KernelSpec:

@@ -55,7 +55,12 @@ def activation_bytes() -> int:
 
 
 def map_stack(
-    fn: Callable[..., Any], stack: Any, *shared: Any, chunk: int | None = None, mesh: Mesh | None = None
+    fn: Callable[..., Any],
+    stack: Any,
+    *shared: Any,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+    splits_batches: bool = False,
 ) -> Any:
     """Apply ``fn(item, *shared)`` to every item of a stacked pytree.
 
@@ -65,6 +70,7 @@ def map_stack(
         *shared: arguments passed whole to every call.
         chunk: items vectorised together on accelerators; all of them by default. CPU goes one by one.
         mesh: devices that share the stack; each goes through its part in the same way.
+        splits_batches: whether those along the mesh's axis ``"data"`` share what ``fn`` does of an item instead.
 
     Returns:
         The results, stacked along a new leading axis.
@@ -81,4 +87,4 @@ def map_stack(
             return jax.vmap(one)(part)
         return jax.lax.map(one, part, batch_size=chunk)
 
-    return spread(of_part, mesh, stack, *shared)
+    return spread(of_part, mesh, stack, *shared, splits_batches=splits_batches)

@@ -1,8 +1,9 @@
 """Stacks and data over a mesh of devices, on one host or several.
 
 A stack (experts, chains, draws, classes) is split over the devices of a ``jax.sharding.Mesh``; each device goes through
-its part as a single one goes through the whole, by ``jax.shard_map``, and no device waits for another in between. Data
-are whole on every device, or their rows are split over the axis of the mesh that is called ``"data"``.
+its part as a single one goes through the whole, by ``jax.shard_map``, and no device waits for another in between. Along
+the axis of the mesh that is called ``"data"`` devices may share the data of one item instead: the rows of a sum over
+all data, which are split over it, or each minibatch of data that are whole on every device.
 
 On several hosts (``jax.distributed.initialize``) every process runs the same script and holds the same arrays on its
 host; process 0 alone writes files, which all of them must be able to read.
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,12 +28,15 @@ __all__ = [
     "DATA_AXIS",
     "check_mesh",
     "fill_up",
+    "has_data_axis",
     "is_writer",
     "lay_out",
+    "own_rows",
     "replicate",
     "same_everywhere",
     "split_rows",
     "spread",
+    "sum_over_data_axis",
     "summed_over_data",
     "to_host",
     "wait_for_all",
@@ -56,6 +61,11 @@ def check_mesh(mesh: Any) -> Mesh | None:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
+def has_data_axis(mesh: Mesh | None) -> bool:
+    """Whether an axis of the mesh is called ``"data"``."""
+    return mesh is not None and DATA_AXIS in mesh.axis_names
+
+
 def _stack_axes(mesh: Mesh, splits_data: bool) -> tuple[Any, ...]:
     return tuple(name for name in mesh.axis_names if not (splits_data and name == DATA_AXIS))
 
@@ -74,7 +84,14 @@ def fill_up(stack: Any, mesh: Mesh | None, *, splits_data: bool = False) -> tupl
     return stack, np.arange(size + extra) < size
 
 
-def spread(fn: Callable[..., Any], mesh: Mesh | None, stack: Any, *shared: Any, splits_data: bool = False) -> Any:
+def spread(
+    fn: Callable[..., Any],
+    mesh: Mesh | None,
+    stack: Any,
+    *shared: Any,
+    splits_data: bool = False,
+    splits_batches: bool = False,
+) -> Any:
     """``fn(part, *shared)`` on every device for its part of a stack, the results put together along the stack.
 
     A stack that the devices do not divide is filled up with its last item, and the results of that are dropped.
@@ -86,12 +103,13 @@ def spread(fn: Callable[..., Any], mesh: Mesh | None, stack: Any, *shared: Any, 
         stack: pytree of arrays with the same leading axis.
         *shared: pytrees, whole on every device.
         splits_data: whether the axis ``"data"`` splits not the stack but the rows of the first of ``shared``.
+        splits_batches: whether it splits neither, for ``fn`` takes its part of what it computes by ``own_rows``.
     """
     if mesh is None:
         return fn(stack, *shared)
-    axes = _stack_axes(mesh, splits_data)
+    axes = _stack_axes(mesh, splits_data or splits_batches)
     size = jax.tree.leaves(stack)[0].shape[0]
-    filled, is_item = fill_up(stack, mesh, splits_data=splits_data)
+    filled, is_item = fill_up(stack, mesh, splits_data=splits_data or splits_batches)
     of_shared = [P(DATA_AXIS) if splits_data and i == 0 else P() for i in range(len(shared))]
     mapped = jax.shard_map(
         fn,
@@ -118,15 +136,39 @@ def summed_over_data(fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any]
         return jax.lax.psum(fn(params, rows), DATA_AXIS)
 
     def forward(params: Any, rows: Any) -> tuple[jax.Array, Any]:
-        value, pull = jax.vjp(lambda p: fn(p, rows), params)
-        return jax.lax.psum(value, DATA_AXIS), pull
+        return sum_over_data_axis(jax.value_and_grad(fn)(params, rows))
 
-    def backward(pull: Any, cotangent: jax.Array) -> tuple[Any, None]:
-        (slope,) = pull(cotangent)
-        return jax.lax.psum(slope, DATA_AXIS), None
+    def backward(slope: Any, cotangent: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(lambda leaf: cotangent * leaf, slope), None
 
     total.defvjp(forward, backward)
     return total
+
+
+def sum_over_data_axis(tree: Any) -> Any:
+    """Arrays added up over the devices along the axis ``"data"``, inside ``spread``; all in one exchange.
+
+    An exchange an array makes the devices wait for one another as often: on CPU longer than small networks compute.
+    """
+    flat, unflatten = ravel_pytree(tree)
+    return unflatten(jax.lax.psum(flat, DATA_AXIS))
+
+
+def own_rows(rows: Any, weights: jax.Array) -> tuple[Any, jax.Array]:
+    """A device's part of the rows that the devices along the axis ``"data"`` share, inside ``spread``.
+
+    Args:
+        rows: pytree of arrays with leading axis n.
+        weights: (n,).
+
+    Returns:
+        Arrays with leading axis n over the number of devices, rounded up; what fills up has weight zero.
+    """
+    size = -(-len(weights) // jax.lax.axis_size(DATA_AXIS))
+    index = jax.lax.axis_index(DATA_AXIS) * size + jnp.arange(size)
+    chosen = jnp.minimum(index, len(weights) - 1)
+    own = jax.tree.map(lambda leaf: leaf[chosen], rows)
+    return own, jnp.where(index < len(weights), weights[chosen], 0.0)
 
 
 @functools.lru_cache(maxsize=16)

@@ -64,6 +64,15 @@ def snapshots(many: bool, directory: Path | None = None) -> dict[str, np.ndarray
     return experts(many, directory).stack([(expert, epoch) for expert in range(5) for epoch in range(4)])
 
 
+def experts_of_shared_batches(many: bool) -> dict[str, np.ndarray]:
+    """Experts over one axis; of each minibatch, whose size it does not divide, over the other."""
+    trained = train_experts(
+        network(), DATA, key=jax.random.key(10), num_experts=3, num_epochs=2, batch_size=15, learning_rate=0.1,
+        progress=False, mesh=plane(many),
+    )  # fmt: skip
+    return trained.stack([(expert, epoch) for expert in range(3) for epoch in range(3)])
+
+
 def draws(model, mesh, directory: Path | None = None, **settings) -> dict[str, np.ndarray]:
     posterior = sample(
         model, DATA, key=jax.random.key(1), keep="weights", directory=directory, progress=False, mesh=mesh, **settings
@@ -156,7 +165,9 @@ def by_name(*runs: Callable) -> dict[str, Callable]:
 
 
 WITH_FILES = by_name(snapshots, hmc_with_split_data, divergence)  # they can be stopped and gone on with
-RUNS = WITH_FILES | by_name(sghmc, distribution_matching, networks_of_function_kl, evaluated, calibrated)
+RUNS = WITH_FILES | by_name(
+    experts_of_shared_batches, sghmc, distribution_matching, networks_of_function_kl, evaluated, calibrated
+)
 SLOW_RUNS = by_name(network_hmc_with_split_data, reverse_kl_of_chains, linearised_function_kl)
 
 

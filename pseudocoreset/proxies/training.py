@@ -23,10 +23,19 @@ def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
     return -jnp.sum(weights * model.log_likelihood(params, x, y)) / jnp.sum(weights)
 
 
-def mean_loss_and_gradient(model: Model, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    """``mean_loss`` and its gradient in the parameters, a few data at a time."""
+def mean_loss_and_gradient(
+    model: Model, params: Params, batch: Batch, *, mass: float | jax.Array | None = None
+) -> tuple[jax.Array, Params]:
+    """``mean_loss`` and its gradient in the parameters, a few data at a time.
+
+    Args:
+        model: the model.
+        params: where.
+        batch: inputs, targets and weights.
+        mass: what the sums are divided by; the sum of the weights if None.
+    """
     x, y, weights = batch
-    mass = jnp.sum(weights)
+    mass = jnp.sum(weights) if mass is None else mass
 
     def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(lambda p: -jnp.sum(some * model.log_likelihood(p, *data)) / mass)(params)
