@@ -5,7 +5,8 @@
 On 1, 2 and 4 devices of this machine: those that XLA makes of one CPU
 (``--xla_force_host_platform_device_count``), one thread each (``--xla_cpu_multi_thread_eigen=false``), in a fresh
 process for each number. Seconds are the difference of a long and a short run, which leaves out compilation; CPU seconds
-are those of all threads together, so that their ratio to one device is what the sharing itself costs. ``SCALING.md`` says what this can show and what not.
+are those of all threads together, so that their ratio to one device is what the sharing itself costs. ``SCALING.md``
+says what this can show and what not.
 """
 
 import argparse
