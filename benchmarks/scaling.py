@@ -4,7 +4,8 @@
 
 On 1, 2 and 4 devices of this machine: those that XLA makes of one CPU
 (``--xla_force_host_platform_device_count``), one thread each (``--xla_cpu_multi_thread_eigen=false``), in a fresh
-process for each number. Seconds are the difference of a long and a short run, which leaves out compilation; CPU seconds
+process for each number. Seconds are the difference of a long and a short run, which leaves out compilation, the median
+of five; CPU seconds
 are those of all threads together, so that their ratio to one device is what the sharing itself costs. ``SCALING.md``
 says what this can show and what not.
 """
@@ -32,6 +33,7 @@ from pseudocoreset.objectives import InnerTraining, forward_kl
 SETTINGS = {"data": "digits", "depth": 2, "width": 8, "stack": 8, "batch_size": 64, "images_per_class": 10}
 SHARED = {"images": 2560, "side": 32, "depth": 3, "width": 32, "batch_size": 128, "points": 100}
 COUNTS = (1, 2, 4)
+REPETITIONS = 5
 
 
 def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], object], int, int]]:
@@ -95,15 +97,16 @@ def measure(num_devices: int) -> None:
     found = {}
     for name, (work, short, long) in works(mesh).items():
         work(short)
-        taken = []
-        for length in (short, long):
-            began, used = time.perf_counter(), time.process_time()
-            work(length)
-            taken.append((time.perf_counter() - began, time.process_time() - used))
-        found[name] = {
-            "seconds": round(taken[1][0] - taken[0][0], 3),
-            "cpu_seconds": round(taken[1][1] - taken[0][1], 3),
-        }
+        rounds = []
+        for _ in range(REPETITIONS):
+            taken = []
+            for length in (short, long):
+                began, used = time.perf_counter(), time.process_time()
+                work(length)
+                taken.append((time.perf_counter() - began, time.process_time() - used))
+            rounds.append(np.subtract(taken[1], taken[0]))
+        seconds, cpu_seconds = np.median(rounds, axis=0)
+        found[name] = {"seconds": round(float(seconds), 3), "cpu_seconds": round(float(cpu_seconds), 3)}
     print(json.dumps(found))
 
 

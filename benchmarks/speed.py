@@ -12,10 +12,10 @@ and their ratio the median of the ratios of neighbours. ``gigaflops`` counts the
 direct sums, forward and backward: three times the forward pass, less what the first layer need not send back.
 ``of_matmul`` is that rate over the rate of a large matrix product in the same minutes; it can pass one, since
 Winograd's form needs fewer multiplications. On a CPU each core is made a device, and several networks are shared among
-them (``mesh=``), as are the data of one network and of one chain at 32x32; a step of FBPC with one network, and what
-is smaller, run on the first device, whose operations take threads of all cores. PyTorch uses all cores in every
-operation. With a GPU both sides use it, and the cases of the papers' size join. Every case is written to ``--out`` as
-it is done; with ``--only`` those of others stay there.
+them (``mesh=``), as are the data of one network, of one chain and of a step of FBPC at 32x32; what is smaller runs on
+the first device, whose operations take threads of all cores. PyTorch uses all cores in every operation. With a GPU
+both sides use it, and the cases of the papers' size join. Every case is written to ``--out`` as it is done; with
+``--only`` those of others stay there.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from machine import describe_machine
 import pseudocoreset as pc
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference import sample
-from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, own_rows, replicate, sum_over_data_axis
+from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, replicate
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.objectives import function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
@@ -175,11 +175,7 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
 
     def one(params: Any, batches: Any) -> Any:
         def step(p: Any, batch: Any) -> tuple[Any, None]:
-            rows, weights = batch, jnp.ones(case.batch)
-            if shared:
-                rows, weights = own_rows(rows, weights)
-            _, gradient = mean_loss_and_gradient(model, p, (*rows, weights), mass=case.batch)
-            gradient = sum_over_data_axis(gradient) if shared else gradient
+            _, gradient = mean_loss_and_gradient(model, p, (*batch, jnp.ones(case.batch)), shared=shared)
             return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
 
         return jax.lax.scan(step, params, batches)[0]
@@ -213,7 +209,7 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
         inner_max_steps=INNER_STEPS,
         num_networks=case.networks,
     )
-    device = pc.device.DeviceData.from_dataset(data, case.mesh() if case.networks > 1 else None)
+    device = pc.device.DeviceData.from_dataset(data, case.mesh())
     arrays = pc.objectives.base.CoresetArrays(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
     arrays = replicate(arrays, device.mesh)
     expert = jax.vmap(model.init)(jax.random.split(jax.random.key(1), case.networks))

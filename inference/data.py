@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from pseudocoreset.chunks import data_at_once
-from pseudocoreset.meshes import DATA_AXIS, summed_over_data
+from pseudocoreset.chunks import data_at_once, even_size
+from pseudocoreset.meshes import all_rows, summed_over_data
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor, scaled
 
@@ -93,7 +93,7 @@ def log_density_estimator(
     def of_rows(params: Params, rows: Minibatch) -> jax.Array:
         if chunk_size is None or rows.weights.shape[0] <= chunk_size:
             return log_likelihood(params, rows)
-        return _chunked_sum(log_likelihood, params, rows, chunk_size)
+        return _chunked_sum(log_likelihood, params, rows, even_size(rows.weights.shape[0], chunk_size))
 
     def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
         if splits_data:
@@ -207,7 +207,8 @@ def log_density_terms(
         with jax.default_matmul_precision("highest"):
             likelihood = _in_chunks(lambda chunk: of_rows(params, chunk), rows, chunk_size)
             if splits_data:
-                likelihood = jax.lax.all_gather(likelihood, DATA_AXIS, tiled=True)[:num_data]
+                assert num_data is not None
+                likelihood = all_rows(likelihood, num_data)
             return {"likelihood": likelihood, **prior(params)}
 
     def prior(params: Params) -> dict[str, Any]:
@@ -279,6 +280,7 @@ def _in_chunks(evaluate: Callable[[Any], Any], rows: Any, chunk_size: int | None
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     if chunk_size is None or num_rows <= chunk_size:
         return evaluate(rows)
+    chunk_size = even_size(num_rows, chunk_size)
     num_chunks = math.ceil(num_rows / chunk_size)
     starts = jnp.minimum(jnp.arange(num_chunks) * chunk_size, num_rows - chunk_size)
     chunks = jax.lax.map(lambda start: evaluate(_rows_from(rows, start, chunk_size)), starts)

@@ -51,7 +51,7 @@ def activation_bytes() -> int:
 
     On CPU a network is no slower on a handful of images than on hundreds, whose activations leave the caches.
     """
-    return 20 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
+    return 12 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
 
 
 def map_stack(

@@ -18,15 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import activation_bytes
+from pseudocoreset.meshes import all_rows, own_rows, sum_over_data_axis
 from pseudocoreset.models import Model
 
-__all__ = ["data_at_once", "map_over_data", "over_data", "sum_over_data"]
+__all__ = ["data_at_once", "even_size", "map_over_data", "over_data", "sum_over_data"]
 
 WEIGHT_COPIES = 2  # a chunk may take as much again as this many copies of the weights, which are read for each
 
 
 def over_data(
-    model: Model, fn: Callable[[Any, jax.Array], tuple[Any, Any]], data: Any, weights: jax.Array
+    model: Model,
+    fn: Callable[[Any, jax.Array], tuple[Any, Any]],
+    data: Any,
+    weights: jax.Array,
+    *,
+    shared: bool = False,
 ) -> tuple[Any, Any]:
     """``fn(data, weights)``, for a function that gives sums over the data and results of each datum.
 
@@ -36,7 +42,12 @@ def over_data(
             and a pytree of arrays with a leading axis over the data. Called on chunks.
         data: pytree of arrays with leading axis n.
         weights: (n,); what fills up the last chunk has weight zero.
+        shared: whether the devices along the axis ``"data"`` share the data, inside ``spread(splits_batches=True)``;
+            all of them have the result. For separable models.
     """
+    if shared:
+        sums, results = over_data(model, fn, *own_rows(data, weights))
+        return sum_over_data_axis(sums), all_rows(results, len(weights))
     chunks = _split(model, data, weights)
     if chunks is None:
         return fn(data, weights)
@@ -51,24 +62,26 @@ def over_data(
     return sums, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(weights)], results)
 
 
-def sum_over_data(model: Model, fn: Callable[[Any, jax.Array], Any], data: Any, weights: jax.Array) -> Any:
+def sum_over_data(
+    model: Model, fn: Callable[[Any, jax.Array], Any], data: Any, weights: jax.Array, *, shared: bool = False
+) -> Any:
     """The sums of ``over_data``, of a function without other results."""
-    return over_data(model, lambda *chunk: (fn(*chunk), ()), data, weights)[0]
+    return over_data(model, lambda *chunk: (fn(*chunk), ()), data, weights, shared=shared)[0]
 
 
-def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any) -> Any:
+def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any, *, shared: bool = False) -> Any:
     """The results of ``over_data``, of a function of the data without sums."""
     n = len(jax.tree.leaves(data)[0])
-    return over_data(model, lambda chunk, _: ((), fn(chunk)), data, jnp.ones(n))[1]
+    return over_data(model, lambda chunk, _: ((), fn(chunk)), data, jnp.ones(n), shared=shared)[1]
 
 
 def _split(model: Model, data: Any, weights: jax.Array) -> Any:
     """Data and weights with axes (chunks, data of a chunk), None if one chunk holds all."""
     n = len(weights)
-    count = _num_chunks(n, data_at_once(model))
+    size = even_size(n, data_at_once(model))
+    count = math.ceil(n / size)
     if count == 1 or not model.is_separable:
         return None
-    size = math.ceil(n / count)
     index = np.minimum(np.arange(count * size), n - 1)
     padded = jnp.asarray(weights)[index] * (np.arange(count * size) < n)
     # What fills the last chunk up are data, not zeros, at which a likelihood may not be finite.
@@ -76,12 +89,15 @@ def _split(model: Model, data: Any, weights: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(count, size, *leaf.shape[1:]), (filled, padded))
 
 
-def _num_chunks(n: int, most: int) -> int:
-    """Chunks of at most ``most`` data, up to twice as many as are needed if the last is fuller then."""
+def even_size(n: int, most: int) -> int:
+    """Rows of a chunk, of n in chunks of at most ``most``: up to twice as many as needed if the last is fuller so."""
     fewest = math.ceil(n / most)
     if fewest == 1:
-        return 1
-    return min(range(fewest, min(2 * fewest, n) + 1), key=lambda count: count * math.ceil(n / count))
+        return n
+    return min(
+        (math.ceil(n / count) for count in range(fewest, min(2 * fewest, n) + 1)),
+        key=lambda size: size * math.ceil(n / size),
+    )
 
 
 @functools.lru_cache(maxsize=64)

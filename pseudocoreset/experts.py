@@ -31,7 +31,7 @@ from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, own_rows, sum_over_data_axis, to_host, wait_for_all
+from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
@@ -144,6 +144,10 @@ class _Training:
         sgd = optax.sgd(self.learning_rate, momentum=self.momentum or None)
         return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd) if self.weight_decay else sgd
 
+    def shares_batches(self, mesh: Mesh | None) -> bool:
+        """Whether the devices along the axis ``"data"`` share the data of a minibatch."""
+        return has_data_axis(mesh) and self.model.is_separable
+
     @functools.partial(jax.jit, static_argnums=0)
     def start(self, keys: jax.Array) -> _State:
         params = jax.vmap(self.model.init)(keys)
@@ -152,14 +156,12 @@ class _Training:
     @functools.partial(jax.jit, static_argnums=0)
     def epoch(self, state: _State, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         """(state after one pass over the data, mean loss of every expert)."""
-        splits_batches = has_data_axis(data.mesh)
-        return map_stack(
-            lambda item, d: self._one(item[0], item[1], d),
-            (state, keys),
-            data,
-            mesh=data.mesh,
-            splits_batches=splits_batches,
-        )
+        shared = self.shares_batches(data.mesh)
+
+        def one(item: tuple[_State, jax.Array], data: DeviceData) -> tuple[_State, jax.Array]:
+            return self._one(*item, data)
+
+        return map_stack(one, (state, keys), data, mesh=data.mesh, splits_batches=shared)
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
     def orders(self, keys: jax.Array, num_data: int) -> tuple[jax.Array, jax.Array]:
@@ -174,7 +176,8 @@ class _Training:
             state, keys, data = item
             return self._along(state, jnp.arange(data.num_data).reshape(len(keys), -1), keys, data)
 
-        return map_stack(one, (state, keys, data), mesh=data.mesh, splits_batches=has_data_axis(data.mesh))
+        shared = self.shares_batches(data.mesh)
+        return map_stack(one, (state, keys, data), mesh=data.mesh, splits_batches=shared)
 
     def _order(self, key: jax.Array, num_data: int) -> tuple[jax.Array, jax.Array]:
         order_key, augment_key = jax.random.split(key)
@@ -188,18 +191,15 @@ class _Training:
 
     def _along(self, state: _State, order: jax.Array, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         """A step for each row of ``order``, whose data the devices along the axis ``"data"`` share if there is one."""
-        shared = has_data_axis(data.mesh)
+        shared = self.shares_batches(data.mesh)
 
         def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, jax.Array]:
             indices, k = item
             x, y = data.batch(indices)
             if self.augment is not None:
                 x = self.augment(k, x)
-            rows, weights = (x, y), jnp.ones(self.batch_size)
-            if shared:
-                rows, weights = own_rows(rows, weights)
-            found = mean_loss_and_gradient(self.model, state.params, (*rows, weights), mass=self.batch_size)
-            loss, gradient = sum_over_data_axis(found) if shared else found
+            batch = (x, y, jnp.ones(self.batch_size))
+            loss, gradient = mean_loss_and_gradient(self.model, state.params, batch, shared=shared)
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             return _State(optax.apply_updates(state.params, updates), optimizer), loss
 
@@ -246,12 +246,12 @@ def train_experts(
         progress: show a progress bar.
         mesh: devices that share the experts of a group, ``jax.make_mesh((4,), ("devices",))``; the data are on each of
             them. Choose an ``experts_per_group`` that their number divides. Those along an axis named ``"data"`` share
-            each minibatch instead: ``jax.make_mesh((4,), ("data",))`` is for one expert. A run in a directory may go on
-            with another mesh, or without.
+            each minibatch instead: ``jax.make_mesh((4,), ("data",))`` is for one expert. (Of networks with batch norm,
+            whose function values depend on the whole minibatch, they share the experts too.) A run in a directory may
+            go on with another mesh, or without.
 
     Raises:
-        TypeError, ValueError: for arguments out of range, or a directory that holds other experts; for a mesh with an
-            axis ``"data"`` and a model that is not separable (``Model.is_separable``), as with batch norm.
+        TypeError, ValueError: for arguments out of range, or a directory that holds other experts.
         FloatingPointError: if the training of an expert diverges.
     """
     check_key(key)
@@ -268,12 +268,6 @@ def train_experts(
         raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
     mesh = check_mesh(mesh)
     model = model.bind(data.train.struct, data.train.y)
-    if has_data_axis(mesh) and not model.is_separable:
-        raise ValueError(
-            f"mesh: devices along an axis 'data' cannot share the minibatches of {model.name}, in which the function "
-            "value of a datum may depend on the others (batch norm; bnn(..., separable=True) says that it does not); "
-            "with an axis of another name they share the experts"
-        )
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     training = _Training(model, float(learning_rate), float(momentum), float(weight_decay), batch_size, augmentation)
     groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))
@@ -345,7 +339,7 @@ def _trajectory(
         for epoch in range(begin):
             yield epoch, state, False, "resumed"
     yield begin, state, saved is None, ""
-    state = lay_out(state, mesh, splits_data=has_data_axis(mesh))
+    state = lay_out(state, mesh, splits_data=training.shares_batches(mesh))
     for epoch in range(begin + 1, num_epochs + 1):
         epoch_keys = jax.vmap(lambda k, e=epoch: jax.random.fold_in(k, e))(keys)
         if isinstance(data, DeviceData):
@@ -375,7 +369,8 @@ def _streamed_epoch(
     for number, images in enumerate(split.raw.stream([chosen.ravel() for chosen in blocks])):
         chosen = blocks[number]
         images = images.reshape(*chosen.shape, *split.feature_shape)
-        raw, y = lay_out((jnp.asarray(images), jnp.asarray(split.y[chosen])), mesh, splits_data=has_data_axis(mesh))
+        arrays = jnp.asarray(images), jnp.asarray(split.y[chosen])
+        raw, y = lay_out(arrays, mesh, splits_data=training.shares_batches(mesh))
         data = DeviceData(raw, y, split.preprocessing, mesh)
         state, loss = training.steps(state, step_keys[:, number * at_once : (number + 1) * at_once], data)
         losses.append(loss)

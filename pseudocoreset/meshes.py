@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 __all__ = [
-    "DATA_AXIS",
+    "all_rows",
     "check_mesh",
     "fill_up",
     "has_data_axis",
@@ -150,6 +150,8 @@ def sum_over_data_axis(tree: Any) -> Any:
 
     An exchange an array makes the devices wait for one another as often: on CPU longer than small networks compute.
     """
+    if not jax.tree.leaves(tree):
+        return tree
     flat, unflatten = ravel_pytree(tree)
     return unflatten(jax.lax.psum(flat, DATA_AXIS))
 
@@ -169,6 +171,16 @@ def own_rows(rows: Any, weights: jax.Array) -> tuple[Any, jax.Array]:
     chosen = jnp.minimum(index, len(weights) - 1)
     own = jax.tree.map(lambda leaf: leaf[chosen], rows)
     return own, jnp.where(index < len(weights), weights[chosen], 0.0)
+
+
+def all_rows(own: Any, size: int) -> Any:
+    """Arrays of all rows, on every device, out of what each device made of its ``own_rows`` or ``split_rows``.
+
+    Args:
+        own: pytree of arrays with a leading axis over the rows of the device.
+        size: n, the number of rows; what filled up the last device is left out.
+    """
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, DATA_AXIS, tiled=True)[:size], own)
 
 
 @functools.lru_cache(maxsize=16)

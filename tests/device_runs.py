@@ -15,8 +15,9 @@ from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.evaluation import evaluate
 from pseudocoreset.inference import sample
-from pseudocoreset.models import MLP, bnn, logistic_regression
+from pseudocoreset.models import MLP, ConvNet, bnn, logistic_regression
 from pseudocoreset.objectives import Chains, InnerTraining, forward_kl, function_kl, reverse_kl
+from pseudocoreset.proxies import Trajectory
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(45, 2)).astype(np.float32)  # four devices divide neither these nor the stacks below
@@ -71,6 +72,18 @@ def experts_of_shared_batches(many: bool) -> dict[str, np.ndarray]:
         progress=False, mesh=plane(many),
     )  # fmt: skip
     return trained.stack([(expert, epoch) for expert in range(3) for epoch in range(3)])
+
+
+def experts_of_dependent_batches(many: bool) -> dict[str, np.ndarray]:
+    """Experts with batch norm, whose minibatches are not shared: they are over both axes."""
+    images = np.random.default_rng(1).normal(size=(12, 4, 4, 1)).astype(np.float32)
+    data = Dataset.from_arrays(images, np.arange(12) % 2)
+    model = bnn(ConvNet(depth=1, width=2, norm="batch"), data)
+    trained = train_experts(
+        model, data, key=jax.random.key(12), num_experts=3, num_epochs=1, batch_size=5, augment=None, progress=False,
+        mesh=plane(many),
+    )  # fmt: skip
+    return trained.stack([(expert, 1) for expert in range(3)])
 
 
 def draws(model, mesh, directory: Path | None = None, **settings) -> dict[str, np.ndarray]:
@@ -131,6 +144,18 @@ def networks_of_function_kl(many: bool) -> dict[str, np.ndarray]:
     return fitted(objective, many, 9, experts=given_experts(), images_per_class=1, steps=3, optimizer=SGD)
 
 
+def function_kl_of_shared_batches(many: bool) -> dict[str, np.ndarray]:
+    """Every batch, and the function values of six points, over four devices; pairs over two."""
+    found = {}
+    for count, mesh in ((1, jax.make_mesh((4,), ("data",)) if many else None), (2, plane(many))):
+        proxy = Trajectory(num_steps=2, batch_size=7)
+        objective = function_kl(network(), proxy=proxy, num_draws=3, num_networks=count, inner_max_steps=3)
+        settings = {"images_per_class": 2, "steps": 2, "optimizer": SGD, "progress": False}
+        result = fit(objective, DATA, key=jax.random.key(11), experts=given_experts(), mesh=mesh, **settings)
+        found |= {f"{name} {count}": value for name, value in points(result).items()}
+    return found
+
+
 def distribution_matching(many: bool) -> dict[str, np.ndarray]:
     """Classes over the devices."""
     settings = {"images_per_class": 2, "steps": 3, "batch_size": 8, "step_size": 0.1, "progress": False}
@@ -166,8 +191,9 @@ def by_name(*runs: Callable) -> dict[str, Callable]:
 
 WITH_FILES = by_name(snapshots, hmc_with_split_data, divergence)  # they can be stopped and gone on with
 RUNS = WITH_FILES | by_name(
-    experts_of_shared_batches, sghmc, distribution_matching, networks_of_function_kl, evaluated, calibrated
-)
+    experts_of_shared_batches, experts_of_dependent_batches, sghmc, distribution_matching, networks_of_function_kl,
+    function_kl_of_shared_batches, evaluated, calibrated,
+)  # fmt: skip
 SLOW_RUNS = by_name(network_hmc_with_split_data, reverse_kl_of_chains, linearised_function_kl)
 
 

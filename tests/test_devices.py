@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import pseudocoreset
-from pseudocoreset import Dataset, Experts, Pseudocoreset, fit, train_experts
+from pseudocoreset import Experts, Pseudocoreset, fit, train_experts
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.evaluation import evaluate
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.models import ConvNet, bnn
 
 SCRIPT = Path(__file__).with_name("device_runs.py")
 PACKAGE = Path(pseudocoreset.__file__).parent
@@ -83,6 +82,8 @@ def assert_as_on_one(found: dict[str, np.ndarray], on_one: dict[str, np.ndarray]
         "sghmc",
         "distribution_matching",
         "networks_of_function_kl",
+        "function_kl_of_shared_batches",
+        "experts_of_dependent_batches",
         "evaluated",
         "calibrated",
     ],
@@ -152,14 +153,3 @@ def test_what_is_no_mesh_is_refused(runs):
     for call in calls:
         with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh.*got list"):
             call()
-
-
-def test_minibatches_whose_data_depend_on_one_another_are_not_shared():
-    x = np.zeros((4, 4, 4, 1), np.float32)
-    data = Dataset.from_arrays(x, np.arange(4) % 2)
-    model = bnn(ConvNet(depth=1, width=2, norm="batch"), data)
-    mesh = jax.make_mesh((1,), ("data",))
-    with pytest.raises(
-        ValueError, match=r"mesh: devices along an axis 'data' cannot share the minibatches of .*batch norm"
-    ):
-        train_experts(model, data, num_experts=1, num_epochs=1, batch_size=2, key=jax.random.key(0), mesh=mesh)

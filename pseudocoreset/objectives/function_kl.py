@@ -23,6 +23,7 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.chunks import over_data
 from pseudocoreset.device import DeviceData
+from pseudocoreset.meshes import has_data_axis
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import (
     CoresetArrays,
@@ -116,7 +117,7 @@ def function_kl(
             of ``pseudocoreset.proxies``.
         num_draws: S, draws of the function values a step.
         num_networks: pairs of an expert and a network trained on the coreset, over which each step averages; devices of
-            a mesh share them. One as published.
+            a mesh share them, and those along its axis ``"data"`` the batches of each. One as published.
         first_epoch: T, the earliest epoch that an expert snapshot is taken from.
         last_epoch: the latest; the last there is by default.
         inner_loss: gamma; the network trained on the coreset stops at this mean loss.
@@ -169,7 +170,7 @@ def function_kl(
 
         return batch
 
-    def coreset_map(key: jax.Array, coreset: CoresetArrays) -> _Map:
+    def coreset_map(key: jax.Array, coreset: CoresetArrays, shared: bool) -> _Map:
         """theta_u: a fresh network trained on the coreset until its loss is at most gamma."""
         init_key, step_key = jax.random.split(key)
         batch = batches_of(coreset)
@@ -179,7 +180,7 @@ def function_kl(
 
         def step(state: _Map) -> _Map:
             points = batch(jax.random.fold_in(step_key, state.steps))
-            loss, gradient = mean_loss_and_gradient(model, state.params, points)
+            loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared)
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
@@ -193,11 +194,11 @@ def function_kl(
         return ()
 
     def of_network(
-        key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData
+        key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData, shared: bool = False
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The gradient of one pair of networks, and what to report of it."""
+        """The gradient of one pair of networks, and what to report of it; every batch ``shared``, or not."""
         map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
-        solution = coreset_map(map_key, coreset)
+        solution = coreset_map(map_key, coreset, shared)
 
         def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], CoresetArrays]:
             """The points of this step as they are seen: their free leaves, and all leaves."""
@@ -206,8 +207,8 @@ def function_kl(
             return {name: getattr(seen, name) for name in free}, seen
 
         _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in free}, has_aux=True)
-        full = Side(snapshot, batches_of_data(data), data.num_data, True, data.mesh)
-        small = Side(solution.params, batches_of(coreset), jnp.sum(coreset.weights), False, data.mesh)
+        full = Side(snapshot, batches_of_data(data), data.num_data, True, data.mesh, shared)
+        small = Side(solution.params, batches_of(coreset), jnp.sum(coreset.weights), False, data.mesh, shared)
         noise = [
             covariance.noise(k, model, s, seen.inputs, num_draws) for k, s in ((data_key, full), (coreset_key, small))
         ]
@@ -228,7 +229,7 @@ def function_kl(
                 (loss, _), leaves = differentiate(loss_fn, points._replace(weights=weights), free)
                 return loss, leaves
 
-            return over_data(model, of_points, (seen, jnp.moveaxis(deviations, 1, 0)), seen.weights)
+            return over_data(model, of_points, (seen, jnp.moveaxis(deviations, 1, 0)), seen.weights, shared=shared)
 
         sides = jax.tree.map(lambda *leaves: jnp.stack(leaves), (snapshot, noise[0]), (solution.params, noise[1]))
         (data_loss, coreset_loss), each = jax.lax.map(of_side, sides)
@@ -249,16 +250,21 @@ def function_kl(
         key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         (snapshot,) = snapshots
-        if num_networks == 1:
+        shared = has_data_axis(data.mesh) and model.is_separable
+        if num_networks == 1 and not shared:
             leaves, info = of_network(key, snapshot, coreset, data)
             return leaves, state, info
 
         def of_pair(item: tuple[jax.Array, Params], coreset: CoresetArrays, data: DeviceData) -> Any:
-            return of_network(*item, coreset, data)
+            return of_network(*item, coreset, data, shared)
 
-        # The devices share the pairs; what is inside of one is not shared once more.
-        pairs = (jax.random.split(key, num_networks), snapshot)
-        each, info = map_stack(of_pair, pairs, coreset, replace(data, mesh=None), mesh=data.mesh)
+        # The devices share the pairs; of what is inside of one they share batches, where they do, and nothing else.
+        if num_networks == 1:
+            pairs = jax.tree.map(lambda leaf: leaf[None], (key, snapshot))
+        else:
+            pairs = (jax.random.split(key, num_networks), snapshot)
+        alone = replace(data, mesh=None)
+        each, info = map_stack(of_pair, pairs, coreset, alone, mesh=data.mesh, splits_batches=shared)
         leaves = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
         capped = jnp.any(info.pop("inner_capped"))
         return leaves, state, {name: jnp.mean(value) for name, value in info.items()} | {"inner_capped": capped}

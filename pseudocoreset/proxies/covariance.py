@@ -34,6 +34,7 @@ class Side(NamedTuple):
     mass: jax.Array | float  # number of data that a batch stands for: n, or the sum of the weights
     is_data: bool  # the full data, not the coreset
     mesh: Mesh | None = None  # devices that share draws
+    shared: bool = False  # whether those along the axis "data" share batches and inputs (``over_data``)
 
 
 class Covariance(Protocol):
@@ -135,6 +136,7 @@ class Trajectory:
             learning_rate=rate,
             visit=visit,
             visited=visited,
+            shared=side.shared,
         )
         return visited
 
@@ -169,7 +171,7 @@ class Trajectory:
         def visit(seen: Any, params: Params) -> Any:
             # Deviations from the first values keep the variance accurate when it is small beside the mean.
             reference, first, second, count = seen
-            values = map_over_data(model, lambda x: model.apply(params, x), inputs)
+            values = map_over_data(model, lambda x: model.apply(params, x), inputs, shared=side.shared)
             reference = jnp.where(count == 0, values, reference)
             deviation = values - reference
             return reference, first + deviation, second + deviation**2, count + 1
@@ -292,7 +294,7 @@ class Linearized:
                 def along(x: jax.Array) -> jax.Array:
                     return jax.jvp(lambda p: model.apply(p, x), (params,), (direction,))[1]
 
-                return map_over_data(model, along, at)
+                return map_over_data(model, along, at, shared=side.shared)
 
             # One after the other: a direction is as large as the network.
             return jax.lax.map(draw, keys)

@@ -24,7 +24,7 @@ def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
 
 
 def mean_loss_and_gradient(
-    model: Model, params: Params, batch: Batch, *, mass: float | jax.Array | None = None
+    model: Model, params: Params, batch: Batch, *, shared: bool = False
 ) -> tuple[jax.Array, Params]:
     """``mean_loss`` and its gradient in the parameters, a few data at a time.
 
@@ -32,15 +32,15 @@ def mean_loss_and_gradient(
         model: the model.
         params: where.
         batch: inputs, targets and weights.
-        mass: what the sums are divided by; the sum of the weights if None.
+        shared: whether the devices along the axis ``"data"`` share the batch (``over_data``).
     """
     x, y, weights = batch
-    mass = jnp.sum(weights) if mass is None else mass
+    mass = jnp.sum(weights)
 
     def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(lambda p: -jnp.sum(some * model.log_likelihood(p, *data)) / mass)(params)
 
-    return sum_over_data(model, part, (x, y), weights)
+    return sum_over_data(model, part, (x, y), weights, shared=shared)
 
 
 def descend(
@@ -53,6 +53,7 @@ def descend(
     learning_rate: float | jax.Array,
     visit: Callable[[Any, Params], Any] | None = None,
     visited: Any = None,
+    shared: bool = False,
 ) -> tuple[Params, Any]:
     """Gradient descent.
 
@@ -65,6 +66,7 @@ def descend(
         learning_rate: on the mean loss.
         visit: ``(visited, params) -> visited``, called after every step.
         visited: its first argument at the start.
+        shared: whether the devices along the axis ``"data"`` share each batch (``over_data``).
 
     Returns:
         The last parameters and what ``visit`` accumulated.
@@ -72,7 +74,7 @@ def descend(
 
     def step(carry: tuple[Params, Any], step_key: jax.Array) -> tuple[tuple[Params, Any], None]:
         p, seen = carry
-        _, gradient = mean_loss_and_gradient(model, p, batch(step_key))
+        _, gradient = mean_loss_and_gradient(model, p, batch(step_key), shared=shared)
         p = jax.tree.map(lambda a, g: a - learning_rate * g, p, gradient)
         return (p, seen if visit is None else visit(seen, p)), None
 
