@@ -45,8 +45,8 @@ def _data_and_model(data: str, data_dir: pathlib.Path | None, zca: bool, depth: 
     return dataset, bnn(ConvNet(depth=depth, width=width, norm=norm), dataset)
 
 
-def _mesh(devices: int) -> Any:
-    """So many devices of this machine, None for one."""
+def _mesh(devices: int, stack: int | None = None) -> Any:
+    """So many devices of this machine, None for one; what is fewer than they are has its data shared among them."""
     if devices == 1:
         return None
     import jax
@@ -57,7 +57,8 @@ def _mesh(devices: int) -> Any:
     found = jax.devices()
     if len(found) < devices:
         raise typer.BadParameter(f"--devices {devices}: JAX has {len(found)} of {found[0].platform!r}")
-    return jax.make_mesh((devices,), ("devices",), devices=found[:devices])
+    axis = "data" if stack is not None and stack < devices else "devices"
+    return jax.make_mesh((devices,), (axis,), devices=found[:devices])
 
 
 @app.command()
@@ -99,7 +100,7 @@ def experts(
 
     from pseudocoreset.experts import train_experts
 
-    mesh = _mesh(devices)
+    mesh = _mesh(devices, num_experts)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     trained = train_experts(
         model,
@@ -166,7 +167,7 @@ def fit(
     from pseudocoreset.validation import check_choice
 
     check_choice(method, "method", METHODS)
-    mesh = _mesh(devices)
+    mesh = _mesh(devices, 1)  # a step trains one network, but for methods that share what is not its data
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     given = {"proxy": proxy, "steps": steps, "step_size": step_size}
     result = getattr(methods, f"fit_{method}")(
@@ -211,7 +212,7 @@ def sample(
     from pseudocoreset.coreset import Pseudocoreset
     from pseudocoreset.inference import sample as sample_posterior
 
-    mesh = _mesh(devices)
+    mesh = _mesh(devices, num_chains)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     source = dataset if coreset is None else Pseudocoreset.load(coreset)
     if mass is not None:

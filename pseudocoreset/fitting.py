@@ -126,9 +126,10 @@ def fit(
         progress: show a progress bar.
         mesh: devices that share the work of a step, ``jax.make_mesh((4,), ("devices",))``: in the forward and reverse
             KL divergence the draws (and chains), in matching objectives and BACON the classes, in ``function_kl`` the
-            networks of a step (``num_networks``) or else the draws of a linearised proxy. What remains, the short
-            trainings of networks above all, each does for itself.
-            A run with checkpoints may go on with another mesh, or without.
+            networks of a step (``num_networks``), else the draws of a linearised proxy, or with an axis called
+            ``"data"``, ``jax.make_mesh((4,), ("data",))``, the data of every batch. What remains, the short trainings
+            of networks of the other objectives above all, each does for itself. A run with checkpoints may go on with
+            another mesh, or without.
 
     Raises:
         TypeError, ValueError: for arguments out of range or that do not go together.

@@ -200,6 +200,10 @@ def snapshot_window(common: Common, first: int, last: int | None) -> SnapshotWin
 def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]:
     epochs = default_epochs if common.num_expert_epochs is None else common.num_expert_epochs
     logger.info("no experts given: training %d of %d epochs for each model", common.num_experts, epochs)
+    mesh = common.mesh
+    if mesh is not None and common.num_experts >= mesh.size:
+        # Enough for every device: none has to share its minibatches, whatever the axes are called.
+        mesh = Mesh(mesh.devices.ravel(), ("experts",))
     return [
         train_experts(
             m,
@@ -211,7 +215,7 @@ def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]
             augment=common.augmentation,
             directory=None if common.checkpoint_dir is None else os.path.join(common.checkpoint_dir, f"experts-{i}"),
             progress=common.progress,
-            mesh=common.mesh,
+            mesh=mesh,
         )
         for i, m in enumerate(common.models)
     ]

@@ -92,8 +92,8 @@ def fit_fbpc(
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints; experts trained here are kept there too.
         progress: show progress bars.
-        mesh: devices that share the experts trained here, and the ``num_networks`` of a step or, of one, the draws of a
-            linearised proxy; see ``fit``.
+        mesh: devices that share the experts trained here, and the ``num_networks`` of a step; with one,
+            ``jax.make_mesh((4,), ("data",))`` shares the data of every batch; see ``fit``.
 
     Returns:
         ``FitResult``.
