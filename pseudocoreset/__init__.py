@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pseudocoreset.coreset import Pseudocoreset as Pseudocoreset
+    from pseudocoreset.coreset import coreset_names as coreset_names
+    from pseudocoreset.coreset import load_coreset as load_coreset
     from pseudocoreset.data import Dataset as Dataset
     from pseudocoreset.data import load_dataset as load_dataset
     from pseudocoreset.diagnostics import compare_posteriors as compare_posteriors
@@ -45,6 +47,7 @@ _HOMES = {
     "Pseudocoreset": "coreset",
     "choose_mass": "mass",
     "compare_posteriors": "diagnostics",
+    "coreset_names": "coreset",
     "estimate_memory": "memory",
     "evaluate": "evaluation",
     "fit": "fitting",
@@ -61,6 +64,7 @@ _HOMES = {
     "fit_random": "methods",
     "fit_sparse_vi": "methods",
     "fit_trajectory_matching": "methods",
+    "load_coreset": "coreset",
     "load_dataset": "data",
     "train_experts": "experts",
 }
@@ -75,6 +79,7 @@ __all__ = [
     "__version__",
     "choose_mass",
     "compare_posteriors",
+    "coreset_names",
     "estimate_memory",
     "evaluate",
     "fit",
@@ -91,6 +96,7 @@ __all__ = [
     "fit_random",
     "fit_sparse_vi",
     "fit_trajectory_matching",
+    "load_coreset",
     "load_dataset",
     "train_experts",
 ]

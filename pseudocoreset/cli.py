@@ -45,6 +45,14 @@ def _data_and_model(data: str, data_dir: pathlib.Path | None, zca: bool, depth: 
     return dataset, bnn(ConvNet(depth=depth, width=width, norm=norm), dataset)
 
 
+def _coreset(place: pathlib.Path) -> Any:
+    """The coreset in a folder, or the one that comes with the package under this name."""
+    from pseudocoreset.coreset import Pseudocoreset, coreset_names, load_coreset
+
+    name = str(place)
+    return load_coreset(name) if name in coreset_names() and not place.exists() else Pseudocoreset.load(place)
+
+
 def _mesh(devices: int, stack: int | None = None) -> Any:
     """So many devices of this machine, None for one; what is fewer than they are has its data shared among them."""
     if devices == 1:
@@ -188,7 +196,12 @@ def fit(
 @app.command()
 def sample(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the posterior; a run that was stopped goes on there")],
-    coreset: Annotated[pathlib.Path | None, typer.Option(help="a coreset; the full data if not given")] = None,
+    coreset: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="folder of a coreset, or the name of one that comes with the package; the full data if not given"
+        ),
+    ] = None,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
     kernel: Annotated[str, typer.Option(help="sghmc, sgld, hmc or nuts")] = "sghmc",
@@ -209,12 +222,11 @@ def sample(
     """Sample the posterior of a coreset, or of the full data; predictions on the test images are kept."""
     import jax
 
-    from pseudocoreset.coreset import Pseudocoreset
     from pseudocoreset.inference import sample as sample_posterior
 
     mesh = _mesh(devices, num_chains)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    source = dataset if coreset is None else Pseudocoreset.load(coreset)
+    source = dataset if coreset is None else _coreset(coreset)
     if mass is not None:
         if coreset is None:
             raise typer.BadParameter("--mass goes with --coreset")
@@ -239,7 +251,9 @@ def sample(
 
 @app.command()
 def evaluate(
-    coreset: Annotated[pathlib.Path, typer.Argument(help="folder of a coreset")],
+    coreset: Annotated[
+        pathlib.Path, typer.Argument(help="folder of a coreset, or the name of one that comes with the package")
+    ],
     protocol: Annotated[str, typer.Option(help="default, kim2022, fbpc2023 or distillation")] = "default",
     split: Annotated[str, typer.Option(help="validation or test")] = "validation",
     network: Annotated[
@@ -263,7 +277,6 @@ def evaluate(
     import jax
 
     from pseudocoreset import models
-    from pseudocoreset.coreset import Pseudocoreset
     from pseudocoreset.data import load_dataset
     from pseudocoreset.evaluation import evaluate as evaluate_coreset
     from pseudocoreset.storage import write_json
@@ -272,7 +285,7 @@ def evaluate(
     mesh = _mesh(devices)
     names = network or ["convnet"]
     settings = dict(_setting(text) for text in setting or ())
-    loaded = Pseudocoreset.load(coreset)
+    loaded = _coreset(coreset)
     dataset = load_dataset(data, data_dir=data_dir, zca=zca)
     shape: dict[str, dict[str, Any]] = {"convnet": {"depth": depth, "width": width}}
     built = {}
@@ -337,7 +350,7 @@ def compare(
 def report(
     posteriors: Posteriors,
     out: Annotated[pathlib.Path, typer.Option(help="the HTML file to write")],
-    coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture")] = None,
+    coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture, a folder or a name")] = None,
     reference: Reference = "full",
     title: Annotated[str, typer.Option(help="heading of the page")] = "Pseudocoreset report",
     data: DataName = "cifar10",
@@ -348,11 +361,10 @@ def report(
     zca: Zca = False,
 ) -> None:
     """The same comparison as one HTML page, with plots, and the coreset beside real images."""
-    from pseudocoreset.coreset import Pseudocoreset
     from pseudocoreset.diagnostics import report as write_report
 
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    pictured = None if coreset is None else Pseudocoreset.load(coreset)
+    pictured = None if coreset is None else _coreset(coreset)
     comparison, loaded = _compared(posteriors, reference, dataset, model)
     write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, model=model, title=title)
     typer.echo(f"wrote {out}")

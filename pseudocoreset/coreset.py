@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ from pseudocoreset.validation import check_choice, check_integer, check_key
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset
 
-__all__ = ["Pseudocoreset"]
+__all__ = ["Pseudocoreset", "coreset_names", "load_coreset"]
 
 SCHEMA = 1
+SHIPPED = pathlib.Path(__file__).with_name("coresets")
 MASSES = ("ones", "data")
 
 
@@ -188,6 +190,25 @@ class Pseudocoreset:
             f"Pseudocoreset({self.size} points of shape {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
             f"objective {self.metadata.get('objective', 'unknown')!r})"
         )
+
+
+def coreset_names() -> tuple[str, ...]:
+    """Names of the learned coresets that come with the package, for ``load_coreset``."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/coreset.json")))
+
+
+def load_coreset(name: str) -> Pseudocoreset:
+    """A learned coreset that comes with the package: no data set and no training are needed to use it.
+
+    ``metadata["card"]`` says what it was learned with, and how it scored by which protocol on which network.
+
+    Args:
+        name: one of ``coreset_names()``, such as ``"digits-fbpc-1"``: data, method, images a class.
+
+    Raises:
+        ValueError: for another name.
+    """
+    return Pseudocoreset.load(SHIPPED / check_choice(name, "name", coreset_names()))
 
 
 def _choose(data: Dataset, images_per_class: int | None, size: int | None, key: jax.Array) -> np.ndarray:

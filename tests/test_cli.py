@@ -42,6 +42,11 @@ def test_evaluate_prints_a_table_of_networks_and_writes_the_figures(coreset, tmp
     assert "LeNet needs sides of at least 16 pixels" in str(failed.exception)
 
 
+def test_a_coreset_of_the_package_goes_by_its_name():
+    few = ["--protocol", "distillation", "--set", "num_epochs=2", "--set", "num_networks=1", "--set", "augment=null"]
+    assert "accuracy" in run("evaluate", "digits-fbpc-1", *few, *NETWORK).output
+
+
 def test_two_devices_made_of_a_cpu_score_as_one_does(coreset, tmp_path):
     arguments = [
         "evaluate",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pseudocoreset import Dataset, Pseudocoreset
+from pseudocoreset import Dataset, Pseudocoreset, coreset_names, load_coreset, load_dataset
 from pseudocoreset.storage import CorruptFileError
 
 RNG = np.random.default_rng(0)
@@ -140,3 +140,27 @@ def test_bad_arguments_are_named(data, arguments, error, message):
 def test_impossible_coresets_are_refused(coreset, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(coreset, **change)
+
+
+@pytest.mark.parametrize("name", coreset_names())
+def test_the_coresets_of_the_package_are_whole_and_say_what_they_are_worth(name):
+    coreset = load_coreset(name)
+    assert coreset.size == 10 * int(name.rsplit("-", 1)[1])
+    assert coreset.metadata["data"] == name.split("-")[0]
+    card = coreset.metadata["card"]
+    assert 1 / coreset.size < card["scores"]["accuracy"] < 1
+    assert card["learned_with"]["coreset"]["networks"]
+    assert card["scored_by"]["protocol"] == "default"
+
+
+def test_a_coreset_of_the_package_is_in_the_units_of_the_data_that_load_dataset_gives():
+    coreset, data = load_coreset("digits-fbpc-1"), load_dataset("digits")
+    assert coreset.inputs.shape[1:] == data.train.feature_shape
+    np.testing.assert_allclose(coreset.preprocessing.mean, data.preprocessing.mean)
+    np.testing.assert_allclose(coreset.preprocessing.std, data.preprocessing.std)
+    assert coreset.class_names == data.class_names
+
+
+def test_an_unknown_coreset_is_refused():
+    with pytest.raises(ValueError, match=r"name='digits' is unknown.*'digits-fbpc-1'"):
+        load_coreset("digits")

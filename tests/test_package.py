@@ -15,7 +15,7 @@ import pytest
 import pseudocoreset
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGED = ("LICENSE", "README.md", "inference", "models", "pseudocoreset", "pyproject.toml")
+PACKAGED = ("LICENSE", "README.md", "benchmarks/coresets", "inference", "models", "pseudocoreset", "pyproject.toml")
 SUBPACKAGES = ("cli", "data", "diagnostics", "evaluation", "inference", "models", "objectives", "proxies")
 HEAVY = ("arviz_plots", "matplotlib", "sklearn", "tensorflow", "tensorflow_datasets")
 
@@ -67,8 +67,9 @@ def test_wheel_holds_every_file_of_the_package(wheel: set[str]) -> None:
 
 
 def test_linked_folders_are_relative_links() -> None:
-    for name in ("models", "inference"):
-        assert (ROOT / "pseudocoreset" / name).readlink() == Path("..") / name
+    for name in ("models", "inference", "benchmarks/coresets"):
+        link = ROOT / "pseudocoreset" / Path(name).name
+        assert link.readlink() == Path("..") / name
 
 
 def test_import_touches_no_device() -> None:
@@ -100,6 +101,7 @@ def test_public_names() -> None:
         "__version__",
         "choose_mass",
         "compare_posteriors",
+        "coreset_names",
         "estimate_memory",
         "evaluate",
         "fit",
@@ -116,6 +118,7 @@ def test_public_names() -> None:
         "fit_random",
         "fit_sparse_vi",
         "fit_trajectory_matching",
+        "load_coreset",
         "load_dataset",
         "train_experts",
     ]

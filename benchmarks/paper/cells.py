@@ -258,7 +258,7 @@ MNIST = Scale(
         "gradient_matching_plain": steps(75, 32, 3.0, **MATCHING),
         "gradient_matching": steps(75, 32, 10.0, **MATCHING),
         "distribution_matching": steps(150, 150, 3.0, batch_size=64),
-        "trajectory_matching": steps(50, 16, 10.0, expert_epochs=2, last_epoch=1, **SLOW),
+        "trajectory_matching": steps(50, 16, 30.0, expert_epochs=2, last_epoch=1, **SLOW),
     },
     protocols={
         "default": {
