@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pseudocoreset import Pseudocoreset, load_dataset
+from pseudocoreset import Experts, Pseudocoreset, load_dataset
 from pseudocoreset.cli import app
 
 NETWORK = ["--data", "digits", "--width", "2", "--depth", "1"]
@@ -47,6 +48,30 @@ def test_a_coreset_of_the_package_goes_by_its_name():
     assert "accuracy" in run("evaluate", "digits-fbpc-1", *few, *NETWORK).output
 
 
+def on_two_devices(*arguments):
+    """Devices are made before the first is used: in a process of its own."""
+    script = (
+        "import sys, jax; from pseudocoreset.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert jax.device_count() == 2"
+    )
+    command = [sys.executable, "-c", script, *map(str, arguments), "--devices", "2"]
+    subprocess.run(command, check=True, timeout=300)
+
+
+def test_two_devices_share_the_data_of_one_expert_and_of_a_fit(tmp_path):
+    experts = ["experts", "--num-experts", "1", "--num-epochs", "2", *NETWORK, "--out"]
+    run(*experts, tmp_path / "one")
+    on_two_devices(*experts, tmp_path / "two")
+    one, two = (Experts.load(tmp_path / name).snapshot(0, 2) for name in ("one", "two"))
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=1e-5, atol=1e-6)
+    fit = ["fit", "--experts", tmp_path / "one", "--steps", "2", "--step-size", "1", *NETWORK, "--out"]
+    run(*fit, tmp_path / "coreset-one")
+    on_two_devices(*fit, tmp_path / "coreset-two")
+    one, two = (Pseudocoreset.load(tmp_path / f"coreset-{name}").inputs for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
 def test_two_devices_made_of_a_cpu_score_as_one_does(coreset, tmp_path):
     arguments = [
         "evaluate",
@@ -60,13 +85,7 @@ def test_two_devices_made_of_a_cpu_score_as_one_does(coreset, tmp_path):
     ]
     arguments += ["--set", "num_networks=3", *NETWORK, "--json"]
     run(*arguments, tmp_path / "one.json")
-    # Devices are made before the first is used: in a process of its own.
-    script = (
-        "import sys, jax; from pseudocoreset.cli import app; app(sys.argv[1:], standalone_mode=False); "
-        "assert jax.device_count() == 2"
-    )
-    command = [sys.executable, "-c", script, *arguments, str(tmp_path / "two.json"), "--devices", "2"]
-    subprocess.run(command, check=True, timeout=300)
+    on_two_devices(*arguments, tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert two["metrics"]["accuracy"]["values"] == one["metrics"]["accuracy"]["values"]
 
