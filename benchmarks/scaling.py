@@ -2,21 +2,17 @@
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
-On 1, 2 and 4 devices of this machine: those that XLA makes of one CPU
-(``--xla_force_host_platform_device_count``), one thread each (``--xla_cpu_multi_thread_eigen=false``), in a fresh
-process for each number. Seconds are the difference of a long and a short run, which leaves out compilation, the median
-of five; CPU seconds
-are those of all threads together, so that their ratio to one device is what the sharing itself costs. ``SCALING.md``
-says what this can show and what not.
+On 1, 2 and 4 of the devices that JAX makes of this machine's CPU (``jax_num_cpu_devices``), all in one process and in
+turns, since the rate of a shared machine changes by tens of percent between processes. Seconds are the difference of a
+long and a short run, which leaves out setting up, the median of rounds; CPU seconds are those of all threads together,
+so that their ratio to one device is what the sharing itself costs. Speed-ups are medians of ratios within a round. One
+device uses threads of other cores too, where its operations are large enough. ``SCALING.md`` says what this can show.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -68,7 +64,7 @@ def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], obj
     images = rng.normal(size=(SHARED["images"], SHARED["side"], SHARED["side"], 3)).astype(np.float32)
     noise = Dataset.from_arrays(images, np.arange(len(images)) % 10, name="noise")
     one_model = bnn(ConvNet(depth=SHARED["depth"], width=SHARED["width"]), noise)
-    line = None if mesh is None else jax.make_mesh((mesh.size,), ("data",))
+    line = None if mesh is None else jax.sharding.Mesh(mesh.devices, ("data",))
 
     def one_expert(epochs: int) -> object:
         return train_experts(
@@ -92,61 +88,43 @@ def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], obj
     }
 
 
-def measure(num_devices: int) -> None:
-    mesh = None if num_devices == 1 else jax.make_mesh((num_devices,), ("devices",))
-    found = {}
-    for name, (work, short, long) in works(mesh).items():
-        work(short)
-        rounds = []
-        for _ in range(REPETITIONS):
-            taken = []
-            for length in (short, long):
-                began, used = time.perf_counter(), time.process_time()
-                work(length)
-                taken.append((time.perf_counter() - began, time.process_time() - used))
-            rounds.append(np.subtract(taken[1], taken[0]))
-        seconds, cpu_seconds = np.median(rounds, axis=0)
-        found[name] = {"seconds": round(float(seconds), 3), "cpu_seconds": round(float(cpu_seconds), 3)}
-    print(json.dumps(found))
+def measure() -> dict[str, dict[int, dict[str, float]]]:
+    """By work and number of devices."""
+    devices = jax.devices()
+    meshes = {n: None if n == 1 else jax.make_mesh((n,), ("devices",), devices=devices[:n]) for n in COUNTS}
+    every = {count: works(mesh) for count, mesh in meshes.items()}
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for name in every[1]:
+        rounds: dict[int, list[np.ndarray]] = {count: [] for count in COUNTS}
+        for repetition in range(-1, REPETITIONS):
+            for count, of_count in every.items():
+                work, *lengths = of_count[name]
+                taken = []
+                for length in lengths:
+                    began, used = time.perf_counter(), time.process_time()
+                    work(length)
+                    taken.append((time.perf_counter() - began, time.process_time() - used))
+                if repetition >= 0:  # the first round compiles
+                    rounds[count].append(np.subtract(taken[1], taken[0]))
+        found[name] = {}
+        for count, differences in rounds.items():
+            seconds, cpu_seconds = np.median(differences, axis=0)
+            speed_up, cpu_ratio = np.median(np.divide(rounds[1], differences), axis=0) ** (1, -1)
+            values = {"seconds": seconds, "cpu_seconds": cpu_seconds, "speed_up": speed_up, "cpu_ratio": cpu_ratio}
+            found[name][count] = {key: round(float(value), 3) for key, value in values.items()}
+        print(name, json.dumps(found[name]), flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--measure", type=int, help="number of devices of this process")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
-    if args.measure:
-        measure(args.measure)
-        return
-    if args.out is None:
-        parser.error("give --out")
-    results: dict[str, dict[int, dict[str, float]]] = {}
-    for count in COUNTS:
-        flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
-        with tempfile.TemporaryDirectory() as cache:
-            environment = os.environ | {
-                "XLA_FLAGS": flags,
-                "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": cache,
-            }
-            command = [sys.executable, __file__, "--measure", str(count)]
-            answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        for name, values in json.loads(answer.stdout.splitlines()[-1]).items():
-            results.setdefault(name, {})[count] = values
-    for by_count in results.values():
-        for values in by_count.values():
-            values["speed_up"] = round(by_count[1]["seconds"] / values["seconds"], 2)
-            values["cpu_ratio"] = round(values["cpu_seconds"] / by_count[1]["cpu_seconds"], 2)
-    load = round(os.getloadavg()[0], 1)
-    content = {
-        "settings": SETTINGS,
-        "shared": SHARED,
-        "results": results,
-        "load_average": load,
-        "machine": describe_machine(),
-    }
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(COUNTS))
+    content = {"settings": SETTINGS, "shared": SHARED, "repetitions": REPETITIONS, "results": measure()}
+    content |= {"load_average": round(os.getloadavg()[0], 1), "machine": describe_machine()}
     args.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
