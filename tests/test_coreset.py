@@ -146,7 +146,7 @@ def test_impossible_coresets_are_refused(coreset, change, message):
 def test_the_coresets_of_the_package_are_whole_and_say_what_they_are_worth(name):
     coreset = load_coreset(name)
     assert coreset.size == 10 * int(name.rsplit("-", 1)[1])
-    assert coreset.metadata["data"] == name.split("-")[0]
+    assert name.startswith(coreset.metadata["data"].replace("_", "-"))
     card = coreset.metadata["card"]
     assert 1 / coreset.size < card["scores"]["accuracy"] < 1
     assert card["learned_with"]["coreset"]["networks"]

@@ -1,6 +1,6 @@
 """The coresets that come with the package: learned by ``run.py``, with cards that say how and what they are worth.
 
-    python benchmarks/paper/publish.py --data-dir DIR --work DIR
+    python benchmarks/paper/publish.py --data-dir DIR --work DIR [--grid paper]
 
 Takes coresets from the ``--work`` folder of ``run.py`` and scores from ``--results``, and writes
 ``benchmarks/coresets``: a folder a coreset, which ``load_coreset`` reads by its name, and a table of all. Which ones is
@@ -12,8 +12,10 @@ import pathlib
 from dataclasses import replace
 from typing import Any
 
-from cells import METHODS, Cell, grid, settings
+from cells import GRIDS, METHODS, Cell, Scale, grid, settings
 from run import Bench, Results
+
+import pseudocoreset as pc
 
 HERE = pathlib.Path(__file__).resolve().parent
 SEED = 0
@@ -31,15 +33,19 @@ lists them. Learned on two CPU cores with small networks in tens of steps: good 
 best that the methods reach. Accuracy and NLL are those of the posterior, sampled by SGHMC (protocol `default`), on test
 images that took no part in learning; one seed, not chosen by its score. Each folder has its card.
 
-| name | method | network | points | accuracy (%) | NLL |
+"""
+TABLE = """| name | method | network | points | accuracy (%) | NLL |
 |---|---|---|---|---|---|
 """
 
 
-def card(cell: Cell, scale: Any, record: dict[str, Any]) -> dict[str, Any]:
+def card(cell: Cell, scale: Scale, record: dict[str, Any]) -> dict[str, Any]:
+    """What the coreset of a cell was learned with, and how it was scored."""
     found = settings(scale, cell)
+    network = found["scored"]["network"]
     return {
         "method": METHODS[cell.method].label,
+        "network": f"{network['class']} {network['depth']}x{network['width']}",
         "learned_with": {name: found[name] for name in ("coreset", "experts") if name in found},
         "scored_by": found["scored"],
         "scores": {name: value[0] for name, value in record["metrics"].items()},
@@ -47,46 +53,51 @@ def card(cell: Cell, scale: Any, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def page(name: str, about: dict[str, Any], line: str) -> str:
+def row(name: str, coreset: pc.Pseudocoreset) -> str:
+    """Of the table."""
+    about = coreset.metadata["card"]
+    scores = about["scores"]
+    return (
+        f"| `{name}` | {about['method']} | {about['network']} | {coreset.size} | {100 * scores['accuracy']:.1f} | "
+        f"{scores['nll']:.2f} |\n"
+    )
+
+
+def page(name: str, coreset: pc.Pseudocoreset) -> str:
+    """The card of one coreset."""
+    about = coreset.metadata["card"]
     scores = "\n".join(f"- {metric}: {value}" for metric, value in about["scores"].items())
     return (
-        f"# {name}\n\n{HEADING[HEADING.index('| name') :]}{line}\n\n"
-        f"`pseudocoreset.load_coreset({name!r})`. By the protocol `{about['scored_by']['protocol']}`:\n\n{scores}\n\n"
-        "How it was learned and scored is under `card` in the metadata of `coreset.json`.\n"
+        f"# {name}\n\n{TABLE}{row(name, coreset)}\n`pseudocoreset.load_coreset({name!r})`. By the protocol "
+        f"`{about['scored_by']['protocol']}`:\n\n{scores}\n\nHow it was learned and scored is under `card` in the "
+        "metadata of `coreset.json`.\n"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", default="cpu", choices=list(GRIDS))
     parser.add_argument("--data-dir")
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--results", type=pathlib.Path, default=HERE.parent / "results" / "paper")
     parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "coresets")
     args = parser.parse_args()
-    lines = []
-    for scale in grid("cpu"):
+    for scale in grid(args.grid):
         done = Results(args.results / f"{scale.name}.json").done(scale)
         bench = Bench(scale, args.data_dir, args.work / scale.name)
-        network = next(iter(scale.networks))
         for short, method in CHOSEN.items():
             for size in scale.sizes:
-                cell = Cell(scale.name, method, size, network, "default", SEED)
+                cell = Cell(scale.name, method, size, next(iter(scale.networks)), "default", SEED)
                 if cell not in done:
                     continue
-                name = f"{scale.data}-{short}-{size}"
-                about = card(cell, scale, done[cell])
+                name = f"{scale.name.replace('_', '-')}-{short}-{size}"
                 coreset, _ = bench.coreset(cell)
-                scores = about["scores"]
-                module = scale.networks[network]
-                line = (
-                    f"| `{name}` | {about['method']} | ConvNet {module.depth}x{module.width} | {coreset.size} | "
-                    f"{100 * scores['accuracy']:.1f} | {scores['nll']:.2f} |"
-                )
-                replace(coreset, metadata={**coreset.metadata, "card": about}).save(args.out / name)
-                (args.out / name / "README.md").write_text(page(name, about, line))
-                lines.append(line)
-                print(line, flush=True)
-    (args.out / "README.md").write_text(HEADING + "\n".join(lines) + "\n")
+                coreset = replace(coreset, metadata={**coreset.metadata, "card": card(cell, scale, done[cell])})
+                coreset.save(args.out / name)
+                (args.out / name / "README.md").write_text(page(name, coreset))
+                print(row(name, coreset), end="", flush=True)
+    every = {path.parent.name: pc.Pseudocoreset.load(path.parent) for path in sorted(args.out.glob("*/coreset.json"))}
+    (args.out / "README.md").write_text(HEADING + TABLE + "".join(row(*item) for item in every.items()))
 
 
 if __name__ == "__main__":
