@@ -67,10 +67,11 @@ def page(name: str, coreset: pc.Pseudocoreset) -> str:
     """The card of one coreset."""
     about = coreset.metadata["card"]
     scores = "\n".join(f"- {metric}: {value}" for metric, value in about["scores"].items())
+    scored = about["scored_by"]
     return (
-        f"# {name}\n\n{TABLE}{row(name, coreset)}\n`pseudocoreset.load_coreset({name!r})`. By the protocol "
-        f"`{about['scored_by']['protocol']}`:\n\n{scores}\n\nHow it was learned and scored is under `card` in the "
-        "metadata of `coreset.json`.\n"
+        f"# {name}\n\n{TABLE}{row(name, coreset)}\n`pseudocoreset.load_coreset({name!r})`. Its weights sum to "
+        f"{coreset.mass:g}. By the protocol `{scored['protocol']}`, with `mass={scored['mass']!r}`:\n\n{scores}\n\n"
+        "How it was learned and scored is under `card` in the metadata of `coreset.json`.\n"
     )
 
 
