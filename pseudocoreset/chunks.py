@@ -23,7 +23,7 @@ from pseudocoreset.models import Model
 
 __all__ = ["data_at_once", "even_size", "map_over_data", "over_data", "sum_over_data"]
 
-WEIGHT_COPIES = 2  # a chunk may take as much again as this many copies of the weights, which are read for each
+WEIGHT_COPIES = 6  # a chunk may take as much again as this many copies of the weights, which are read for each
 
 
 def over_data(
@@ -90,14 +90,13 @@ def _split(model: Model, data: Any, weights: jax.Array) -> Any:
 
 
 def even_size(n: int, most: int) -> int:
-    """Rows of a chunk, of n in chunks of at most ``most``: up to twice as many as needed if the last is fuller so."""
+    """Rows of a chunk, of n in chunks of at most ``most``: more chunks than are needed where the last is fuller so.
+
+    A chunk is taken to cost as much as one more datum: the weights are read, and their gradient is added, for each.
+    """
     fewest = math.ceil(n / most)
-    if fewest == 1:
-        return n
-    return min(
-        (math.ceil(n / count) for count in range(fewest, min(2 * fewest, n) + 1)),
-        key=lambda size: size * math.ceil(n / size),
-    )
+    sizes = [math.ceil(n / count) for count in range(fewest, min(2 * fewest, n) + 1)] if fewest > 1 else [n]
+    return min(sizes, key=lambda size: (size + 1) * math.ceil(n / size))
 
 
 @functools.lru_cache(maxsize=64)

@@ -77,6 +77,8 @@ def test_function_kl_is_the_same_in_chunks_and_in_one_piece(three_at_once, proxy
     np.testing.assert_allclose(some_info["data_loss"], whole_info["data_loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("n", "most", "expected"), [(10, 5, 2), (10, 4, 5), (256, 5, 64), (7, 7, 1), (13, 4, 7)])
+@pytest.mark.parametrize(
+    ("n", "most", "expected"), [(10, 5, 2), (10, 4, 3), (256, 5, 52), (256, 7, 37), (100, 9, 13), (7, 7, 1), (13, 4, 4)]
+)
 def test_chunks_are_few_and_full(n, most, expected):
     assert chunks.even_size(n, most) == math.ceil(n / expected)
