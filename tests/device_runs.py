@@ -147,12 +147,14 @@ def networks_of_function_kl(many: bool) -> dict[str, np.ndarray]:
 def function_kl_of_shared_batches(many: bool) -> dict[str, np.ndarray]:
     """Every batch, and the function values of six points, over four devices; pairs over two."""
     found = {}
-    for count, mesh in ((1, jax.make_mesh((4,), ("data",)) if many else None), (2, plane(many))):
-        proxy = Trajectory(num_steps=2, batch_size=7)
+    four = jax.make_mesh((4,), ("data",)) if many else None
+    short = Trajectory(num_steps=2, batch_size=7)
+    kinds = {"one": (short, 1, four), "two": (short, 2, plane(many)), "linearized": ("linearized", 1, four)}
+    for name, (proxy, count, mesh) in kinds.items():
         objective = function_kl(network(), proxy=proxy, num_draws=3, num_networks=count, inner_max_steps=3)
         settings = {"images_per_class": 2, "steps": 2, "optimizer": SGD, "progress": False}
         result = fit(objective, DATA, key=jax.random.key(11), experts=given_experts(), mesh=mesh, **settings)
-        found |= {f"{name} {count}": value for name, value in points(result).items()}
+        found |= {f"{key} of {name}": value for key, value in points(result).items()}
     return found
 
 

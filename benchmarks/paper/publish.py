@@ -29,7 +29,7 @@ CHOSEN = {
 HEADING = """# Coresets that come with the package
 
 Made by `benchmarks/paper/publish.py`; do not edit. `pseudocoreset.load_coreset(name)` reads one, `coreset_names()`
-lists them. Learned on two CPU cores with small networks in tens of steps: good starts and test objects, far from the
+lists them. Learned on CPU cores with small networks in tens of steps: good starts and test objects, far from the
 best that the methods reach. Accuracy and NLL are those of the posterior, sampled by SGHMC (protocol `default`), on test
 images that took no part in learning; one seed, not chosen by its score. Each folder has its card.
 
