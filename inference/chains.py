@@ -94,7 +94,8 @@ class Plan:
     def splits_data(self) -> bool:
         """Whether devices share the rows of the data too: where a gradient is a sum over all of them, and no other."""
         takes_all = self.batch_size is None and self.augment is None
-        return takes_all and has_data_axis(self.mesh)
+        depends = self.model.is_network and not self.model.is_separable
+        return takes_all and not depends and has_data_axis(self.mesh)
 
     @property
     def spec(self) -> KernelSpec:

@@ -93,7 +93,7 @@ def log_density_estimator(
     def of_rows(params: Params, rows: Minibatch) -> jax.Array:
         if chunk_size is None or rows.weights.shape[0] <= chunk_size:
             return log_likelihood(params, rows)
-        return _chunked_sum(log_likelihood, params, rows, even_size(rows.weights.shape[0], chunk_size))
+        return _chunked_sum(log_likelihood, params, rows, chunk_size)
 
     def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
         if splits_data:
@@ -111,6 +111,7 @@ def _chunked_sum(
     Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again.
     """
     num_rows = rows.weights.shape[0]
+    chunk_size = even_size(num_rows, chunk_size)
 
     def summed(of_chunk: Callable[[Params, Minibatch], Any], params: Params, rows: Minibatch) -> Any:
         def evaluate(index: jax.Array) -> Any:

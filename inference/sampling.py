@@ -112,15 +112,17 @@ def sample(
         predict_on: ``Split`` or ``(x, y)`` to evaluate on; by default the test split of a ``Dataset``.
         keep: ``"weights"``, ``"functions"`` (function values on ``predict_on``, and sites of at most 64
             elements), or ``"auto"``: functions for a network with something to predict on, weights otherwise.
-        chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input.
+        chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input. With batch
+            norm, where it changes the posterior, all rows of a gradient are by default.
         directory: where to keep the run while it goes on: draws are written there as they are made, so that their
             size is bounded by the disk (the arrays of the posterior are then memory maps), and the same call goes on
             where one that was stopped had come to, with the same bits, or reads what is finished.
         progress: whether to show a bar.
         mesh: devices that share the chains, ``jax.make_mesh((4,), ("chains",))``. Each chain is the one it is
             without, up to rounding. An axis named ``"data"``, as in ``jax.make_mesh((2, 4), ("chains", "data"))``,
-            shares the rows of the data instead, for kernels that take all of them in every gradient; others have
-            chains on it too. A run in a directory may go on with another mesh, or without.
+            shares the rows of the data instead, for kernels that take all of them in every gradient; others, and
+            networks with batch norm, have chains on it too. A run in a directory may go on with another mesh, or
+            without.
         **kernel_options: for NUTS and HMC ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix`` (adapted
             if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True). NUTS:
             ``max_num_doublings`` (10). HMC: ``num_integration_steps`` (10; on a nearly Gaussian posterior

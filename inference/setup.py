@@ -192,14 +192,17 @@ def set_up(
     rows_at_once = default_chunk_size(model, feature_shape)
     if chunk_size is not None:
         rows_at_once = check_integer(chunk_size, "chunk_size")
+    batch_size = resolve_batch_size(batch_size, num_data, kernel)
+    # Where a function value depends on the others of its batch, a batch in chunks has another posterior.
+    is_whole = chunk_size is None and model.is_network and not model.is_separable
     plan = Plan(
         model=model,
         kernel=kernel,
         options=tuple((name, options[name]) for name in STATIC_OPTIONS if name in options),
         num_data=num_data,
-        batch_size=resolve_batch_size(batch_size, num_data, kernel),
+        batch_size=batch_size,
         preprocessing=preprocessing,
-        chunk_size=rows_at_once,
+        chunk_size=(batch_size or num_data) if is_whole else rows_at_once,
         held_out_preprocessing=held_out_preprocessing,
         held_out_chunk_size=rows_at_once,
         keep_weights=keep_weights,

@@ -74,8 +74,8 @@ def experts_of_shared_batches(many: bool) -> dict[str, np.ndarray]:
     return trained.stack([(expert, epoch) for expert in range(3) for epoch in range(3)])
 
 
-def experts_of_dependent_batches(many: bool) -> dict[str, np.ndarray]:
-    """Experts with batch norm, whose minibatches are not shared: they are over both axes."""
+def dependent_batches(many: bool) -> dict[str, np.ndarray]:
+    """Experts and a chain with batch norm, whose data are not shared."""
     images = np.random.default_rng(1).normal(size=(12, 4, 4, 1)).astype(np.float32)
     data = Dataset.from_arrays(images, np.arange(12) % 2)
     model = bnn(ConvNet(depth=1, width=2, norm="batch"), data)
@@ -83,7 +83,13 @@ def experts_of_dependent_batches(many: bool) -> dict[str, np.ndarray]:
         model, data, key=jax.random.key(12), num_experts=3, num_epochs=1, batch_size=5, augment=None, progress=False,
         mesh=plane(many),
     )  # fmt: skip
-    return trained.stack([(expert, 1) for expert in range(3)])
+    chain = sample(
+        model, data, kernel="hmc", num_chains=1, num_warmup=0, num_samples=2, step_size=0.01, keep="weights",
+        key=jax.random.key(13), progress=False, mesh=plane(many),
+    )  # fmt: skip
+    return trained.stack([(expert, 1) for expert in range(3)]) | {
+        f"{k} of chain": v for k, v in chain.unconstrained.items()
+    }
 
 
 def draws(model, mesh, directory: Path | None = None, **settings) -> dict[str, np.ndarray]:
@@ -193,7 +199,7 @@ def by_name(*runs: Callable) -> dict[str, Callable]:
 
 WITH_FILES = by_name(snapshots, hmc_with_split_data, divergence)  # they can be stopped and gone on with
 RUNS = WITH_FILES | by_name(
-    experts_of_shared_batches, experts_of_dependent_batches, sghmc, distribution_matching, networks_of_function_kl,
+    experts_of_shared_batches, dependent_batches, sghmc, distribution_matching, networks_of_function_kl,
     function_kl_of_shared_batches, evaluated, calibrated,
 )  # fmt: skip
 SLOW_RUNS = by_name(network_hmc_with_split_data, reverse_kl_of_chains, linearised_function_kl)

@@ -83,7 +83,7 @@ def assert_as_on_one(found: dict[str, np.ndarray], on_one: dict[str, np.ndarray]
         "distribution_matching",
         "networks_of_function_kl",
         "function_kl_of_shared_batches",
-        "experts_of_dependent_batches",
+        "dependent_batches",
         "evaluated",
         "calibrated",
     ],

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pseudocoreset.data import Dataset
-from pseudocoreset.inference import Minibatch, draw_minibatch, gradient_estimator, log_density_estimator
-from pseudocoreset.models import MLP, bnn
+from pseudocoreset.inference import Minibatch, draw_minibatch, gradient_estimator, log_density_estimator, sample
+from pseudocoreset.models import MLP, ConvNet, bnn
 
 PARAMS = {"b": jnp.array([0.3, -0.2, 1.1])}
 
@@ -95,3 +95,17 @@ def test_bytes_are_preprocessed_on_the_fly() -> None:
     on_the_fly = log_density_estimator(model, 12, preprocessing=data.train.preprocessing, chunk_size=5)
     whole = log_density_estimator(model, 12)(params, preprocessed)
     np.testing.assert_allclose(jax.jit(on_the_fly)(params, raw), whole, rtol=1e-5)
+
+
+def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(monkeypatch):
+    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+    x = np.random.default_rng(0).normal(size=(40, 4, 4, 1)).astype(np.float32)
+    model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)
+    common = {"kernel": "hmc", "num_chains": 1, "num_warmup": 0, "num_samples": 2, "step_size": 0.01, "keep": "weights"}
+    draws = [
+        sample(model, (x, np.arange(40) % 2), key=jax.random.key(0), progress=False, chunk_size=size, **common)
+        for size in (None, 40, 8)
+    ]
+    for name, array in draws[1].unconstrained.items():
+        np.testing.assert_array_equal(draws[0].unconstrained[name], array)
+    assert any(np.any(draws[2].unconstrained[name] != array) for name, array in draws[1].unconstrained.items())
