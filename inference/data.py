@@ -27,12 +27,15 @@ __all__ = [
     "draw_minibatch",
     "function_summary",
     "gradient_estimator",
+    "held_out_chunk_size",
     "log_density_estimator",
     "log_density_terms",
 ]
 
 # Numbers held at once for the inputs of one chunk.
 PLAIN_CHUNK_ELEMENTS = 2**23
+# Held-out data of a batch, where a function value depends on the others: as many as the published codes take.
+DEPENDENT_ROWS = 256
 # With more data than this a row of the minibatch, replacement costs no variance to speak of and saves a sort.
 REPLACEMENT_RATIO = 16
 
@@ -58,6 +61,16 @@ def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
     if model.is_network:
         return data_at_once(model)
     return max(16, PLAIN_CHUNK_ELEMENTS // max(1, math.prod(feature_shape)))
+
+
+def held_out_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
+    """Held-out rows that are evaluated at once: ``default_chunk_size``, but 256 of networks with batch norm.
+
+    What these predict must not depend on the memory that a chunk may take.
+    """
+    if model.is_network and not model.is_separable:
+        return DEPENDENT_ROWS
+    return default_chunk_size(model, feature_shape)
 
 
 def log_density_estimator(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
-from pseudocoreset.inference.data import default_chunk_size, function_summary
+from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import check_targets, input_struct, resolve_predict_on, stored_inputs
 from pseudocoreset.models import Model, Params
 from pseudocoreset.storage import (
@@ -116,7 +116,7 @@ class Posterior:
         total = self.num_chains * self.num_draws
         flat = {name: array.reshape(total, *array.shape[2:]) for name, array in self.unconstrained.items()}
         rows = (jnp.asarray(inputs), jnp.asarray(targets))
-        evaluation = _Evaluation(model, preprocessing, default_chunk_size(model, inputs.shape[1:]))
+        evaluation = _Evaluation(model, preprocessing, held_out_chunk_size(model, inputs.shape[1:]))
         width = (model.num_outputs or 0) + 1
         block = max(1, min(total, 64, EVALUATION_BLOCK_BYTES // (4 * width * len(inputs))))
         parts = []
@@ -276,4 +276,7 @@ def library_versions() -> dict[str, str]:
     from pseudocoreset import __version__
 
     names = ("jax", "jaxlib", "numpyro", "blackjax", "numpy")
-    return {"pseudocoreset": __version__, **{name: importlib.metadata.version(name) for name in names}}
+    return {"pseudocoreset": __version__, **{name: _version(name) for name in names}}
+
+
+_version = functools.cache(importlib.metadata.version)  # each looks through the files of all that is installed

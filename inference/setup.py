@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.inference.chains import Plan, initial_positions
-from pseudocoreset.inference.data import Minibatch, default_chunk_size
+from pseudocoreset.inference.data import Minibatch, default_chunk_size, held_out_chunk_size
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.run_options import resolve_run_options
 from pseudocoreset.inference.tuning import centre_gradients, default_step_size, initial_tuning
@@ -189,9 +189,9 @@ def set_up(
     temperature = check_positive(temperature, "temperature")
     step_size, metric = check_step_size_and_metric(kernel, step_size, options, model.num_params, num_warmup)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rows_at_once = default_chunk_size(model, feature_shape)
     if chunk_size is not None:
-        rows_at_once = check_integer(chunk_size, "chunk_size")
+        chunk_size = check_integer(chunk_size, "chunk_size")
+    rows_at_once = chunk_size or default_chunk_size(model, feature_shape)
     batch_size = resolve_batch_size(batch_size, num_data, kernel)
     # Where a function value depends on the others of its batch, a batch in chunks has another posterior.
     is_whole = chunk_size is None and model.is_network and not model.is_separable
@@ -204,7 +204,7 @@ def set_up(
         preprocessing=preprocessing,
         chunk_size=(batch_size or num_data) if is_whole else rows_at_once,
         held_out_preprocessing=held_out_preprocessing,
-        held_out_chunk_size=rows_at_once,
+        held_out_chunk_size=chunk_size or held_out_chunk_size(model, feature_shape),
         keep_weights=keep_weights,
         has_metric=metric is not None,
         augment=resolve_augment(augment, kernel, feature_shape, data_name),

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles, places_at_once
 from pseudocoreset.models.winograd import winograd
 
 __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
@@ -33,22 +33,66 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _unfolded(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution of padded images as one product, with a matrix whose rows are what the kernel sees at each place."""
-    height, width, _, filters = kernel.shape
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+def _unfolded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, padding: int, stride: int) -> jax.Array:
+    """Convolution as one product, with a matrix whose rows are what the kernel sees at one place or at neighbours.
+
+    Rows of few numbers are slow to gather and to multiply (``benchmarks/results/batching.json``): for images of few
+    channels two places share a row, and the kernel is there twice, each with zeros for what only the other sees.
+    The last column of the rows is one, and its row of the kernel the bias: adding it costs no pass over the images.
+    """
+    height, width, channels, filters = kernel.shape
+    together = places_at_once(channels, stride)
+    rows = (x.shape[1] + 2 * padding - height) // stride + 1
+    columns = (x.shape[2] + 2 * padding - width) // stride + 1
+    # Along a row the images are cut into blocks, as long as the windows of neighbouring rows of the matrix are apart.
+    block, window = together * stride, (together - 1) * stride + width
+    count, spanned = math.ceil(columns / together), math.ceil(window / block)
+    last = (count + spanned - 1) * block - x.shape[2] - padding
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (padding, padding, 0), (padding, last, 0), (0, 0, 0)))
+    x = x.reshape(*x.shape[:2], -1, block * channels)
     seen = [
-        x[:, row : row + rows : stride, column : column + columns : stride]
+        x[:, row : row + (rows - 1) * stride + 1 : stride, i : i + count, : (window - i * block) * channels]
         for row in range(height)
-        for column in range(width)
+        for i in range(spanned)
     ]
-    patches = jnp.concatenate(seen, axis=-1)
+    shifts = [(i * stride, (together - 1 - i) * stride) for i in range(together)]
+    matrix = jnp.stack([jnp.pad(kernel, ((0, 0), shift, (0, 0), (0, 0))) for shift in shifts], axis=3)
+    matrix = matrix.reshape(-1, together, filters)
+    if bias is not None:
+        seen.append(jnp.ones((*seen[0].shape[:3], 1), x.dtype))
+        matrix = jnp.concatenate([matrix, jnp.broadcast_to(bias, (1, together, filters))])
+    return _product(jnp.concatenate(seen, axis=-1), matrix)[:, :, :columns]
+
+
+@jax.custom_jvp
+def _product(patches: jax.Array, matrix: jax.Array) -> jax.Array:
+    """(n, rows, count, k), (k, together, filters) -> (n, rows, count * together, filters).
+
+    Its derivative is written place by place, so that reverse mode sees images, not rows of several places: what comes
+    before it is vectorised then.
+    """
+    n, rows, _, inner = patches.shape
     # Not over more axes: the product of the backward pass is slower then.
-    out = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, filters)
-    return out.reshape(*patches.shape[:3], filters)
+    out = patches.reshape(-1, inner) @ matrix.reshape(inner, -1)
+    return out.reshape(n, rows, -1, matrix.shape[2])
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> jax.Array:
+@_product.defjvp
+def _product_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    patches, matrix = primals
+    n, rows, count, inner = patches.shape
+    together = matrix.shape[1]
+    zero = jnp.zeros((), patches.dtype)
+
+    def along(i: int) -> jax.Array:
+        moved = tangents[0].reshape(-1, inner) @ matrix[:, i] + patches.reshape(-1, inner) @ tangents[1][:, i]
+        spread = (i, together - 1 - i, together - 1)
+        return jax.lax.pad(moved.reshape(n, rows, count, -1), zero, ((0, 0, 0), (0, 0, 0), spread, (0, 0, 0)))
+
+    return _product(patches, matrix), functools.reduce(jnp.add, map(along, range(together)))
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias: jax.Array | None = None) -> jax.Array:
     """Convolution with symmetric zero padding, fast inside loops and under ``vmap``.
 
     ``pseudocoreset.batching`` says in which form: Winograd's, as one product of unfolded images, or the compiler's.
@@ -58,6 +102,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> ja
         kernel: weights (kernel_height, kernel_width, channels, filters).
         padding: rows and columns of zeros added on every side.
         stride: distance of two places where the kernel is applied.
+        bias: (filters,), added at every place.
 
     Returns:
         Images (n, (height + 2 padding - kernel_height) // stride + 1, ..., filters).
@@ -65,13 +110,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1) -> ja
     height, width, channels, filters = kernel.shape
     is_tiled = (height, width, padding, stride) == (3, 3, 1, 1) and jnp.finfo(x.dtype).bits >= 32
     if is_tiled and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
-        return winograd(x, kernel)
-    if not convolves_by_matmul():
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    return _unfolded(x, kernel, stride)
+        return winograd(x, kernel, bias)
+    if convolves_by_matmul():
+        return _unfolded(x, kernel, bias, padding, stride)
+    out = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return out if bias is None else out + bias
 
 
 class Conv(nn.Module):
@@ -89,8 +134,8 @@ class Conv(nn.Module):
         channels = x.shape[-1]
         init = uniform_fan_in(self.size * self.size * channels)
         kernel = self.param("kernel", init, (self.size, self.size, channels, self.filters))
-        out = conv2d(x, kernel, self.padding, self.stride)
-        return out + self.param("bias", init, (self.filters,)) if self.use_bias else out
+        bias = self.param("bias", init, (self.filters,)) if self.use_bias else None
+        return conv2d(x, kernel, self.padding, self.stride, bias)
 
 
 class Dense(nn.Module):
@@ -118,7 +163,7 @@ class Norm(nn.Module):
     """Affine normalisation of images: ``"instance"``, ``"group"`` (4 groups), ``"layer"``, ``"batch"``, ``"none"``.
 
     ``"batch"`` always normalises by the statistics of the batch that it is given, so the network keeps no
-    running state; a function value then depends on the other inputs of its batch.
+    running state; a function value then depends on the other inputs of its batch. Held-out data come in batches of 256.
     """
 
     kind: str

@@ -140,6 +140,7 @@ class Model:
         """Number of values of the observed site if they are finitely many, else None."""
         return self._bound.num_classes
 
+    @functools.partial(jax.jit, static_argnums=0)
     def init(self, key: jax.Array) -> Params:
         """Starting parameters: the network's initialiser, or uniform(-2, 2) on the unconstrained scale.
 

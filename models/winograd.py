@@ -9,7 +9,8 @@ the tiles hold 2.25 times as many numbers as the images, where unfolding for one
 as many. In float32 the relative error is about 1e-5, ten times that of the direct sum.
 
 The two transforms of images are linear maps whose transposes, written out, are as fast as they are; what reverse mode
-would make of their slices is not. So each is a primitive of JAX whose transpose is the one given here.
+would make of their slices is not. So each is a primitive of JAX whose transpose is the one given here. A bias is one
+more product at the place (1, 1), which A adds to every output of a tile: no pass over the images, forward or back.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], 
 OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
 
-def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Correlation of images with 3x3 kernels, a frame of one zero around the images.
 
     Args:
         x: images (n, height, width, channels), float32 or float64.
         kernel: weights (3, 3, channels, filters).
+        bias: (filters,), added at every place.
 
     Returns:
         Images (n, height, width, filters).
@@ -61,7 +63,8 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     places = tiles.shape[2:5]
     products = tiles.reshape(36, math.prod(places), channels) @ kernels.reshape(36, channels, filters)
     products = products.reshape(6, 6, *places, filters)
-    return _primitive.bind(products, map=_Linear(_join, _join_adjoint, 2, 0, shape))
+    added = () if bias is None else (bias,)
+    return _primitive.bind(products, *added, map=_Linear(_join, _join_adjoint, 2, 0, shape))
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
@@ -122,12 +125,15 @@ def _overlapping_adjoint(slices: Sequence[jax.Array], axis: int) -> list[jax.Arr
     return [p + padded(x, 1, 0) for p, x in zip(places, slices[TILE:], strict=False)] + places[2:]
 
 
-def _join(shape: tuple[int, int], products: jax.Array) -> jax.Array:
-    """A^T m A of every tile: (6, 6, n, rows, columns, c) -> (n, height, width, c)."""
+def _join(shape: tuple[int, int], products: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """A^T m A of every tile: (6, 6, n, rows, columns, c) -> (n, height, width, c); ``bias`` (c,) goes to m[1, 1]."""
     _, _, n, rows, columns, channels = products.shape
     x = jnp.stack(_combine(OUTPUT, [products[:, j] for j in range(6)]), axis=4)
     x = x.reshape(6, n, rows, TILE * columns, channels)
-    x = jnp.stack(_combine(OUTPUT, list(x)), axis=2)
+    parts = list(x)
+    if bias is not None:
+        parts[1] = parts[1] + bias
+    x = jnp.stack(_combine(OUTPUT, parts), axis=2)
     return x.reshape(n, TILE * rows, TILE * columns, channels)[:, : shape[0], : shape[1]]
 
 
@@ -143,16 +149,16 @@ def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class _Linear:
-    """A linear map of images, each by itself, so that a batch is more images."""
+    """A linear map of images, each by itself, so that a batch is more images; that to outputs also of a bias."""
 
-    apply: Callable[[tuple[int, int], jax.Array], jax.Array]
+    apply: Callable[..., jax.Array]
     adjoint: Callable[[tuple[int, int], jax.Array], jax.Array]
     before: int  # axis of the images in the argument
     after: int  # and in the result
     shape: tuple[int, int]  # height and width
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.apply(self.shape, x)
+    def __call__(self, x: jax.Array, *bias: jax.Array) -> jax.Array:
+        return self.apply(self.shape, x, *bias)
 
     def transposed(self) -> _Linear:
         return _Linear(self.adjoint, self.apply, self.after, self.before, self.shape)
@@ -161,26 +167,35 @@ class _Linear:
 _primitive = Primitive("winograd_transform")
 
 
-def _evaluate(x: jax.Array, *, map: _Linear) -> jax.Array:
-    return map(x)
+def _evaluate(x: jax.Array, *bias: jax.Array, map: _Linear) -> jax.Array:
+    return map(x, *bias)
 
 
-def _shape(x: Any, *, map: _Linear) -> Any:
-    out = jax.eval_shape(map, jax.ShapeDtypeStruct(x.shape, x.dtype))
+def _shape(x: Any, *bias: Any, map: _Linear) -> Any:
+    out = jax.eval_shape(map, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, *bias)))
     return x.update(shape=out.shape, dtype=out.dtype)
 
 
-def _transpose(cotangent: Any, x: Any, *, map: _Linear) -> list[Any]:
+def _transpose(cotangent: Any, x: Any, *bias: Any, map: _Linear) -> list[Any]:
     if isinstance(cotangent, ad.Zero):
-        return [ad.Zero(x.aval)]
-    return [_primitive.bind(cotangent, map=map.transposed())]
+        return [ad.Zero(a.aval) if ad.is_undefined_primal(a) else None for a in (x, *bias)]
+    products = _primitive.bind(cotangent, map=map.transposed())
+    found = [products, *(products[1, 1].sum((0, 1, 2)) for _ in bias)]
+    return [a if ad.is_undefined_primal(b) else None for a, b in zip(found, (x, *bias), strict=True)]
 
 
-def _batch(arguments: Sequence[Any], dims: Sequence[int], *, map: _Linear) -> tuple[Any, int]:
-    x = jnp.moveaxis(arguments[0], dims[0], map.before)
+def _batch(arguments: Sequence[Any], dims: Sequence[int | None], *, map: _Linear) -> tuple[Any, int]:
+    x, *bias = arguments
+    axis, *of_bias = dims
+    if of_bias and of_bias[0] is not None:
+        added = jnp.moveaxis(bias[0], of_bias[0], 0)[:, None, None, None]
+        out = _primitive.bind(x, map=map) if axis is None else _batch([x], [axis], map=map)[0]
+        return out + added, map.after
+    assert axis is not None  # one of them is mapped over
+    x = jnp.moveaxis(x, axis, map.before)
     num_batches, num_images = x.shape[map.before : map.before + 2]
     x = x.reshape(*x.shape[: map.before], num_batches * num_images, *x.shape[map.before + 2 :])
-    out = _primitive.bind(x, map=map)
+    out = _primitive.bind(x, *bias, map=map)
     return out.reshape(*out.shape[: map.after], num_batches, num_images, *out.shape[map.after + 1 :]), map.after
 
 

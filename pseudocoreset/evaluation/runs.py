@@ -17,7 +17,7 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Split
 from pseudocoreset.diagnostics.predictive import Predictive
 from pseudocoreset.evaluation.base import Published, Task
-from pseudocoreset.inference.data import default_chunk_size, function_summary
+from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import stored_inputs
 from pseudocoreset.meshes import replicate, to_host
 from pseudocoreset.models import Params
@@ -176,7 +176,7 @@ def run_protocol(
         FloatingPointError: when the parameters of a repeat leave the finite numbers.
     """
     inputs, preprocessing = stored_inputs(split)
-    plan = _Plan(protocol, task, preprocessing, default_chunk_size(task.model, inputs.shape[1:]))
+    plan = _Plan(protocol, task, preprocessing, held_out_chunk_size(task.model, inputs.shape[1:]))
     arrays = CoresetArrays(*replicate((coreset.inputs, coreset.targets, coreset.weights), mesh))
     rows = replicate((inputs, split.y), mesh)
     keys = replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)), mesh)

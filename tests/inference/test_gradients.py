@@ -109,3 +109,18 @@ def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(monkeypatch
     for name, array in draws[1].unconstrained.items():
         np.testing.assert_array_equal(draws[0].unconstrained[name], array)
     assert any(np.any(draws[2].unconstrained[name] != array) for name, array in draws[1].unconstrained.items())
+
+
+def test_held_out_rows_that_depend_on_one_another_come_in_batches_of_256(monkeypatch):
+    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+    x = np.random.default_rng(0).normal(size=(512, 4, 4, 1)).astype(np.float32)
+    y = np.arange(512) % 2
+    model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)
+    common = {"kernel": "hmc", "num_chains": 1, "num_warmup": 0, "num_samples": 1, "step_size": 0.01}
+    posterior = sample(
+        model, (x[:40], y[:40]), key=jax.random.key(0), progress=False, predict_on=(x, y), keep="weights", **common
+    )
+    weights = {name: jnp.asarray(array[0, 0]) for name, array in posterior.unconstrained.items()}
+    wanted = np.concatenate([model.apply(weights, x[i : i + 256]) for i in (0, 256)])
+    np.testing.assert_allclose(posterior.function_values[0, 0], wanted, atol=1e-5)
+    np.testing.assert_allclose(posterior.evaluate(model, (x, y)).function_values[0, 0], wanted, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pseudocoreset.models import VGG11, AlexNet, LeNet, ResNet18, ResNet34, bnn
-from pseudocoreset.models.layers import conv2d, max_pool
+from pseudocoreset.models.layers import max_pool
 
 IMAGES = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
 
@@ -106,14 +106,6 @@ def test_the_function_is_that_of_flaxs_layers(network, reference):
     params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), variables["params"])
     ours = jax.jit(network.apply)({"params": params}, IMAGES)
     np.testing.assert_allclose(ours, jax.jit(reference)(params, IMAGES), rtol=2e-3, atol=2e-3 * np.abs(ours).max())
-
-
-@pytest.mark.parametrize(("stride", "size", "padding", "side"), [(2, 3, 1, 8), (2, 1, 0, 7), (3, 5, 2, 10)])
-def test_strides(stride, size, padding, side):
-    x = jax.random.normal(jax.random.key(2), (2, side, side, 3))
-    kernel = jax.random.normal(jax.random.key(3), (size, size, 3, 4))
-    wanted = convolve(x, {"kernel": kernel}, padding, stride)
-    np.testing.assert_allclose(conv2d(x, kernel, padding, stride), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_maximum_pooling_drops_an_odd_row():

@@ -1,4 +1,4 @@
-"""Convolution in Winograd's form against the compiler's, in double precision."""
+"""Convolutions, in Winograd's form and as one product, against the compiler's, in double precision."""
 
 import jax
 import jax.numpy as jnp
@@ -8,57 +8,92 @@ import pytest
 from pseudocoreset.models.layers import conv2d
 from pseudocoreset.models.winograd import winograd
 
-CHANNELS, FILTERS = 3, 5
+FILTERS = 5
+# Height and width of the images, channels, size of the kernel, padding, stride.
+TILES = {"whole tiles": (8, 4, 3, 3, 1, 1), "cut tiles": (5, 7, 3, 3, 1, 1), "less than a tile": (2, 1, 3, 3, 1, 1)}
+PRODUCTS = {
+    "few channels": (8, 6, 1, 3, 1, 1),
+    "few channels, odd width": (6, 5, 3, 3, 1, 1),
+    "wide frame": (6, 5, 3, 3, 3, 1),
+    "no frame": (9, 8, 3, 5, 0, 1),
+    "many channels": (7, 8, 9, 5, 2, 1),
+    "stride": (8, 8, 3, 3, 1, 2),
+    "stride of the size": (9, 9, 3, 2, 0, 2),
+    "stride beyond the size": (7, 7, 3, 1, 0, 2),
+    "stride of three": (10, 11, 3, 5, 2, 3),
+}
 
 
-def direct(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-    )
+def direct(x, kernel, bias, padding, stride):
+    frame = [(padding, padding)] * 2
+    numbers = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), frame, dimension_numbers=numbers)
+    return out + bias
 
 
-@pytest.fixture(params=[(8, 4), (5, 7), (2, 1)], ids=["whole tiles", "cut tiles", "less than a tile"])
+@pytest.fixture(params=[*TILES, *PRODUCTS])
 def problem(request):
-    """Images, kernels, and directions to move them in."""
+    """A convolution of images, kernel and bias, in our form and directly; these arrays, and directions to move them."""
+    height, width, channels, size, padding, stride = (TILES | PRODUCTS)[request.param]
+
+    def ours(x, kernel, bias):
+        if request.param in TILES:
+            return winograd(x, kernel, bias)
+        return conv2d(x, kernel, padding, stride, bias)
+
+    def theirs(x, kernel, bias):
+        return direct(x, kernel, bias, padding, stride)
+
     with jax.enable_x64():
-        keys = jax.random.split(jax.random.key(0), 4)
-        shapes = 2 * [(2, *request.param, CHANNELS), (3, 3, CHANNELS, FILTERS)]
-        yield [jax.random.normal(k, shape, jnp.float64) for k, shape in zip(keys, shapes, strict=True)]
+        shapes = 2 * [(2, height, width, channels), (size, size, channels, FILTERS), (FILTERS,)]
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        arrays = [jax.random.normal(k, shape, jnp.float64) for k, shape in zip(keys, shapes, strict=True)]
+        yield ours, theirs, arrays[:3], arrays[3:]
 
 
-def loss(convolve, x, kernel):
-    return jnp.sum(jnp.sin(convolve(x, kernel)))
+def gradient(convolve):
+    return jax.grad(lambda *arrays: jnp.sum(jnp.sin(convolve(*arrays))), (0, 1, 2))
 
 
 def test_value_and_derivatives_are_those_of_the_direct_sum(problem):
     """Value, gradient, and the change of the gradient in a direction: reverse mode, and forward over reverse."""
-    x, kernel, *directions = problem
+    ours, theirs, arrays, directions = problem
 
     def everything(convolve):
-        gradient = jax.grad(lambda *a: loss(convolve, *a), (0, 1))
-        return convolve(x, kernel), jax.jvp(gradient, (x, kernel), tuple(directions))
+        return convolve(*arrays), jax.jvp(gradient(convolve), tuple(arrays), tuple(directions))
 
-    ours, theirs = jax.jit(lambda: everything(winograd))(), jax.jit(lambda: everything(direct))()
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-11)
+    found, wanted = jax.jit(lambda: everything(ours))(), jax.jit(lambda: everything(theirs))()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
 
 
-@pytest.mark.parametrize("axes", [(1, None), (None, 3), (0, 0)], ids=["images", "kernels", "both"])
+@pytest.mark.parametrize(
+    "axes",
+    [(1, None, None), (None, 3, None), (None, None, 1), (0, 0, 0)],
+    ids=["images", "kernels", "biases", "all"],
+)
 def test_stacks_are_mapped_over(axes, problem):
     """A stack anywhere in the shapes, of values and of gradients."""
-    arrays = [a if axis is None else jnp.stack([a, 2 * a, a - 1], axis) for a, axis in zip(problem, axes, strict=False)]
-    gradient = jax.grad(lambda *a: loss(winograd, *a), (0, 1))
-    wanted = jax.grad(lambda *a: loss(direct, *a), (0, 1))
-    ours, theirs = jax.jit(jax.vmap(gradient, axes))(*arrays), jax.jit(jax.vmap(wanted, axes))(*arrays)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-11)
+    ours, theirs, arrays, _ = problem
+    stacks = [a if axis is None else jnp.stack([a, 2 * a, a - 1], axis) for a, axis in zip(arrays, axes, strict=True)]
+
+    def everything(convolve):
+        return jax.jit(jax.vmap(lambda *a: (convolve(*a), gradient(convolve)(*a)), axes))(*stacks)
+
+    for a, b in zip(jax.tree.leaves(everything(ours)), jax.tree.leaves(everything(theirs)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_a_bias_need_not_be_given(problem):
+    ours, theirs, (x, kernel, _), _ = problem
+    np.testing.assert_allclose(ours(x, kernel, None), theirs(x, kernel, 0.0), atol=1e-10)
 
 
 def test_single_precision_is_near_enough():
     """A layer of the reference network: a relative error of a few 1e-6 of the largest output."""
     keys = jax.random.split(jax.random.key(1))
     x, kernel = jax.random.normal(keys[0], (2, 16, 16, 128)), jax.random.normal(keys[1], (3, 3, 128, 128)) / 34
-    wanted = direct(x, kernel)
+    wanted = direct(x, kernel, 0.0, 1, 1)
     error = np.abs(conv2d(x, kernel, 1) - wanted).max() / np.abs(wanted).max()
     assert error < 3e-5
     halved = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 1)

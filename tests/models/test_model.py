@@ -178,18 +178,6 @@ def test_images_of_28_pixels_are_padded_to_32():
     assert model.init(jax.random.key(0))["network/head.kernel"].shape == (4 * 4 * 4, 10)
 
 
-def test_convolution_equals_the_librarys():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
-    from pseudocoreset.models.layers import conv2d
-
-    for padding in (1, 3):
-        wanted = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        np.testing.assert_allclose(conv2d(x, kernel, padding), wanted, atol=2e-5)
-
-
 @pytest.mark.parametrize("norm", ["instance", "group", "layer", "batch"])
 def test_norms_equal_flaxs(norm):
     from pseudocoreset.models.layers import Norm

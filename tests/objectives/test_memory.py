@@ -51,7 +51,7 @@ def test_function_kl_takes_the_memory_of_a_few_points(proxy):
     extra = temporaries(objective, many) - temporaries(objective)
     assert extra < 8 * many.inputs.nbytes + activation_bytes()
     whole = function_kl(replace(model, is_separable=False), proxy="isotropic", inner_max_steps=2)
-    assert temporaries(whole, many) > 50 * 2**20
+    assert temporaries(whole, many) > 2 * temporaries(objective, many)
 
 
 def test_no_jacobian_of_a_network_is_formed():
