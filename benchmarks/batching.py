@@ -6,11 +6,10 @@ Gradients of a ConvNet (forward and backward): one network, one network as the b
 ``vmap`` and by ``lax.map``; with convolutions in Winograd's form where they are large enough, all as an unfolding and a
 matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by ``lax.conv``
 outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in Winograd's form and unfolded;
-with the largest error of the former in float32 over the largest output. Then first layers, with a bias and without
-a gradient to the images: two neighbouring places in a row of the unfolded images against one. Last what follows a
-convolution, instance norm, ReLU and average pooling, forward and backward, as ``pseudocoreset/models/layers.py`` writes
-it and as one would first: standardise, then scale, then the mean over windows. Backs ``pseudocoreset/batching.py`` and
-those layers.
+with the largest error of the former in float32 over the largest output. Then steps of a ConvNet in a scan over batches,
+biases added within the convolution and after it. Last what follows a convolution, instance norm, ReLU and average
+pooling, forward and backward, as ``pseudocoreset/models/layers.py`` writes it and as one would first: standardise, then
+scale, then the mean over windows. Backs ``pseudocoreset/batching.py`` and those layers.
 """
 
 import argparse
@@ -36,7 +35,7 @@ FORMS = ("tiles", "matmul", "lax_conv")
 LAYERS = ((16, 16, 128, 128), (16, 8, 128, 128), (64, 16, 32, 32), (64, 14, 16, 16), (64, 16, 8, 8), (64, 4, 32, 32),
           (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4))  # fmt: skip
 LAYER_STEPS = 8
-FIRST_LAYERS = ((24, 32, 3, 32), (16, 32, 3, 128), (24, 28, 1, 16), (64, 8, 1, 32))
+CONVOLVE = layers.conv2d
 # Images, side and channels.
 BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16))
 
@@ -96,18 +95,26 @@ def unfolded(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return layers.conv2d(x, kernel, 1)
 
 
-def first_layer(size: tuple[int, int, int, int], together: int) -> tuple[Callable, Any]:
-    """Forward and backward passes of one, each depending on the one before."""
-    images, kernel = arrays(size)
-    choose("matmul")
-    layers.places_at_once = lambda channels, stride: together
+def steps(shape: tuple[int, ...], depth: int, width: int, batch: int, convolve: Callable) -> tuple[Callable, Any]:
+    """SGD on batches that lie in memory, with this convolution."""
+    layers.conv2d = convolve
+    model = bnn(ConvNet(depth=depth, width=width), input_shape=shape, num_outputs=10)
+    batches = jax.random.normal(jax.random.key(0), (LAYER_STEPS, batch, *shape))
+    y = jnp.zeros(batch, jnp.int32)
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        out, pull = jax.vjp(lambda k, b: layers.conv2d(images, k, 1, 1, b), *carry)
-        return jax.tree.map(lambda a, b: a + 1e-6 * b, carry, pull(out)), None
+    def step(p: Any, x: jax.Array) -> tuple[Any, None]:
+        gradient = jax.grad(lambda p: -model.log_likelihood(p, x, y).mean())(p)
+        return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
 
-    carry = kernel, jnp.zeros(size[3])
-    return jax.jit(lambda c: jax.lax.scan(step, c, length=LAYER_STEPS)[0]).lower(carry).compile(), carry
+    params = model.init(jax.random.key(1))
+    return jax.jit(lambda p: jax.lax.scan(step, p, batches)[0]).lower(params).compile(), params
+
+
+def bias_after(
+    x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias: jax.Array | None = None
+) -> jax.Array:
+    out = CONVOLVE(x, kernel, padding, stride)
+    return out if bias is None else out + bias
 
 
 def error(size: tuple[int, int, int, int]) -> float:
@@ -146,9 +153,9 @@ def block(size: tuple[int, int, int], form: Callable) -> tuple[Callable, Any]:
     return jax.jit(lambda c: jax.lax.scan(step, c, length=LAYER_STEPS)[0]).lower(carry).compile(), carry
 
 
-def medians(compiled: dict[Any, tuple], repetitions: int) -> dict[Any, float]:
+def medians(compiled: dict[str, tuple], repetitions: int) -> dict[str, float]:
     """Seconds of each case, by its count, over interleaved repetitions."""
-    seconds: dict[Any, list[float]] = {case: [] for case in compiled}
+    seconds: dict[str, list[float]] = {case: [] for case in compiled}
     for _ in range(repetitions):
         for case, (fn, argument, count) in compiled.items():
             began = time.perf_counter()
@@ -187,19 +194,17 @@ def main() -> None:
         }
         print(name, json.dumps(convolutions[name]), flush=True)
     results["convolutions"] = convolutions
-    first_layers = {}
-    for size in FIRST_LAYERS:
-        compiled = {count: (*first_layer(size, count), LAYER_STEPS) for count in (1, 2)}
-        median = medians(compiled, args.repetitions)
-        name = "{} images {}x{}, {} channels, {} filters".format(size[0], size[1], *size[1:])
-        first_layers[name] = {
-            "milliseconds_one_place": round(1000 * median[1], 3),
-            "milliseconds_two_places": round(1000 * median[2], 3),
-            "times_as_fast": round(median[1] / median[2], 2),
-        }
-        print(name, json.dumps(first_layers[name]), flush=True)
-    layers.places_at_once = batching.places_at_once
-    results["first_layers"] = first_layers
+    biases = {}
+    choose("tiles")
+    for name, setting in SHAPES.items():
+        forms = {"within": CONVOLVE, "after": bias_after}
+        compiled = {form: (*steps(*setting, fn), LAYER_STEPS) for form, fn in forms.items()}
+        median = medians(compiled, 2 * args.repetitions)
+        biases[name] = {f"milliseconds_{form}": round(1000 * value, 3) for form, value in median.items()}
+        biases[name]["times_as_fast"] = round(median["after"] / median["within"], 2)
+        print(name, json.dumps(biases[name]), flush=True)
+    layers.conv2d = CONVOLVE
+    results["biases"] = biases
     blocks = {}
     for size in BLOCKS:
         forms = {"vectorised": vectorised, "plain": plain}

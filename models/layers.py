@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles, places_at_once
+from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles
 from pseudocoreset.models.winograd import winograd
 
 __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
@@ -33,63 +33,26 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _unfolded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, padding: int, stride: int) -> jax.Array:
-    """Convolution as one product, with a matrix whose rows are what the kernel sees at one place or at neighbours.
+def _unfolded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: int) -> jax.Array:
+    """Convolution of padded images as one product, with a matrix whose rows are what the kernel sees at each place.
 
-    Rows of few numbers are slow to gather and to multiply (``benchmarks/results/batching.json``): for images of few
-    channels two places share a row, and the kernel is there twice, each with zeros for what only the other sees.
-    The last column of the rows is one, and its row of the kernel the bias: adding it costs no pass over the images.
+    A bias is one more row of the kernel, for a column of ones: no pass over the images, forward or back.
     """
-    height, width, channels, filters = kernel.shape
-    together = places_at_once(channels, stride)
-    rows = (x.shape[1] + 2 * padding - height) // stride + 1
-    columns = (x.shape[2] + 2 * padding - width) // stride + 1
-    # Along a row the images are cut into blocks, as long as the windows of neighbouring rows of the matrix are apart.
-    block, window = together * stride, (together - 1) * stride + width
-    count, spanned = math.ceil(columns / together), math.ceil(window / block)
-    last = (count + spanned - 1) * block - x.shape[2] - padding
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (padding, padding, 0), (padding, last, 0), (0, 0, 0)))
-    x = x.reshape(*x.shape[:2], -1, block * channels)
+    height, width, _, filters = kernel.shape
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     seen = [
-        x[:, row : row + (rows - 1) * stride + 1 : stride, i : i + count, : (window - i * block) * channels]
+        x[:, row : row + rows : stride, column : column + columns : stride]
         for row in range(height)
-        for i in range(spanned)
+        for column in range(width)
     ]
-    shifts = [(i * stride, (together - 1 - i) * stride) for i in range(together)]
-    matrix = jnp.stack([jnp.pad(kernel, ((0, 0), shift, (0, 0), (0, 0))) for shift in shifts], axis=3)
-    matrix = matrix.reshape(-1, together, filters)
+    matrix = kernel.reshape(-1, filters)
     if bias is not None:
         seen.append(jnp.ones((*seen[0].shape[:3], 1), x.dtype))
-        matrix = jnp.concatenate([matrix, jnp.broadcast_to(bias, (1, together, filters))])
-    return _product(jnp.concatenate(seen, axis=-1), matrix)[:, :, :columns]
-
-
-@jax.custom_jvp
-def _product(patches: jax.Array, matrix: jax.Array) -> jax.Array:
-    """(n, rows, count, k), (k, together, filters) -> (n, rows, count * together, filters).
-
-    Its derivative is written place by place, so that reverse mode sees images, not rows of several places: what comes
-    before it is vectorised then.
-    """
-    n, rows, _, inner = patches.shape
+        matrix = jnp.concatenate([matrix, bias[None]])
+    patches = jnp.concatenate(seen, axis=-1)
     # Not over more axes: the product of the backward pass is slower then.
-    out = patches.reshape(-1, inner) @ matrix.reshape(inner, -1)
-    return out.reshape(n, rows, -1, matrix.shape[2])
-
-
-@_product.defjvp
-def _product_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    patches, matrix = primals
-    n, rows, count, inner = patches.shape
-    together = matrix.shape[1]
-    zero = jnp.zeros((), patches.dtype)
-
-    def along(i: int) -> jax.Array:
-        moved = tangents[0].reshape(-1, inner) @ matrix[:, i] + patches.reshape(-1, inner) @ tangents[1][:, i]
-        spread = (i, together - 1 - i, together - 1)
-        return jax.lax.pad(moved.reshape(n, rows, count, -1), zero, ((0, 0, 0), (0, 0, 0), spread, (0, 0, 0)))
-
-    return _product(patches, matrix), functools.reduce(jnp.add, map(along, range(together)))
+    out = patches.reshape(-1, patches.shape[-1]) @ matrix
+    return out.reshape(*patches.shape[:3], filters)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias: jax.Array | None = None) -> jax.Array:
@@ -112,7 +75,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias:
     if is_tiled and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
         return winograd(x, kernel, bias)
     if convolves_by_matmul():
-        return _unfolded(x, kernel, bias, padding, stride)
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        return _unfolded(x, kernel, bias, stride)
     out = jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -17,14 +17,7 @@ from jax.sharding import Mesh
 
 from pseudocoreset.meshes import spread
 
-__all__ = [
-    "LEAST_CHANNELS",
-    "activation_bytes",
-    "convolves_by_matmul",
-    "convolves_by_tiles",
-    "map_stack",
-    "places_at_once",
-]
+__all__ = ["LEAST_CHANNELS", "activation_bytes", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
 
 MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
@@ -48,17 +41,9 @@ def convolves_by_matmul() -> bool:
 def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> bool:
     """Whether a 3x3 convolution of images of this size is written in Winograd's form on the current backend.
 
-    On CPU that is 1.2 to 2 times as fast as unfolding; the libraries of accelerators make this choice themselves.
+    On CPU that is up to twice as fast as unfolding; the libraries of accelerators make this choice themselves.
     """
     return _on_cpu() and min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
-
-
-def places_at_once(channels: int, stride: int) -> int:
-    """How many neighbouring places of an unfolded image share a row of the matrix.
-
-    Two where rows are short: a third more multiplications at 3x3, and half the time (``results/batching.json``).
-    """
-    return 2 if stride == 1 and channels < LEAST_CHANNELS else 1
 
 
 def activation_bytes() -> int:
