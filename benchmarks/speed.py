@@ -109,7 +109,7 @@ FUNCTION_KL = (
 # Too long for a CPU: ten experts at once, and the step of FBPC of which the papers give the time.
 ON_GPU = {"training": (Case(32, 3, 3, 128, 256, networks=10),), "function_kl": (Case(32, 3, 3, 128, 100),)}
 INNER_STEPS, TRAJECTORY, DRAWS, DATA_BATCH = 20, 10, 30, 64
-SAMPLING = (Case(32, 3, 3, 32, 10, steps=50), Case(8, 1, 2, 16, 10, steps=200))
+SAMPLING = (Case(32, 3, 3, 32, 10, steps=200), Case(8, 1, 2, 16, 10, steps=200))
 LEAPFROGS, STEP_SIZE = 10, 0.005
 
 
