@@ -67,7 +67,7 @@ class Plan:
         num_data: number of training data n.
         batch_size: rows of a minibatch, None for all data.
         preprocessing: applied to the stored inputs, None where that is done.
-        chunk_size: rows of training data evaluated at once.
+        chunk_size: rows of training data evaluated at once; None for all.
         held_out_preprocessing: as ``preprocessing``, for the held-out inputs.
         held_out_chunk_size: rows of held-out data evaluated at once.
         keep_weights: whether draws hold all sites, or the small ones only.
@@ -82,7 +82,7 @@ class Plan:
     num_data: int
     batch_size: int | None
     preprocessing: Any
-    chunk_size: int
+    chunk_size: int | None
     held_out_preprocessing: Any
     held_out_chunk_size: int
     keep_weights: bool

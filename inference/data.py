@@ -56,21 +56,24 @@ class Minibatch(NamedTuple):
     weights: jax.Array
 
 
-def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
-    """Rows that are evaluated at once: as many as ``data_at_once`` for networks, 2^23 input elements otherwise."""
+def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int | None:
+    """Rows that are evaluated at once: as many as ``data_at_once`` for networks, 2^23 input elements otherwise.
+
+    None, all of them, of networks with batch norm: in chunks they have another posterior.
+    """
+    if model.is_network and not model.is_separable:
+        return None
     if model.is_network:
         return data_at_once(model)
     return max(16, PLAIN_CHUNK_ELEMENTS // max(1, math.prod(feature_shape)))
 
 
 def held_out_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
-    """Held-out rows that are evaluated at once: ``default_chunk_size``, but 256 of networks with batch norm.
+    """Held-out rows that are evaluated at once: ``default_chunk_size``, but at most 256 of networks with batch norm.
 
     What these predict must not depend on the memory that a chunk may take.
     """
-    if model.is_network and not model.is_separable:
-        return DEPENDENT_ROWS
-    return default_chunk_size(model, feature_shape)
+    return default_chunk_size(model, feature_shape) or DEPENDENT_ROWS
 
 
 def log_density_estimator(

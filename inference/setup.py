@@ -191,10 +191,7 @@ def set_up(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if chunk_size is not None:
         chunk_size = check_integer(chunk_size, "chunk_size")
-    rows_at_once = chunk_size or default_chunk_size(model, feature_shape)
     batch_size = resolve_batch_size(batch_size, num_data, kernel)
-    # Where a function value depends on the others of its batch, a batch in chunks has another posterior.
-    is_whole = chunk_size is None and model.is_network and not model.is_separable
     plan = Plan(
         model=model,
         kernel=kernel,
@@ -202,7 +199,7 @@ def set_up(
         num_data=num_data,
         batch_size=batch_size,
         preprocessing=preprocessing,
-        chunk_size=(batch_size or num_data) if is_whole else rows_at_once,
+        chunk_size=chunk_size or default_chunk_size(model, feature_shape),
         held_out_preprocessing=held_out_preprocessing,
         held_out_chunk_size=chunk_size or held_out_chunk_size(model, feature_shape),
         keep_weights=keep_weights,

@@ -127,7 +127,8 @@ class Norm(nn.Module):
     """Affine normalisation of images: ``"instance"``, ``"group"`` (4 groups), ``"layer"``, ``"batch"``, ``"none"``.
 
     ``"batch"`` always normalises by the statistics of the batch that it is given, so the network keeps no
-    running state; a function value then depends on the other inputs of its batch. Held-out data come in batches of 256.
+    running state; a function value then depends on the other inputs of its batch. Held-out data come in
+    batches of 256 at most.
     """
 
     kind: str

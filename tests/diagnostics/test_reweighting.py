@@ -9,9 +9,10 @@ import pytest
 from arviz_stats.base import array_stats
 
 from pseudocoreset import Dataset, Pseudocoreset
+from pseudocoreset.chunks import data_at_once
 from pseudocoreset.diagnostics import Reweighting, reweight
 from pseudocoreset.inference import Posterior
-from pseudocoreset.models import gaussian_location
+from pseudocoreset.models import ConvNet, bnn, gaussian_location
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(0.4, 1.0, size=(50, 2)).astype(np.float32)
@@ -103,3 +104,17 @@ def test_what_cannot_be_weighted_is_refused(change, message):
     small = coreset()
     with pytest.raises(ValueError, match=message):
         reweight(change(drawn(small, draws=20)), MODEL, source=small, target=DATA)
+
+
+def test_data_that_depend_on_one_another_are_taken_at_once(monkeypatch):
+    x = RNG.normal(size=(40, 4, 4, 1)).astype(np.float32)
+    model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)
+    weights = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 100))
+    stack = {name: np.asarray(array)[None] for name, array in weights.items()}
+    posterior = dataclasses.replace(drawn(coreset()), draws=stack, unconstrained=stack)
+    data = {"source": (x[:10], np.arange(10) % 2), "target": (x, np.arange(40) % 2)}
+    wanted = reweight(posterior, model, **data)
+    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+    data_at_once.cache_clear()
+    np.testing.assert_allclose(reweight(posterior, model, **data).log_weights, wanted.log_weights, atol=1e-4)
+    data_at_once.cache_clear()
