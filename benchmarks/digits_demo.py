@@ -1,6 +1,6 @@
 """The figures of ``pseudocoreset demo``, for the record.
 
-python benchmarks/digits_demo.py --work DIR --out benchmarks/results/digits_demo.json
+python benchmarks/digits_demo.py --seeds 3 --work DIR --out benchmarks/results/digits_demo.json
 """
 
 import argparse
