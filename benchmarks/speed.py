@@ -14,7 +14,9 @@ direct sums, forward and backward: three times the forward pass, less what the f
 Winograd's form needs fewer multiplications. On a CPU each core is made a device, and several networks are shared among
 them (``mesh=``), as are the data of one network, of one chain and of a step of FBPC at 32x32; what is smaller runs on
 the first device, whose operations take threads of all cores. PyTorch uses all cores in every operation. With a GPU
-both sides use it, and the cases of the papers' size join. Every case is written to ``--out`` as it is done; with
+both sides use it, each at the precision that is in force: ours and the product in float32, or as
+``JAX_DEFAULT_MATMUL_PRECISION`` says, PyTorch's convolutions in TF32, which is its default; and the cases of the
+papers' size join. Every case is written to ``--out`` as it is done; with
 ``--only`` those of others stay there.
 """
 
@@ -36,7 +38,7 @@ from jax.sharding import Mesh
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import map_stack
+from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.inference import sample
 from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, replicate
 from pseudocoreset.models import ConvNet, bnn
@@ -334,6 +336,7 @@ def hmc(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     return ours, eager, case.operations * draws * LEAPFROGS
 
 
+@full_precision()
 def matmul() -> tuple[Callable[[], Any], float]:
     rows, inner, columns, steps = 4096, 1152, 128, 8
     a, b = jax.random.normal(jax.random.key(0), (rows, inner)), jax.random.normal(jax.random.key(1), (inner, columns))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
+from pseudocoreset.batching import full_precision
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
@@ -47,6 +48,7 @@ KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
 
 
+@full_precision()
 def sample(
     model: Model,
     data: Any,

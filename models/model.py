@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from pseudocoreset.batching import full_precision
 from pseudocoreset.models.gaussian import Gaussian
 from pseudocoreset.models.structure import (
     FEATURES_SITE,
@@ -312,7 +313,8 @@ class Model:
 
         # Modules such as random_flax_module ask for a key to make the parameters that are replaced here.
         program = handlers.substitute(handlers.seed(self.program, jax.random.key(0)), substitute_fn=value_of)
-        return handlers.trace(program).get_trace(x, y), log_det
+        with full_precision():
+            return handlers.trace(program).get_trace(x, y), log_det
 
     def _hard(self, y: jax.Array | None, n: int) -> jax.Array:
         """``y`` as the program takes it; a placeholder where there are class probabilities or nothing."""

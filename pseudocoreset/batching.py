@@ -9,7 +9,8 @@ vectorised form should keep the device busy, which is still to be measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,7 +18,14 @@ from jax.sharding import Mesh
 
 from pseudocoreset.meshes import spread
 
-__all__ = ["LEAST_CHANNELS", "activation_bytes", "convolves_by_matmul", "convolves_by_tiles", "map_stack"]
+__all__ = [
+    "LEAST_CHANNELS",
+    "activation_bytes",
+    "convolves_by_matmul",
+    "convolves_by_tiles",
+    "full_precision",
+    "map_stack",
+]
 
 MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
@@ -44,6 +52,21 @@ def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> 
     On CPU that is up to twice as fast as unfolding; the libraries of accelerators make this choice themselves.
     """
     return _on_cpu() and min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 numbers at their precision, as a context or a decorator, unless JAX was told otherwise.
+
+    Accelerators round the factors of matrix products and convolutions (TF32 on NVIDIA, bfloat16 on TPU) where nothing
+    is said. Who wants that says so: ``with jax.default_matmul_precision("tensorfloat32"):``, or the environment
+    variable ``JAX_DEFAULT_MATMUL_PRECISION``. Sums are in float32 either way. A CPU rounds nothing.
+    """
+    if _on_cpu() or jax.default_matmul_precision.value is not None:
+        yield
+        return
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 def activation_bytes() -> int:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from safetensors import safe_open
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
-from pseudocoreset.batching import map_stack
+from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
@@ -206,6 +206,7 @@ class _Training:
         return jax.lax.scan(step, state, (order, keys))
 
 
+@full_precision()
 def train_experts(
     model: Model,
     data: Dataset,

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -82,6 +83,7 @@ class _Loop(NamedTuple):
     skipped: jax.Array  # steps in a row with a gradient that was not finite
 
 
+@full_precision()
 def fit(
     objective: Objective | Sequence[Objective],
     data: Dataset,

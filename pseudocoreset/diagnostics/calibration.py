@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pseudocoreset.batching import full_precision
 from pseudocoreset.diagnostics.formatting import json_values, number, text_table
 from pseudocoreset.diagnostics.ranks import (
     autocorrelations,
@@ -149,6 +150,7 @@ class Calibration:
         return text_table((head, columns, rows))
 
 
+@full_precision()
 def calibrate(
     model: Model,
     x: Any,

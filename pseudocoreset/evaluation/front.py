@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.augment import resolve_augmentation
+from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, Preprocessing, Split
 from pseudocoreset.diagnostics.formatting import number
@@ -67,6 +68,7 @@ def evaluate(
 ) -> Evaluations: ...
 
 
+@full_precision()
 def evaluate(
     coreset: Pseudocoreset,
     model: Model | Sequence[Model] | Mapping[str, Model],

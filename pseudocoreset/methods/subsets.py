@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.fitting import FitResult
@@ -62,6 +63,7 @@ def fit_random(
     return finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
 
 
+@full_precision()
 def fit_herding(
     model: Models,
     data: Dataset,
@@ -101,6 +103,7 @@ def fit_herding(
     )
 
 
+@full_precision()
 def fit_k_centres(
     model: Models,
     data: Dataset,
