@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share
-from pseudocoreset.evaluation.steps import Moving, kim2022_hmc, kim2022_potential, kim2022_sghmc, normal_like
+from pseudocoreset.evaluation.steps import (
+    Moving,
+    kim2022_hmc,
+    kim2022_potential,
+    kim2022_sghmc,
+    normal_like,
+    scattered,
+)
 from pseudocoreset.models import Params
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.validation import check_choice, check_integer, check_positive
@@ -128,12 +135,11 @@ class Kim2022(Published):
 
     def start(self, key: jax.Array, task: Task) -> Any:
         """State of one repeat."""
-        position_key, momentum_key = jax.random.split(key)
-        shapes = jax.eval_shape(task.model.init, position_key)
-        position = jax.tree.map(lambda z: self.init_scale * z, normal_like(position_key, shapes))
+        assert self.momentum_scale is not None
+        moving = scattered(key, task.model, self.init_scale, self.momentum_scale)
         if self.sampler == "hmc":
-            return _Transitions(position, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-        return Moving(position, jax.tree.map(lambda z: self.momentum_scale * z, normal_like(momentum_key, position)))
+            return _Transitions(moving.position, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        return moving
 
     def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Task, coreset: CoresetArrays) -> Any:
         """One iteration: steps of SGHMC, or one transition of HMC."""
@@ -167,7 +173,8 @@ class Kim2022(Published):
             def gradient(params: Params) -> Params:
                 return jax.grad(lambda p: num_points * potential(p, augment_key))(params)
 
-            rule = {"step_size": self.step_size, "friction": self.friction, "noise": self.noise}
+            diffusion = self.friction * self.noise
+            rule = {"step_size": self.step_size, "friction": self.friction, "diffusion": diffusion}
             return kim2022_sghmc(moving, normal_like(noise_key, moving.position), gradient, **rule), None
 
         return jax.lax.scan(step, state, jax.random.split(key, self.num_steps))[0]

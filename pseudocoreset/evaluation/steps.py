@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pseudocoreset.models import Params
+from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import CoresetArrays
 
 __all__ = [
     "Moving",
-    "fbpc2023_sghmc",
     "kim2022_hmc",
     "kim2022_potential",
     "kim2022_sghmc",
     "normal_like",
     "one_pass",
+    "scattered",
     "sgd",
 ]
 
@@ -50,6 +50,14 @@ def normal_like(key: jax.Array, params: Params) -> Params:
     return jax.tree.unflatten(treedef, shaped)
 
 
+def scattered(key: jax.Array, model: Model, init_scale: float, momentum_scale: float) -> Moving:
+    """Normal numbers as parameters, scales of norms included, and as momenta, as the code of Kim et al. 2022 starts."""
+    position_key, momentum_key = jax.random.split(key)
+    shapes = jax.eval_shape(model.init, position_key)
+    position = jax.tree.map(lambda z: init_scale * z, normal_like(position_key, shapes))
+    return Moving(position, jax.tree.map(lambda z: momentum_scale * z, normal_like(momentum_key, position)))
+
+
 def kim2022_potential(loss: jax.Array, params: Params, weight_decay: float) -> jax.Array:
     """Mean cross-entropy plus weight_decay * ||theta||_2, the norm of all parameters together and not squared.
 
@@ -66,14 +74,14 @@ def kim2022_sghmc(
     *,
     step_size: float,
     friction: float,
-    noise: float,
+    diffusion: float,
 ) -> Moving:
     """One step of SGHMC in the reference code of Kim et al. 2022.
 
-        theta <- theta + eps p,    p <- (1 - a) p - eps grad U(theta) + N(0, 2 a T),
+        theta <- theta + eps p,    p <- (1 - a) p - eps grad U(theta) + N(0, 2 d),
 
-    with the gradient at the new position. Neither friction nor noise is scaled by eps, so the temperature of the
-    momentum does not depend on it: T / (1 - a / 2) on a flat potential.
+    with the gradient at the new position and d = a T. Neither friction nor noise is scaled by eps, so the temperature
+    of the momentum does not depend on it: T / (1 - a / 2) on a flat potential.
 
     Args:
         state: position and momentum.
@@ -81,11 +89,11 @@ def kim2022_sghmc(
         gradient: gradient of U, the potential times the number of points.
         step_size: eps.
         friction: a.
-        noise: T.
+        diffusion: d.
     """
     position = jax.tree.map(lambda theta, p: theta + step_size * p, state.position, state.momentum)
     slope = gradient(position)
-    scale = (2.0 * friction * noise) ** 0.5
+    scale = (2.0 * diffusion) ** 0.5
     momentum = jax.tree.map(
         lambda p, g, z: (1.0 - friction) * p - step_size * g + scale * z, state.momentum, slope, normals
     )
@@ -143,37 +151,6 @@ def kim2022_hmc(
     # As in the code, a comparison with a number that is none accepts; what is not finite is then found by its finder.
     accepted = ~(uniform > jnp.exp(jnp.minimum(0.0, log_probability)))
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, position), accepted
-
-
-def fbpc2023_sghmc(
-    state: Moving,
-    normals: Params,
-    gradient: Callable[[Params], Params],
-    *,
-    learning_rate: float,
-    friction: float,
-    diffusion: float,
-) -> Moving:
-    """One step of SGHMC by equation 27 of Kim, Lee and Lee 2023: SGD with momentum, and noise.
-
-        v <- v - eta grad U(theta) - a v + N(0, 2 d),    theta <- theta + v.
-
-    The paper gives both increments without their order; this is that of SGD with momentum, which it says it is.
-
-    Args:
-        state: position and velocity.
-        normals: standard normal numbers, as the parameters.
-        gradient: gradient of U.
-        learning_rate: eta.
-        friction: a.
-        diffusion: d.
-    """
-    slope = gradient(state.position)
-    scale = (2.0 * diffusion) ** 0.5
-    velocity = jax.tree.map(
-        lambda v, g, z: v - learning_rate * g - friction * v + scale * z, state.momentum, slope, normals
-    )
-    return Moving(jax.tree.map(jnp.add, state.position, velocity), velocity)
 
 
 def sgd(

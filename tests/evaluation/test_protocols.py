@@ -74,14 +74,16 @@ def test_distillation_is_the_loop_of_its_papers():
 
 
 def test_fbpc2023_without_noise_is_gradient_descent_with_momentum_and_averages_its_draws():
-    theta, v, draws = start(), [0.0, 0.0], []
+    """From rest at zero, without a prior, nothing is random; a position moves by the learning rate times its velocity."""
+    theta, v, draws = [np.zeros_like(one) for one in start()], [0.0, 0.0], []
     for epoch in range(6):
-        v = [a - 0.03 * (g + 5e-4 * t) - 0.1 * a for a, g, t in zip(v, gradient(theta), theta, strict=True)]
-        theta = [t + a for t, a in zip(theta, v, strict=True)]
+        theta = [t + 0.5 * a for t, a in zip(theta, v, strict=True)]
+        v = [0.9 * a - 0.5 * 6 * g for a, g in zip(v, gradient(theta), strict=True)]
         if epoch % 2 == 1:
             draws.append(score(theta))
     accuracy, nll = accuracy_and_nll(np.logaddexp.reduce(draws) - np.log(3))
-    found = run(protocol="fbpc2023", noise=0.0, num_epochs=6, sample_every=2, num_repeats=1)
+    at_rest = dict(noise=0.0, weight_decay=0.0, init_scale=1e-12, momentum_scale=0.0)
+    found = run(protocol="fbpc2023", learning_rate=0.5, num_epochs=6, sample_every=2, num_repeats=1, **at_rest)
     assert found.metrics["nll"].mean == pytest.approx(nll, rel=1e-5)
     assert found.metrics["accuracy"].mean == pytest.approx(accuracy)
     members = np.mean([accuracy_and_nll(one)[1] for one in draws])
@@ -89,9 +91,16 @@ def test_fbpc2023_without_noise_is_gradient_descent_with_momentum_and_averages_i
     assert nll < found.metrics["nll_batchmean"].mean < members
 
 
-def test_kim2022_multiplies_the_whole_potential_by_the_number_of_points():
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Kim2022(noise=0.0, num_steps=2, weight_decay=0.7),
+        FBPC2023(noise=0.0, num_epochs=2, sample_every=2, weight_decay=0.7),
+    ],
+)
+def test_the_whole_potential_is_multiplied_by_the_number_of_points(protocol):
     """Two steps of SGHMC without noise, from where the protocol starts."""
-    protocol = Kim2022(noise=0.0, num_steps=2, weight_decay=0.7).resolved(CORESET, 3)
+    protocol = protocol.resolved(CORESET, 3)
     task = Task(FREE, None)
     state = protocol.start(KEY, task)
     theta = [np.asarray(state.position[name], np.float64) for name in (KERNEL, BIAS)]
@@ -111,7 +120,7 @@ def test_kim2022_multiplies_the_whole_potential_by_the_number_of_points():
     ("protocol", "scale"),
     [
         (Kim2022(num_steps=1, step_size=1e-12, momentum_scale=0.0), np.sqrt(2 * 0.1 * 0.01)),
-        (FBPC2023(num_epochs=1, sample_every=1, learning_rate=1e-12), np.sqrt(2 * 0.01 / 6)),
+        (FBPC2023(num_epochs=1, sample_every=1, learning_rate=1e-12, momentum_scale=0.0), np.sqrt(2 * 0.01 / 6)),
     ],
 )
 def test_noise_of_one_step_has_its_published_size(protocol, scale):
@@ -124,11 +133,12 @@ def test_noise_of_one_step_has_its_published_size(protocol, scale):
     assert abs(noise.mean()) < 5 * scale / np.sqrt(noise.size)
 
 
-def test_kim2022_starts_norms_like_everything_else():
+@pytest.mark.parametrize("protocol", [Kim2022(), FBPC2023()])
+def test_norms_start_like_everything_else(protocol):
     """At 0.1 N(0, 1), where the initialiser has scales of one and biases within bounds."""
     shape = (8, 8, 1)
     model = bnn(ConvNet(depth=2, width=64, norm="instance"), input_shape=shape, num_outputs=3)
-    state = Kim2022().resolved(CORESET, 3).start(KEY, Task(model, None))
+    state = protocol.resolved(CORESET, 3).start(KEY, Task(model, None))
     scales = np.concatenate([state.position[name] for name in sorted(state.position) if name.endswith("scale")])
     assert scales.size == 128
     assert abs(scales.mean()) < 5 * 0.1 / np.sqrt(128)

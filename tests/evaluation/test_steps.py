@@ -7,7 +7,6 @@ import pytest
 
 from pseudocoreset.evaluation.steps import (
     Moving,
-    fbpc2023_sghmc,
     kim2022_hmc,
     kim2022_potential,
     kim2022_sghmc,
@@ -73,7 +72,7 @@ def test_sghmc_of_kim2022_is_its_equation():
             jax.grad(lambda params: m * potential(params)),
             step_size=eps,
             friction=alpha,
-            noise=heat,
+            diffusion=alpha * heat,
         )
     np.testing.assert_allclose(flat(state.position), theta, rtol=1e-12)
     np.testing.assert_allclose(flat(state.momentum), p, rtol=1e-12)
@@ -114,22 +113,6 @@ def test_hmc_of_kim2022_has_the_kinetic_energy_of_the_wrong_sign(normals):
     found, accepted = transition(published * (1 + 1e-9))
     assert not bool(accepted)
     np.testing.assert_array_equal(flat(found), theta)
-
-
-def test_sghmc_of_fbpc2023_is_its_equation():
-    eta, alpha, d, decay = 0.03, 0.1, 0.01 / len(Y), 5e-4
-    theta, v = flat(START), flat(MOMENTUM)
-    state = Moving(START, MOMENTUM)
-
-    def gradient(params):
-        return jax.tree.map(lambda g, theta: g + decay * theta, jax.grad(mean_loss)(params), params)
-
-    for normals in NORMALS:
-        v = v - eta * (numpy_loss(theta)[1] + decay * theta) - alpha * v + np.sqrt(2 * d) * flat(normals)
-        theta = theta + v
-        state = fbpc2023_sghmc(state, normals, gradient, learning_rate=eta, friction=alpha, diffusion=d)
-    np.testing.assert_allclose(flat(state.position), theta, rtol=1e-12)
-    np.testing.assert_allclose(flat(state.momentum), v, rtol=1e-12)
 
 
 def test_sgd_is_that_of_torch():
