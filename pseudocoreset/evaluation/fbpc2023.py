@@ -89,9 +89,9 @@ class FBPC2023(Published):
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know."""
         return (
-            "SGHMC of Kim, Lee and Lee 2023, equation 27. The paper states neither its potential nor its start: that "
-            "they are those of the code of Kim et al. 2022 is our reading, the one that agrees with the paper's figures "
-            "for random images. It is not a valid sampler of any posterior.",
+            "SGHMC of Kim, Lee and Lee 2023, equation 27. The paper states neither its potential nor its start; that "
+            "they are those of the code of Kim et al. 2022 is our reading, which agrees with the paper's figures for "
+            "random images. It is not a valid sampler of any posterior.",
             "Tables of that paper agree with nll_batchmean, the formula of that code; nll is the score itself.",
         )
 

@@ -74,7 +74,7 @@ def test_distillation_is_the_loop_of_its_papers():
 
 
 def test_fbpc2023_without_noise_is_gradient_descent_with_momentum_and_averages_its_draws():
-    """From rest at zero, without a prior, nothing is random; a position moves by the learning rate times its velocity."""
+    """From rest at zero, without a prior, nothing is random; a position moves by learning rate times velocity."""
     theta, v, draws = [np.zeros_like(one) for one in start()], [0.0, 0.0], []
     for epoch in range(6):
         theta = [t + 0.5 * a for t, a in zip(theta, v, strict=True)]
