@@ -6,6 +6,7 @@ at ``position`` predicts. What the weights of a coreset sum to plays no part in 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import CoresetArrays
-from pseudocoreset.proxies import mean_loss
+from pseudocoreset.proxies import Batch, mean_loss_and_gradient
 
 __all__ = ["Published", "Task", "check_non_negative", "check_share", "still"]
 
@@ -35,9 +36,9 @@ class Task:
     augment: Augmentation | None
 
     def loss(self, params: Params, batch: CoresetArrays, key: jax.Array) -> jax.Array:
-        """Weighted mean cross-entropy of a batch, augmented."""
+        """Weighted mean cross-entropy of a batch, augmented; its gradient takes a few points at a time."""
         x = batch.inputs if self.augment is None else self.augment(key, batch.inputs)
-        return mean_loss(self.model, params, (x, batch.targets, batch.weights))
+        return _loss(self.model, params, (x, batch.targets, batch.weights))
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,22 @@ class Published(ABC):
     def measured(self, state: Any) -> dict[str, jax.Array]:
         """Numbers about the run itself, by name."""
         return {}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+    return mean_loss_and_gradient(model, params, batch)[0]
+
+
+def _forward(model: Model, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    return mean_loss_and_gradient(model, params, batch)
+
+
+def _backward(model: Model, gradient: Params, cotangent: jax.Array) -> tuple[Params, None]:
+    return jax.tree.map(lambda g: cotangent * g, gradient), None
+
+
+_loss.defvjp(_forward, _backward)
 
 
 def check_non_negative(value: float | None, argument: str) -> None:

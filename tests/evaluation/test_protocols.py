@@ -133,6 +133,32 @@ def test_noise_of_one_step_has_its_published_size(protocol, scale):
     assert abs(noise.mean()) < 5 * scale / np.sqrt(noise.size)
 
 
+@pytest.mark.parametrize(
+    "protocol", [Kim2022(), Kim2022(sampler="hmc"), FBPC2023(), Distillation(learning_rate=0.1, batch_size=1000)]
+)
+def test_a_round_takes_the_memory_of_a_few_points(protocol):
+    """And goes where one goes that takes all of them at once."""
+    network = bnn(ConvNet(depth=2, width=32), input_shape=(16, 16, 3), num_outputs=3)
+    inputs = jnp.asarray(RNG.normal(size=(400, 16, 16, 3)), jnp.float32)
+    many = CoresetArrays(inputs, jnp.asarray(np.arange(400) % 3, jnp.int32), jnp.linspace(0.5, 1.5, 400))
+    short = dict(num_iterations=2, num_steps=2, num_burn_in=0, step_size=1e-3, momentum_scale=0.1, weight_decay=0.1)
+    few = replace(protocol, **short) if isinstance(protocol, Kim2022) else protocol
+    few = replace(few, num_epochs=2, sample_every=2) if isinstance(few, FBPC2023) else few
+    rule = few.resolved(Pseudocoreset(*map(np.asarray, many)), 3)
+
+    def moved(model):
+        task = Task(model, None)
+        state = rule.start(KEY, task)
+        step = jax.jit(lambda state, points: rule.advance(KEY, jnp.asarray(0), state, task, points))
+        compiled = step.lower(state, many).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, rule.position(compiled(state, many))
+
+    (chunks, near), (whole, wanted) = moved(network), moved(replace(network, is_separable=False))
+    assert 2 * chunks < whole
+    for name, values in wanted.items():
+        np.testing.assert_allclose(near[name], values, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("protocol", [Kim2022(), FBPC2023()])
 def test_norms_start_like_everything_else(protocol):
     """At 0.1 N(0, 1), where the initialiser has scales of one and biases within bounds."""
