@@ -27,10 +27,10 @@ class FBPC2023(Published):
     for random images, which need no coreset, tell readings apart (``benchmarks/fbpc2023_readings.py``): read as
     printed, with the mean cross-entropy, they come out with a NLL of hundreds at one image a class. What comes within
     0.2 in NLL and 4 points of accuracy of them, at 1, 10 and 50 images a class, is the code of the same group's earlier
-    paper (``Kim2022``) with the constants of this one:
-    theta <- theta + eta v, U = m (mean cross-entropy + weight_decay * ||theta||_2), parameters that start at
-    0.1 N(0, 1), velocities too, and d its friction times its noise. The weight decay is the one number chosen so. Like
-    that code it samples no posterior. A step takes all points, so that an epoch is a step; images are augmented.
+    paper (``Kim2022``) with the constants of this one: theta <- theta + eta v, U = m (mean cross-entropy +
+    weight_decay * ||theta||_2), parameters that start at 0.1 N(0, 1), velocities too, and d its friction times its
+    noise. The weight decay is the one number chosen so. Like that code it samples no posterior. A step takes all
+    points, so that an epoch is a step; images are augmented.
 
     Attributes:
         learning_rate: eta.
