@@ -7,7 +7,8 @@ The paper gives theta <- theta + v, v <- v - eta grad U - alpha v + N(0, 2 d), e
 for them tell readings apart. All here start as the earlier code of the same group does and have its prior,
 ``weight_decay`` times the norm; they differ in whether U is the mean of the losses or their sum, and in whether the
 position moves by v or by eta v, as in that code. ConvNet 3x128, images augmented, the first 2,000 test images. Cells
-that are in ``--out`` are kept; ``--data-dir`` is a tensorflow-datasets folder with CIFAR-10.
+that are in ``--out`` are kept; ``--data-dir`` is a tensorflow-datasets folder with CIFAR-10. What is committed has
+``--sizes 1``, ``--sizes 10 --seeds 0``, and ``--sizes 50 --seeds 0`` of the reading that the library has.
 """
 
 import argparse
