@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from pseudocoreset.chunks import data_at_once, even_size
+from pseudocoreset.chunks import data_at_once, in_chunks
 from pseudocoreset.meshes import all_rows, summed_over_data
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor, scaled
@@ -83,6 +83,7 @@ def log_density_estimator(
     preprocessing: Any = None,
     chunk_size: int | None = None,
     splits_data: bool = False,
+    fixed: bool = False,
 ) -> Callable[[Params, Minibatch], jax.Array]:
     """Unbiased estimate of the log density at temperature one from a minibatch.
 
@@ -95,6 +96,7 @@ def log_density_estimator(
         preprocessing: applied to the inputs of the minibatch, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
         splits_data: whether the minibatch is what one device has of the whole data (``meshes.spread``).
+        fixed: whether it is the same in every call of a loop (``in_chunks``).
 
     Returns:
         ``estimator(params, minibatch) -> scalar``.
@@ -109,7 +111,7 @@ def log_density_estimator(
     def of_rows(params: Params, rows: Minibatch) -> jax.Array:
         if chunk_size is None or rows.weights.shape[0] <= chunk_size:
             return log_likelihood(params, rows)
-        return _chunked_sum(log_likelihood, params, rows, chunk_size)
+        return _chunked_sum(log_likelihood, params, rows, chunk_size, fixed)
 
     def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
         if splits_data:
@@ -120,28 +122,18 @@ def log_density_estimator(
 
 
 def _chunked_sum(
-    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int
+    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int, fixed: bool
 ) -> jax.Array:
-    """Sum of ``fn`` over chunks; rows in which the last chunk overlaps its predecessor get weight zero.
+    """Sum of ``fn`` over chunks, of data that are ``fixed`` or not (``in_chunks``).
 
     Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again.
     """
-    num_rows = rows.weights.shape[0]
-    chunk_size = even_size(num_rows, chunk_size)
 
     def summed(of_chunk: Callable[[Params, Minibatch], Any], params: Params, rows: Minibatch) -> Any:
-        def evaluate(index: jax.Array) -> Any:
-            first = index * chunk_size
-            start = jnp.minimum(first, num_rows - chunk_size)
-            chunk = _rows_from(rows, start, chunk_size)
-            is_new = start + jnp.arange(chunk_size) >= first
-            return of_chunk(params, chunk._replace(weights=jnp.where(is_new, chunk.weights, 0)))
+        def of_rows(some: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
+            return of_chunk(params, some._replace(weights=jnp.where(is_new, some.weights, 0))), ()
 
-        def body(total: Any, index: jax.Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, evaluate(index)), None
-
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(evaluate, jnp.zeros((), jnp.int32)))
-        return jax.lax.scan(body, zero, jnp.arange(math.ceil(num_rows / chunk_size)))[0]
+        return in_chunks(of_rows, rows, chunk_size, fixed=fixed)[0]
 
     @jax.custom_vjp
     def total(params: Params, rows: Minibatch) -> jax.Array:
@@ -155,10 +147,6 @@ def _chunked_sum(
 
     total.defvjp(forward, backward)
     return total(params, rows)
-
-
-def _rows_from(rows: Any, start: jax.Array, size: int) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
 
 
 def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Minibatch], Params]:
@@ -198,6 +186,7 @@ def log_density_terms(
     preprocessing: Any = None,
     chunk_size: int | None = None,
     splits_data: bool = False,
+    fixed: bool = False,
     num_data: int | None = None,
 ) -> Callable[[Params, Minibatch], dict[str, Any]]:
     """The log density in terms, so that differences between two points can be taken one by one.
@@ -207,6 +196,7 @@ def log_density_terms(
         preprocessing: applied to the inputs, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
         splits_data: whether the rows are what one device has of the data; the terms are those of all.
+        fixed: whether they are the same in every call of a loop (``in_chunks``).
         num_data: n, where they are.
 
     Returns:
@@ -222,7 +212,7 @@ def log_density_terms(
 
     def terms(params: Params, rows: Minibatch) -> dict[str, Any]:
         with jax.default_matmul_precision("highest"):
-            likelihood = _in_chunks(lambda chunk: of_rows(params, chunk), rows, chunk_size)
+            likelihood = _of_each(lambda chunk: of_rows(params, chunk), rows, chunk_size, fixed=fixed)
             if splits_data:
                 assert num_data is not None
                 likelihood = all_rows(likelihood, num_data)
@@ -289,22 +279,11 @@ def function_summary(
         f = model.apply(params, x)
         return f, model.function_log_likelihood(params, f, rows[1])
 
-    return _in_chunks(evaluate, (inputs, targets), chunk_size)
+    return _of_each(evaluate, (inputs, targets), chunk_size)
 
 
-def _in_chunks(evaluate: Callable[[Any], Any], rows: Any, chunk_size: int | None) -> Any:
+def _of_each(evaluate: Callable[[Any], Any], rows: Any, chunk_size: int | None, *, fixed: bool = False) -> Any:
     """``evaluate(rows)``, chunk by chunk; its leaves have a leading axis over rows."""
-    num_rows = jax.tree.leaves(rows)[0].shape[0]
-    if chunk_size is None or num_rows <= chunk_size:
+    if chunk_size is None:
         return evaluate(rows)
-    chunk_size = even_size(num_rows, chunk_size)
-    num_chunks = math.ceil(num_rows / chunk_size)
-    starts = jnp.minimum(jnp.arange(num_chunks) * chunk_size, num_rows - chunk_size)
-    chunks = jax.lax.map(lambda start: evaluate(_rows_from(rows, start, chunk_size)), starts)
-    overlap = num_chunks * chunk_size - num_rows
-
-    def joined(leaf: jax.Array) -> jax.Array:
-        whole = leaf[:-1].reshape(-1, *leaf.shape[2:])
-        return jnp.concatenate([whole, leaf[-1, overlap:]])
-
-    return jax.tree.map(joined, chunks)
+    return in_chunks(lambda some, _: ((), evaluate(some)), rows, chunk_size, fixed=fixed)[1]

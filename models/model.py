@@ -141,7 +141,7 @@ class Model:
         """Number of values of the observed site if they are finitely many, else None."""
         return self._bound.num_classes
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def init(self, key: jax.Array) -> Params:
         """Starting parameters: the network's initialiser, or uniform(-2, 2) on the unconstrained scale.
 
@@ -159,7 +159,7 @@ class Model:
             for k, site in zip(keys, self._bound.sites, strict=True)
         }
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def log_prior(self, params: Params) -> jax.Array:
         """Log prior density of unconstrained parameters, log-determinant of the constraint included; scalar."""
         trace, log_det = self._trace(params, *self._placeholders(1))
@@ -169,7 +169,7 @@ class Model:
                 total = total + jnp.sum(scaled(site["fn"].log_prob(site["value"]), site))
         return total
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def log_likelihood(self, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         """Log-likelihood of every datum.
 
@@ -184,7 +184,7 @@ class Model:
         trace, _ = self._trace(params, x, self._hard(y, x.shape[0]))
         return self._score(trace, y)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
         """Function values, the program's site ``"f"``.
 
@@ -204,7 +204,7 @@ class Model:
         f = trace[FUNCTION_SITE]["value"]
         return f[:, None] if f.ndim == 1 else f
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def features(self, params: Params, x: jax.Array) -> jax.Array:
         """Features, the program's site ``"features"``: of a network what its last layer is applied to.
 
@@ -223,7 +223,7 @@ class Model:
         trace, _ = self._trace(params, x, y)
         return trace[FEATURES_SITE]["value"]
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def function_log_likelihood(self, params: Params, f: jax.Array, y: jax.Array) -> jax.Array:
         """Log-likelihood of every datum given its function value, log p(y | f).
 
@@ -238,13 +238,13 @@ class Model:
         """
         return self._score(self._function_trace(params, f, y), y)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def function_probabilities(self, params: Params, f: jax.Array) -> jax.Array:
         """Class probabilities (n, num_classes) given function values ``f`` (n, d); see ``function_log_likelihood``."""
         observed = self._function_trace(params, f, None)[self._bound.observed]
         return jnp.exp(class_log_probabilities(observed["fn"], f.shape[0]))
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def constrain(self, params: Params) -> Params:
         """Values of the latent sites as the program sees them."""
         trace, _ = self._trace(params, *self._placeholders(1))

@@ -24,6 +24,7 @@ __all__ = [
     "convolves_by_matmul",
     "convolves_by_tiles",
     "full_precision",
+    "kept_bytes",
     "map_stack",
 ]
 
@@ -74,7 +75,12 @@ def activation_bytes() -> int:
 
     On CPU a network is no slower on a handful of images than on hundreds, whose activations leave the caches.
     """
-    return 12 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
+    return 6 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
+
+
+def kept_bytes() -> int:
+    """Memory that may hold what a network makes of fixed data alone, from step to step of a training on them."""
+    return 64 * MEBIBYTE
 
 
 def map_stack(

@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pseudocoreset.batching import activation_bytes
+from pseudocoreset.batching import activation_bytes, kept_bytes
 from pseudocoreset.meshes import all_rows, own_rows, sum_over_data_axis
 from pseudocoreset.models import Model
+from pseudocoreset.staging import staged
 
-__all__ = ["data_at_once", "even_size", "map_over_data", "over_data", "sum_over_data"]
+__all__ = ["data_at_once", "even_size", "in_chunks", "map_over_data", "over_data", "sum_over_data"]
 
 WEIGHT_COPIES = 6  # a chunk may take as much again as this many copies of the weights, which are read for each
 
@@ -33,6 +33,7 @@ def over_data(
     weights: jax.Array,
     *,
     shared: bool = False,
+    fixed: bool = False,
 ) -> tuple[Any, Any]:
     """``fn(data, weights)``, for a function that gives sums over the data and results of each datum.
 
@@ -41,52 +42,76 @@ def over_data(
         fn: ``(data, weights) -> (sums, results)``: a pytree of arrays each a sum of one term a datum times its weight,
             and a pytree of arrays with a leading axis over the data. Called on chunks.
         data: pytree of arrays with leading axis n.
-        weights: (n,); what fills up the last chunk has weight zero.
+        weights: (n,); zero for what a chunk has only to be as large as the others.
         shared: whether the devices along the axis ``"data"`` share the data, inside ``spread(splits_batches=True)``;
             all of them have the result. For separable models.
+        fixed: whether the data are the same in every turn of a loop around this. What ``fn`` makes of them alone, the
+            unfolded images of a first convolution say, is then made once, of all chunks, if it is not too large.
     """
     if shared:
-        sums, results = over_data(model, fn, *own_rows(data, weights))
+        sums, results = over_data(model, fn, *own_rows(data, weights), fixed=fixed)
         return sum_over_data_axis(sums), all_rows(results, len(weights))
-    chunks = _split(model, data, weights)
-    if chunks is None:
-        return fn(data, weights)
-    sums, _ = jax.eval_shape(fn, *jax.tree.map(lambda leaf: leaf[0], chunks))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
 
-    def add(total: Any, chunk: Any) -> tuple[Any, Any]:
-        sums, results = fn(*chunk)
-        return jax.tree.map(jnp.add, total, sums), results
+    def of_rows(rows: tuple[Any, jax.Array], is_new: jax.Array) -> tuple[Any, Any]:
+        some, their = rows
+        return fn(some, jnp.where(is_new, their, 0))
 
-    sums, results = jax.lax.scan(add, zeros, chunks)
-    return sums, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(weights)], results)
+    size = data_at_once(model) if model.is_separable else len(weights)
+    return in_chunks(of_rows, (data, weights), size, fixed=fixed)
 
 
-def sum_over_data(
-    model: Model, fn: Callable[[Any, jax.Array], Any], data: Any, weights: jax.Array, *, shared: bool = False
-) -> Any:
+def sum_over_data(model: Model, fn: Callable[[Any, jax.Array], Any], data: Any, weights: jax.Array, **how: bool) -> Any:
     """The sums of ``over_data``, of a function without other results."""
-    return over_data(model, lambda *chunk: (fn(*chunk), ()), data, weights, shared=shared)[0]
+    return over_data(model, lambda *chunk: (fn(*chunk), ()), data, weights, **how)[0]
 
 
-def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any, *, shared: bool = False) -> Any:
+def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any, **how: bool) -> Any:
     """The results of ``over_data``, of a function of the data without sums."""
     n = len(jax.tree.leaves(data)[0])
-    return over_data(model, lambda chunk, _: ((), fn(chunk)), data, jnp.ones(n), shared=shared)[1]
+    return over_data(model, lambda chunk, _: ((), fn(chunk)), data, jnp.ones(n), **how)[1]
 
 
-def _split(model: Model, data: Any, weights: jax.Array) -> Any:
-    """Data and weights with axes (chunks, data of a chunk), None if one chunk holds all."""
-    n = len(weights)
-    size = even_size(n, data_at_once(model))
+def in_chunks(
+    fn: Callable[[Any, jax.Array], tuple[Any, Any]], rows: Any, size: int, *, fixed: bool = False
+) -> tuple[Any, Any]:
+    """``fn(rows, is_new)`` of a few rows at a time: what it sums is added up, and what it has of each row put in order.
+
+    Args:
+        fn: ``(rows, is_new) -> (sums, results)``, as in ``over_data``. ``is_new`` (size,) is False for rows that an
+            earlier chunk had, which the sums are to leave out: the last chunk is as long as the others.
+        rows: pytree of arrays with leading axis n.
+        size: rows in a chunk, at most.
+        fixed: as in ``over_data``.
+    """
+    n = len(jax.tree.leaves(rows)[0])
+    if n <= size:
+        return fn(rows, jnp.ones(n, bool))
+    size = even_size(n, size)
     count = math.ceil(n / size)
-    if count == 1 or not model.is_separable:
-        return None
-    index = np.minimum(np.arange(count * size), n - 1)
-    padded = jnp.asarray(weights)[index] * (np.arange(count * size) < n)
-    # What fills the last chunk up are data, not zeros, at which a likelihood may not be finite.
-    filled = data if count * size == n else jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], data)
-    return jax.tree.map(lambda leaf: leaf.reshape(count, size, *leaf.shape[1:]), (filled, padded))
+
+    def chunk(first: jax.Array) -> tuple[Any, jax.Array]:
+        start = jnp.minimum(first, n - size)
+        some = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
+        return some, start + jnp.arange(size) >= first
+
+    items: Any = size * jnp.arange(count)
+    of_item: Callable[[Any], tuple[Any, Any]] = lambda first: fn(*chunk(first))  # noqa: E731
+    if fixed:
+        early, late, between = staged(fn, *jax.eval_shape(chunk, items[0]))
+        if count * between <= kept_bytes():
+            items, of_item = jax.vmap(lambda first: early(*chunk(first)))(items), late
+    sums, _ = jax.eval_shape(of_item, jax.tree.map(lambda leaf: leaf[0], items))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+
+    def add(total: Any, item: Any) -> tuple[Any, Any]:
+        sums, results = of_item(item)
+        return jax.tree.map(jnp.add, total, sums), results
+
+    def joined(leaf: jax.Array) -> jax.Array:
+        return jnp.concatenate([leaf[:-1].reshape(-1, *leaf.shape[2:]), leaf[-1, count * size - n :]])
+
+    sums, results = jax.lax.scan(add, zeros, items)
+    return sums, jax.tree.map(joined, results)
 
 
 def even_size(n: int, most: int) -> int:

@@ -147,10 +147,13 @@ def function_kl(
     def view(key: jax.Array, images: jax.Array) -> jax.Array:
         return images if augment is None else augment(key, images)
 
+    def takes_all(coreset: CoresetArrays) -> bool:
+        return coreset_batch_size is None or coreset_batch_size >= coreset.inputs.shape[0]
+
     def choose(key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
-        size = coreset.inputs.shape[0]
-        if coreset_batch_size is None or coreset_batch_size >= size:
+        if coreset_batch_size is None or takes_all(coreset):
             return coreset
+        size = coreset.inputs.shape[0]
         chosen = jax.random.choice(key, size, (coreset_batch_size,), replace=False)
         return jax.tree.map(lambda a: a[chosen], coreset)
 
@@ -161,6 +164,10 @@ def function_kl(
             return view(view_key, points.inputs), points.targets, points.weights
 
         return batch
+
+    def is_fixed(coreset: CoresetArrays) -> bool:
+        """Whether every batch of the coreset is the same."""
+        return augment is None and takes_all(coreset)
 
     def batches_of_data(data: DeviceData) -> BatchFn:
         def batch(key: jax.Array) -> Batch:
@@ -173,14 +180,14 @@ def function_kl(
     def coreset_map(key: jax.Array, coreset: CoresetArrays, shared: bool) -> _Map:
         """theta_u: a fresh network trained on the coreset until its loss is at most gamma."""
         init_key, step_key = jax.random.split(key)
-        batch = batches_of(coreset)
+        batch, fixed = batches_of(coreset), is_fixed(coreset)
 
         def unfinished(state: _Map) -> jax.Array:
             return (state.loss > inner_loss) & (state.steps < inner_max_steps)
 
         def step(state: _Map) -> _Map:
             points = batch(jax.random.fold_in(step_key, state.steps))
-            loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared)
+            loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared, fixed=fixed)
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
@@ -208,7 +215,13 @@ def function_kl(
 
         _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in free}, has_aux=True)
         full = Side(snapshot, batches_of_data(data), data.num_data, True, data.mesh, shared)
-        small = Side(solution.params, batches_of(coreset), jnp.sum(coreset.weights), False, data.mesh, shared)
+        small = full._replace(
+            params=solution.params,
+            batch=batches_of(coreset),
+            mass=jnp.sum(coreset.weights),
+            is_data=False,
+            fixed=is_fixed(coreset),
+        )
         noise = [
             covariance.noise(k, model, s, seen.inputs, num_draws) for k, s in ((data_key, full), (coreset_key, small))
         ]

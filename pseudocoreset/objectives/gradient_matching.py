@@ -149,8 +149,14 @@ def gradient_matching(
         def trained(params: Params) -> Params:
             batch = inner.batches(coreset)
             return descend(
-                model, params, key, batch, num_steps=inner.num_steps, learning_rate=inner.learning_rate
-            )[0]  # fmt: skip
+                model,
+                params,
+                key,
+                batch,
+                num_steps=inner.num_steps,
+                learning_rate=inner.learning_rate,
+                fixed=inner.is_fixed,
+            )[0]
 
         return jax.lax.cond(state.matched == 0, lambda _: model.init(key), trained, state.params)
 

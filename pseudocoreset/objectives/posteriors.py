@@ -76,6 +76,11 @@ class InnerTraining:
         """The snapshots that it takes."""
         return SnapshotWindow(self.first_epoch, self.last_epoch, self.expert_epochs)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every batch is the same."""
+        return self.augment is None
+
     def batches(self, coreset: CoresetArrays) -> BatchFn:
         """All points of the coreset, augmented."""
 
@@ -257,9 +262,16 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
         training_key, coreset_key, data_key, draw_key = jax.random.split(key, 4)
         batch = inner.batches(coreset)
         solution, _ = descend(
-            model, start, training_key, batch, num_steps=inner.num_steps, learning_rate=inner.learning_rate
+            model,
+            start,
+            training_key,
+            batch,
+            num_steps=inner.num_steps,
+            learning_rate=inner.learning_rate,
+            fixed=inner.is_fixed,
         )
-        small = covariance.around(coreset_key, model, Side(solution, batch, jnp.sum(coreset.weights), False))
+        side = Side(solution, batch, jnp.sum(coreset.weights), False, fixed=inner.is_fixed)
+        small = covariance.around(coreset_key, model, side)
         # The same random numbers for both, which cancel in part; the reference draws them apart.
         keys = jax.random.split(draw_key, num_draws)
         moved = model.flatten(solution) - model.flatten(target)

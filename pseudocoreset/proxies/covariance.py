@@ -7,6 +7,7 @@ around the network's own at given inputs: of unit-variance noise, with the empir
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Side(NamedTuple):
     is_data: bool  # the full data, not the coreset
     mesh: Mesh | None = None  # devices that share draws
     shared: bool = False  # whether those along the axis "data" share batches and inputs (``over_data``)
+    fixed: bool = False  # whether every batch is the same, the points that function values are wanted at
 
 
 class Covariance(Protocol):
@@ -125,20 +127,20 @@ class Trajectory:
         if self.rank == 1 or self.rank > self.num_steps:
             raise ValueError(f"rank must be 0 or from 2 to num_steps={self.num_steps}; got {self.rank}")
 
-    def _descend(self, key: jax.Array, model: Model, side: Side, visit: Callable[..., Any], visited: Any) -> Any:
+    def _descend(self, key: jax.Array, model: Model, side: Side, visited: Any, **calls: Any) -> Any:
         rate = self.data_learning_rate if side.is_data else self.coreset_learning_rate
-        _, visited = descend(
+        return descend(
             model,
             side.params,
             key,
             side.batch,
             num_steps=self.num_steps,
             learning_rate=rate,
-            visit=visit,
             visited=visited,
             shared=side.shared,
+            fixed=side.fixed,
+            **calls,
         )
-        return visited
 
     def _deviations(self, first: jax.Array, second: jax.Array) -> jax.Array:
         """sqrt(E[g^2] - E[g]^2)."""
@@ -158,7 +160,7 @@ class Trajectory:
             return first + deviation, second + deviation**2, last
 
         zero = jnp.zeros_like(start)
-        first, second, last = self._descend(key, model, side, visit, (zero, zero, kept))
+        _, (first, second, last) = self._descend(key, model, side, (zero, zero, kept), visit=visit)
         scale = self._deviations(first, second)
         if not self.rank:
             return Gaussian(start, scale)
@@ -168,17 +170,27 @@ class Trajectory:
     def scales(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array) -> jax.Array:
         """Standard deviations (m, d) of the function values at ``inputs``."""
 
-        def visit(seen: Any, params: Params) -> Any:
+        def values(params: Params) -> jax.Array:
+            at = functools.partial(model.apply, params)
+            return map_over_data(model, at, inputs, shared=side.shared, fixed=True)
+
+        def add(seen: Any, values: jax.Array) -> Any:
             # Deviations from the first values keep the variance accurate when it is small beside the mean.
             reference, first, second, count = seen
-            values = map_over_data(model, lambda x: model.apply(params, x), inputs, shared=side.shared)
             reference = jnp.where(count == 0, values, reference)
             deviation = values - reference
             return reference, first + deviation, second + deviation**2, count + 1
 
         shape = jax.eval_shape(model.apply, side.params, inputs)
         zero = jnp.zeros(shape.shape, shape.dtype)
-        _, first, second, _ = self._descend(key, model, side, visit, (zero, zero, zero, jnp.zeros((), jnp.int32)))
+        start = (zero, zero, zero, jnp.zeros((), jnp.int32))
+        if side.fixed:
+            # The values after one step are those that the next begins with; the very first are the reference.
+            last, seen = self._descend(key, model, side, start, look=add)
+            _, first, second, _ = add(seen, values(last))
+        else:
+            _, seen = self._descend(key, model, side, start, visit=lambda seen, params: add(seen, values(params)))
+            _, first, second, _ = seen
         return self._deviations(first, second)
 
     def noise(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array, num_draws: int) -> jax.Array:
@@ -294,7 +306,7 @@ class Linearized:
                 def along(x: jax.Array) -> jax.Array:
                     return jax.jvp(lambda p: model.apply(p, x), (params,), (direction,))[1]
 
-                return map_over_data(model, along, at, shared=side.shared)
+                return map_over_data(model, along, at, shared=side.shared, fixed=True)
 
             # One after the other: a direction is as large as the network.
             return jax.lax.map(draw, keys)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.chunks import sum_over_data
+from pseudocoreset.chunks import over_data, sum_over_data
 from pseudocoreset.models import Model, Params
 
 __all__ = ["Batch", "BatchFn", "descend", "mean_loss", "mean_loss_and_gradient"]
@@ -23,16 +23,14 @@ def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
     return -jnp.sum(weights * model.log_likelihood(params, x, y)) / jnp.sum(weights)
 
 
-def mean_loss_and_gradient(
-    model: Model, params: Params, batch: Batch, *, shared: bool = False
-) -> tuple[jax.Array, Params]:
+def mean_loss_and_gradient(model: Model, params: Params, batch: Batch, **how: bool) -> tuple[jax.Array, Params]:
     """``mean_loss`` and its gradient in the parameters, a few data at a time.
 
     Args:
         model: the model.
         params: where.
         batch: inputs, targets and weights.
-        shared: whether the devices along the axis ``"data"`` share the batch (``over_data``).
+        **how: ``shared`` and ``fixed`` (``over_data``).
     """
     x, y, weights = batch
     mass = jnp.sum(weights)
@@ -40,7 +38,22 @@ def mean_loss_and_gradient(
     def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(lambda p: -jnp.sum(some * model.log_likelihood(p, *data)) / mass)(params)
 
-    return sum_over_data(model, part, (x, y), weights, shared=shared)
+    return sum_over_data(model, part, (x, y), weights, **how)
+
+
+def gradient_and_values(model: Model, params: Params, batch: Batch, **how: bool) -> tuple[Params, jax.Array]:
+    """The gradient of ``mean_loss``, and the function values (n, d) that it passes through, in the same way."""
+    x, y, weights = batch
+    mass = jnp.sum(weights)
+
+    def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[Params, jax.Array]:
+        def loss(p: Params) -> tuple[jax.Array, jax.Array]:
+            values = model.apply(p, data[0])
+            return -jnp.sum(some * model.function_log_likelihood(p, values, data[1])) / mass, values
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return over_data(model, part, (x, y), weights, **how)
 
 
 def descend(
@@ -52,8 +65,9 @@ def descend(
     num_steps: int,
     learning_rate: float | jax.Array,
     visit: Callable[[Any, Params], Any] | None = None,
+    look: Callable[[Any, jax.Array], Any] | None = None,
     visited: Any = None,
-    shared: bool = False,
+    **how: bool,
 ) -> tuple[Params, Any]:
     """Gradient descent.
 
@@ -65,16 +79,22 @@ def descend(
         num_steps: number of steps.
         learning_rate: on the mean loss.
         visit: ``(visited, params) -> visited``, called after every step.
-        visited: its first argument at the start.
-        shared: whether the devices along the axis ``"data"`` share each batch (``over_data``).
+        look: ``(visited, values) -> visited``, called in every step with the function values (n, d) of its batch before
+            the step, for nothing more than its gradient costs.
+        visited: the first argument of both at the start.
+        **how: ``shared``, and ``fixed`` where the batches are all the same (``over_data``).
 
     Returns:
-        The last parameters and what ``visit`` accumulated.
+        The last parameters and what ``visit`` and ``look`` accumulated.
     """
 
     def step(carry: tuple[Params, Any], step_key: jax.Array) -> tuple[tuple[Params, Any], None]:
         p, seen = carry
-        _, gradient = mean_loss_and_gradient(model, p, batch(step_key), shared=shared)
+        if look is None:
+            _, gradient = mean_loss_and_gradient(model, p, batch(step_key), **how)
+        else:
+            gradient, values = gradient_and_values(model, p, batch(step_key), **how)
+            seen = look(seen, values)
         p = jax.tree.map(lambda a, g: a - learning_rate * g, p, gradient)
         return (p, seen if visit is None else visit(seen, p)), None
 

@@ -117,3 +117,25 @@ def test_the_mode_is_found_from_far_away():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("chunk", [9, 4])
+def test_variances_along_the_trajectory_are_equation_16(fixed, chunk, monkeypatch):
+    """Steps by hand; where every batch is the same points, the values are those that the gradients pass through."""
+    monkeypatch.setattr("pseudocoreset.chunks.data_at_once", lambda model: chunk)
+    with jax.enable_x64(True):
+        model = softmax()
+        params = model.init(jax.random.key(0))
+        proxy = Trajectory(5, coreset_learning_rate=0.3)
+        small = side(model, params)._replace(fixed=fixed)
+        found = jax.jit(lambda: proxy.scales(jax.random.key(1), model, small, jnp.asarray(X)))()
+
+        def loss(p):
+            return -jnp.sum(W * model.log_likelihood(p, jnp.asarray(X), jnp.asarray(Y))) / W.sum()
+
+        values = []
+        for _ in range(5):
+            params = jax.tree.map(lambda p, g: p - 0.3 * g, params, jax.grad(loss)(params))
+            values.append(model.apply(params, jnp.asarray(X)))
+        np.testing.assert_allclose(found, np.std(np.stack(values), axis=0), rtol=1e-8)
