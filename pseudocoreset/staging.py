@@ -20,8 +20,8 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
     """``first`` and ``second`` such that ``second(first(*data))`` is ``fn(*data)``.
 
     Args:
-        fn: function of data that closes over arrays; what depends on these is left to the second stage, as is a nested
-            ``jit`` that takes both. Without side effects.
+        fn: function of data that closes over arrays; what depends on these is left to the second stage, as are side
+            effects and a nested ``jit`` that takes both.
         *data: pytrees of arrays or of their shapes.
 
     Returns:

@@ -30,7 +30,7 @@ from pseudocoreset.objectives.by_class import (
     sum_over_classes,
 )
 from pseudocoreset.objectives.posteriors import InnerTraining
-from pseudocoreset.proxies import descend, mean_loss
+from pseudocoreset.proxies import mean_loss
 from pseudocoreset.validation import check_choice, check_integer
 
 __all__ = ["cosine_distance", "gradient_matching", "squared_distance"]
@@ -147,16 +147,7 @@ def gradient_matching(
         """The network of this step: a new one, or that of the last step after training on the coreset."""
 
         def trained(params: Params) -> Params:
-            batch = inner.batches(coreset)
-            return descend(
-                model,
-                params,
-                key,
-                batch,
-                num_steps=inner.num_steps,
-                learning_rate=inner.learning_rate,
-                fixed=inner.is_fixed,
-            )[0]
+            return inner.train(key, model, params, coreset)
 
         return jax.lax.cond(state.matched == 0, lambda _: model.init(key), trained, state.params)
 

@@ -90,6 +90,19 @@ class InnerTraining:
 
         return batch
 
+    def train(self, key: jax.Array, model: Model, start: Params, coreset: CoresetArrays) -> Params:
+        """Parameters after the steps from ``start``."""
+        params, _ = descend(
+            model,
+            start,
+            key,
+            self.batches(coreset),
+            num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            fixed=self.is_fixed,
+        )
+        return params
+
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able."""
         return {
@@ -260,17 +273,8 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
     ) -> Any:
         start, target = snapshots
         training_key, coreset_key, data_key, draw_key = jax.random.split(key, 4)
-        batch = inner.batches(coreset)
-        solution, _ = descend(
-            model,
-            start,
-            training_key,
-            batch,
-            num_steps=inner.num_steps,
-            learning_rate=inner.learning_rate,
-            fixed=inner.is_fixed,
-        )
-        side = Side(solution, batch, jnp.sum(coreset.weights), False, fixed=inner.is_fixed)
+        solution = inner.train(training_key, model, start, coreset)
+        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False, fixed=inner.is_fixed)
         small = covariance.around(coreset_key, model, side)
         # The same random numbers for both, which cancel in part; the reference draws them apart.
         keys = jax.random.split(draw_key, num_draws)
