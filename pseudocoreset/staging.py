@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
 __all__ = ["staged"]
 
@@ -35,7 +35,7 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
     of_rest: set[Var] = set(whole.constvars)
     before, after = [], []
     for equation in whole.eqns:
-        taken = _variables(equation.invars)
+        taken = {v for v in equation.invars if isinstance(v, Var)}
         if taken & of_rest or equation.effects:
             of_rest.update(equation.outvars)
             after.append(equation)
@@ -58,7 +58,3 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
         lambda between: jax.tree.unflatten(jax.tree.structure(shapes), run_second(*between)),
         size,
     )
-
-
-def _variables(atoms: Any) -> set[Var]:
-    return {v for v in atoms if not isinstance(v, Literal)}

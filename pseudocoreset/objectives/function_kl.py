@@ -147,14 +147,15 @@ def function_kl(
     def view(key: jax.Array, images: jax.Array) -> jax.Array:
         return images if augment is None else augment(key, images)
 
-    def takes_all(coreset: CoresetArrays) -> bool:
-        return coreset_batch_size is None or coreset_batch_size >= coreset.inputs.shape[0]
+    def points_at_once(coreset: CoresetArrays) -> int:
+        size = coreset.inputs.shape[0]
+        return size if coreset_batch_size is None else min(coreset_batch_size, size)
 
     def choose(key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
-        if coreset_batch_size is None or takes_all(coreset):
+        size, some = coreset.inputs.shape[0], points_at_once(coreset)
+        if some == size:
             return coreset
-        size = coreset.inputs.shape[0]
-        chosen = jax.random.choice(key, size, (coreset_batch_size,), replace=False)
+        chosen = jax.random.choice(key, size, (some,), replace=False)
         return jax.tree.map(lambda a: a[chosen], coreset)
 
     def batches_of(coreset: CoresetArrays) -> BatchFn:
@@ -167,7 +168,7 @@ def function_kl(
 
     def is_fixed(coreset: CoresetArrays) -> bool:
         """Whether every batch of the coreset is the same."""
-        return augment is None and takes_all(coreset)
+        return augment is None and points_at_once(coreset) == coreset.inputs.shape[0]
 
     def batches_of_data(data: DeviceData) -> BatchFn:
         def batch(key: jax.Array) -> Batch:
