@@ -43,7 +43,7 @@ BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16
 def choose(form: str) -> None:
     """Have all convolutions written in this form; Winograd's only where the library would."""
     layers.convolves_by_tiles = batching.convolves_by_tiles if form == "tiles" else lambda *sizes: False
-    layers.convolves_by_matmul = lambda: form != "lax_conv"
+    layers.convolves_by_matmul = lambda channels: form != "lax_conv"
 
 
 def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, name: str) -> dict[str, tuple]:

@@ -78,7 +78,7 @@ def _form() -> str:
     """How the layers of width 128 convolve here."""
     if convolves_by_tiles(16, 16, 128, 128):
         return "Winograd"
-    return "unfold and matrix product" if convolves_by_matmul() else "lax.conv"
+    return "unfold and matrix product" if convolves_by_matmul(128) else "lax.conv"
 
 
 def cifar10_shapes() -> pc.Dataset:

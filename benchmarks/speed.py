@@ -21,13 +21,15 @@ papers' size join. Every case is written to ``--out`` as it is done; with
 """
 
 import argparse
+import concurrent.futures
+import functools
 import json
 import os
 import pathlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -38,7 +40,7 @@ from jax.sharding import Mesh
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import full_precision, map_stack
+from pseudocoreset.batching import map_stack
 from pseudocoreset.inference import sample
 from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, replicate
 from pseudocoreset.models import ConvNet, bnn
@@ -47,6 +49,7 @@ from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
 
 CLASSES = 10
 LEAST_SHARED = 32  # pixels a side
+COMPILERS = concurrent.futures.ThreadPoolExecutor(max_workers=4)
 
 
 def all_devices(axis: str) -> Mesh | None:
@@ -65,6 +68,7 @@ class Case:
     batch: int
     networks: int = 1
     steps: int = 2
+    precision: str = "float32"
 
     def mesh(self) -> Mesh | None:
         """Devices that share the networks, or the data of one where they are large enough to be worth an exchange."""
@@ -75,7 +79,12 @@ class Case:
     @property
     def name(self) -> str:
         networks = f", {self.networks} networks" if self.networks > 1 else ""
-        return f"ConvNet {self.depth}x{self.width}, {self.side}x{self.side}, batch {self.batch}{networks}"
+        precision = f", {self.precision}" if self.precision != "float32" else ""
+        return f"ConvNet {self.depth}x{self.width}, {self.side}x{self.side}, batch {self.batch}{networks}{precision}"
+
+    def arithmetic(self) -> Any:
+        """A context in which products have the precision of this case."""
+        return jax.default_matmul_precision("tensorfloat32" if self.precision == "tensorfloat32" else "highest")
 
     @property
     def operations(self) -> float:
@@ -88,8 +97,9 @@ class Case:
         return total + 6.0 * self.batch * side**2 * channels * CLASSES
 
     def model(self) -> Any:
-        shape = (self.side, self.side, self.channels)
-        return bnn(ConvNet(depth=self.depth, width=self.width), input_shape=shape, num_outputs=CLASSES)
+        dtype = "bfloat16" if self.precision == "bfloat16" else None
+        network = ConvNet(depth=self.depth, width=self.width, dtype=dtype)
+        return bnn(network, input_shape=(self.side, self.side, self.channels), num_outputs=CLASSES)
 
 
 TRAINING = (
@@ -108,8 +118,12 @@ FUNCTION_KL = (
     Case(32, 3, 3, 32, 100, networks=2),
     Case(8, 1, 2, 16, 10),
 )
-# Too long for a CPU: ten experts at once, and the step of FBPC of which the papers give the time.
-ON_GPU = {"training": (Case(32, 3, 3, 128, 256, networks=10),), "function_kl": (Case(32, 3, 3, 128, 100),)}
+# A repetition is to take a GPU long enough to be timed.
+GPU_STEPS = 8
+# Too long for a CPU: ten experts at once, and the step of FBPC of which the papers give the time; and its precisions.
+GPU_TRAINING = (Case(32, 3, 3, 128, 256, networks=10),)
+GPU_FUNCTION_KL = (Case(32, 3, 3, 128, 100),)
+PRECISIONS = ("tensorfloat32", "bfloat16")
 INNER_STEPS, TRAJECTORY, DRAWS, DATA_BATCH = 20, 10, 30, 64
 SAMPLING = (Case(32, 3, 3, 32, 10, steps=200), Case(8, 1, 2, 16, 10, steps=200))
 LEAPFROGS, STEP_SIZE = 10, 0.005
@@ -185,7 +199,7 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     ours = jax.jit(lambda stack, batches: map_stack(one, stack, batches, mesh=mesh, splits_batches=shared))
     stack = lay_out(stack, mesh, splits_data=shared)
     batches = replicate(batches, mesh)
-    ours = ours.lower(stack, batches).compile()
+    compiling = COMPILERS.submit(ours.lower(stack, batches).compile)
     theirs = [torch_parameters(case) for _ in range(case.networks)]
     split = list(zip(*(a.split(case.batch) for a in torch_images(x, y)), strict=True))
 
@@ -194,7 +208,8 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
             for batch in split:
                 torch_descend(parameters, *batch, 0.01)
 
-    return lambda: jax.block_until_ready(ours(stack, batches)), eager, case.operations * case.networks * case.steps
+    operations = case.operations * case.networks * case.steps
+    return lambda: jax.block_until_ready(compiling.result()(stack, batches)), eager, operations
 
 
 def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
@@ -217,7 +232,7 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
     expert = jax.vmap(model.init)(jax.random.split(jax.random.key(1), case.networks))
     expert = replicate(expert if case.networks > 1 else jax.tree.map(lambda leaf: leaf[0], expert), device.mesh)
     ours = jax.jit(lambda key, arrays: objective.gradient(key, (), arrays, device, (expert,))[0])
-    ours = ours.lower(jax.random.key(2), arrays).compile()
+    compiling = COMPILERS.submit(ours.lower(jax.random.key(2), arrays).compile)
 
     x, y = torch_images(*images(case, size))
     u, labels = torch_images(start.inputs, start.targets)
@@ -259,7 +274,7 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
     )  # over the coreset, forward passes; backward counts twice
     of_data = 3 * TRAJECTORY * DATA_BATCH / case.batch
     return (
-        lambda: jax.block_until_ready(ours(jax.random.key(3), arrays)),
+        lambda: jax.block_until_ready(compiling.result()(jax.random.key(3), arrays)),
         eager,
         case.operations * case.networks * (passes + of_data) / 3,
     )
@@ -336,13 +351,21 @@ def hmc(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     return ours, eager, case.operations * draws * LEAPFROGS
 
 
-@full_precision()
-def matmul() -> tuple[Callable[[], Any], float]:
-    rows, inner, columns, steps = 4096, 1152, 128, 8
-    a, b = jax.random.normal(jax.random.key(0), (rows, inner)), jax.random.normal(jax.random.key(1), (inner, columns))
-    loop = jax.jit(lambda a, b: jax.lax.fori_loop(0, steps, lambda _, c: c + 1e-9 * jnp.mean(a @ c), b))
-    compiled = loop.lower(a, b).compile()
-    return lambda: jax.block_until_ready(compiled(a, b)), 2.0 * steps * rows * inner * columns
+@functools.cache
+def matmul(precision: str) -> tuple[Callable[[], Any], float]:
+    """A large product: for a CPU of the shape of a convolution, for a GPU large enough to show its rate."""
+    on_gpu = jax.default_backend() == "gpu"
+    rows, inner, columns, steps = (8192, 8192, 8192, 4) if on_gpu else (4096, 1152, 128, 8)
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    a = jax.random.normal(jax.random.key(0), (rows, inner), dtype)
+    b = jax.random.normal(jax.random.key(1), (inner, columns), dtype)
+    told = "tensorfloat32" if precision == "tensorfloat32" else "highest"
+
+    def step(_: int, c: jax.Array) -> jax.Array:
+        return c + (1e-9 * jnp.mean(jnp.matmul(a, c, precision=told))).astype(dtype)
+
+    compiled = jax.jit(lambda b: jax.lax.fori_loop(0, steps, step, b)).lower(b).compile()
+    return lambda: jax.block_until_ready(compiled(b)), 2.0 * steps * rows * inner * columns
 
 
 def seconds(fn: Callable[[], Any]) -> float:
@@ -353,9 +376,22 @@ def seconds(fn: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(make: Callable[[Case], Any], case: Case, repetitions: int) -> dict[str, float]:
-    ours, eager, operations = make(case)
-    product, product_operations = matmul()
+def prepared(make: Callable[[Case], Any], case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+    """Ours, in the precision of the case, theirs, and the operations."""
+    with case.arithmetic():
+        ours, eager, operations = make(case)
+
+    def in_precision() -> Any:
+        with case.arithmetic():
+            return ours()
+
+    return in_precision, eager, operations
+
+
+def measure(
+    ours: Callable[[], Any], eager: Callable[[], Any], operations: float, precision: str, repetitions: int
+) -> dict[str, float]:
+    product, product_operations = matmul(precision)
     for fn in (ours, eager, product):
         fn()
     rounds = [(seconds(ours), seconds(eager), seconds(product)) for _ in range(repetitions)]
@@ -389,17 +425,24 @@ def main() -> None:
     cases |= {f"sghmc: {case.name}": (sampling, case) for case in SAMPLING}
     cases |= {f"hmc: {case.name}": (hmc, case) for case in SAMPLING}
     if has_gpu:
-        cases |= {f"training: {case.name}": (training, case) for case in ON_GPU["training"]}
-        cases |= {f"function_kl: {case.name}": (function_kl_step, case) for case in ON_GPU["function_kl"]}
+        large = [(training, replace(case, steps=GPU_STEPS)) for case in (TRAINING[0], *GPU_TRAINING)]
+        large += [(function_kl_step, case) for case in (FUNCTION_KL[0], *GPU_FUNCTION_KL)]
+        names = {training: "training", function_kl_step: "function_kl"}
+        for precision in ("float32", *PRECISIONS):
+            exact = [(make, replace(case, precision=precision)) for make, case in large]
+            cases |= {f"{names[make]}: {case.name}": (make, case) for make, case in exact}
     threads = {"devices": jax.device_count(), "torch": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
     about = {"repetitions": args.repetitions, "threads": threads, "torch": torch.__version__}
     about["machine"] = describe_machine()
     known = json.loads(args.out.read_text())["results"] if args.out and args.only and args.out.is_file() else {}
     results: dict[str, Any] = dict(known)
-    for name, (make, case) in cases.items():
-        if name.startswith(args.only):
-            results[name] = measure(make, case, args.repetitions)
-            print(name, json.dumps({k: float(f"{v:.3g}") for k, v in results[name].items()}), flush=True)
+    chosen = {name: item for name, item in cases.items() if name.startswith(args.only)}
+    # Traced one after the other, compiled side by side, timed when all of that is over.
+    made = {name: prepared(make, case) for name, (make, case) in chosen.items()}
+    COMPILERS.shutdown()
+    for name, item in made.items():
+        results[name] = measure(*item, chosen[name][1].precision, args.repetitions)
+        print(name, json.dumps({k: float(f"{v:.3g}") for k, v in results[name].items()}), flush=True)
         if args.out:
             args.out.write_text(json.dumps({"results": results} | about, indent=1) + "\n")
 

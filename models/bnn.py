@@ -112,9 +112,10 @@ def bnn(
             for (name, (loc, scale)), (_, leaf) in zip(priors.items(), paths, strict=True)
         ]
         outputs, features = pure.apply(jax.tree.unflatten(treedef, leaves), x)
+        # A network may compute in half precision; the posterior is not made of that.
         if features is not None:
-            numpyro.deterministic("features", features.reshape(x.shape[0], -1))
-        f = numpyro.deterministic("f", outputs)
+            numpyro.deterministic("features", _at_least(x, features.reshape(x.shape[0], -1)))
+        f = numpyro.deterministic("f", _at_least(x, outputs))
         if likelihood == "categorical":
             observation: dist.Distribution = dist.Categorical(logits=f)
         else:
@@ -139,6 +140,10 @@ def bnn(
     )
     target = jax.ShapeDtypeStruct((1,), jnp.int32 if likelihood == "categorical" else jnp.float32)
     return model.bind(batch, target)
+
+
+def _at_least(x: jax.Array, values: jax.Array) -> jax.Array:
+    return values.astype(jnp.promote_types(x.dtype, values.dtype))
 
 
 def _prior(

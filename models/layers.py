@@ -23,6 +23,13 @@ __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool
 NORMS = ("instance", "group", "layer", "batch", "none")
 
 
+def _like(x: jax.Array, *weights: jax.Array | None) -> tuple[jax.Array | None, ...]:
+    """Weights in the type of half-precision inputs, where the products are to be in that; else as they are."""
+    if jnp.finfo(x.dtype).bits >= 32:
+        return weights
+    return tuple(None if w is None else w.astype(x.dtype) for w in weights)
+
+
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), used for weights and biases alike."""
     bound = 1.0 / math.sqrt(fan_in)
@@ -74,7 +81,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias:
     is_tiled = (height, width, padding, stride) == (3, 3, 1, 1) and jnp.finfo(x.dtype).bits >= 32
     if is_tiled and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
         return winograd(x, kernel, bias)
-    if convolves_by_matmul():
+    if convolves_by_matmul(channels):
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
         return _unfolded(x, kernel, bias, stride)
     out = jax.lax.conv_general_dilated(
@@ -99,6 +106,7 @@ class Conv(nn.Module):
         init = uniform_fan_in(self.size * self.size * channels)
         kernel = self.param("kernel", init, (self.size, self.size, channels, self.filters))
         bias = self.param("bias", init, (self.filters,)) if self.use_bias else None
+        kernel, bias = _like(x, kernel, bias)
         return conv2d(x, kernel, self.padding, self.stride, bias)
 
 
@@ -113,6 +121,7 @@ class Dense(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
+        kernel, bias = _like(x, kernel, bias)
         return x @ kernel + bias
 
 
@@ -142,6 +151,8 @@ class Norm(nn.Module):
         scale_shape: tuple[int, ...] = (height, width, channels) if self.kind == "layer" else (channels,)
         scale = self.param("scale", nn.initializers.ones, scale_shape)
         bias = self.param("bias", nn.initializers.zeros, scale_shape)
+        # Differences of moments need more digits than half precision has.
+        given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "group":
             x, scale, bias = (a.reshape(*a.shape[:-1], 4, channels // 4) for a in (x, scale, bias))
         axes = {"instance": (1, 2), "group": (1, 2, 4), "layer": (1, 2, 3), "batch": (0, 1, 2)}[self.kind]
@@ -150,8 +161,8 @@ class Norm(nn.Module):
             # Folded into numbers of each image and channel, the scale costs no passes over the images: with the pooling
             # below less than half the time (``benchmarks/results/batching.json``).
             multiple = multiple * scale
-            return (x * multiple + (bias - mean * multiple)).reshape(n, height, width, channels)
-        return (x * multiple - mean * multiple) * scale + bias
+            return (x * multiple + (bias - mean * multiple)).reshape(n, height, width, channels).astype(given)
+        return ((x * multiple - mean * multiple) * scale + bias).astype(given)
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,26 @@ from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm, average_pool
 __all__ = ["MLP", "ConvNet", "Headed", "check_images", "pad_to_32"]
 
 
-class Headed(nn.Module):
-    """A network whose last layer, ``head``, is applied to what ``features`` returns."""
+class Headed(nn.Module, kw_only=True):
+    """A network whose last layer, ``head``, is applied to what ``features`` returns.
+
+    Attributes:
+        dtype: type of what lies between the layers and of the factors of their products, say ``"bfloat16"``; that of
+            the inputs by default. Weights, their gradients, sums, the moments of norms and the last layer keep theirs.
+    """
+
+    dtype: Any = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inputs (n, ...) -> function values (n, num_outputs)."""
         if self.num_outputs is None:
             name = type(self).__name__
             raise ValueError(f"num_outputs is not set; give {name}(num_outputs=...) or let bnn(network, data) fill it")
-        return self.head(self.features(x))
+        if self.dtype is None:
+            return self.head(self.features(x))
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"dtype must be a floating-point type, such as 'bfloat16'; got {self.dtype!r}")
+        return self.head(self.features(x.astype(self.dtype)).astype(x.dtype))
 
 
 def check_images(name: str, x: jax.Array, norm: str, least_side: int = 1, *widths: int) -> None:
@@ -55,6 +68,7 @@ class ConvNet(Headed):
         width: filters of every convolution.
         norm: one of ``"instance"``, ``"group"``, ``"layer"``, ``"batch"``, ``"none"`` (see ``Norm``).
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
+        dtype: see ``Headed``.
     """
 
     depth: int = 3
@@ -91,6 +105,7 @@ class MLP(Headed):
     Attributes:
         widths: widths of the hidden layers.
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
+        dtype: see ``Headed``.
     """
 
     widths: tuple[int, ...] = (128, 128)
