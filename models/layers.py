@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles, written_out
 from pseudocoreset.models.winograd import winograd
 
 __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
@@ -82,7 +82,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias:
     if is_tiled and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
         return winograd(x, kernel, bias)
     if convolves_by_matmul(channels):
-        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        x = jnp.pad(written_out(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
         return _unfolded(x, kernel, bias, stride)
     out = jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -3,17 +3,19 @@
 Experts, chains and posterior draws are the same thing to a compiler: a network applied to many parameter
 sets. Vectorising a convolution over its kernel turns it into a grouped convolution, and a batched matrix
 product of the unfolded images needs the memory of all networks at once. On CPU a sequential map takes the memory of
-one network and is the fastest at the size of CIFAR (``benchmarks/results/batching.json``); on accelerators the
-vectorised form should keep the device busy, which is still to be measured.
+one network and is the fastest at the size of CIFAR (``benchmarks/results/batching.json``). A GPU is kept busy by one
+large network; small ones go through together, as many as it takes (``benchmarks/results/batching_gpu.json``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import Mesh
 
 from pseudocoreset.meshes import spread
@@ -26,6 +28,7 @@ __all__ = [
     "full_precision",
     "kept_bytes",
     "map_stack",
+    "written_out",
 ]
 
 MEBIBYTE = 2**20
@@ -34,6 +37,8 @@ LEAST_CHANNELS = 8
 LEAST_SIZE = 4
 # Up to them a GPU's library pads the channels of images in passes of their own (``results/batching_gpu.json``).
 FEW_CHANNELS = 4
+# Of the arrays of networks that are vectorised: passes over so much take longer than their launches.
+BUSY_BYTES = 64 * MEBIBYTE
 
 
 def _on_cpu() -> bool:
@@ -83,6 +88,15 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+def written_out(x: jax.Array) -> jax.Array:
+    """``x`` as an array in memory, where it is about to be read in many places.
+
+    The compiler of a GPU would rather make it again for each of them, the reading of a minibatch and its preprocessing
+    nine times over for an unfolding.
+    """
+    return jax.lax.optimization_barrier(x) if _on_gpu() else x
+
+
 def activation_bytes() -> int:
     """Memory that the activations of one chunk of a batch may take on the current backend.
 
@@ -100,17 +114,18 @@ def map_stack(
     fn: Callable[..., Any],
     stack: Any,
     *shared: Any,
-    chunk: int | None = None,
     mesh: Mesh | None = None,
     splits_batches: bool = False,
 ) -> Any:
     """Apply ``fn(item, *shared)`` to every item of a stacked pytree.
 
+    On CPU they go one by one; on accelerators so many are vectorised that the largest arrays of their computations
+    together keep the device busy.
+
     Args:
         fn: function of one item of the stack and the shared arguments; any pytree out.
         stack: pytree of arrays with the same leading axis.
         *shared: arguments passed whole to every call.
-        chunk: items vectorised together on accelerators; all of them by default. CPU goes one by one.
         mesh: devices that share the stack; each goes through its part in the same way.
         splits_batches: whether those along the mesh's axis ``"data"`` share what ``fn`` does of an item instead.
 
@@ -122,11 +137,30 @@ def map_stack(
         def one(item: Any) -> Any:
             return fn(item, *whole)
 
-        if _on_cpu():
-            return jax.lax.map(one, part)
         size = jax.tree.leaves(part)[0].shape[0]
-        if chunk is None or chunk >= size:
+        at_once = 1 if _on_cpu() else BUSY_BYTES // _largest_array(one, part)
+        if at_once >= size:
             return jax.vmap(one)(part)
-        return jax.lax.map(one, part, batch_size=chunk)
+        if at_once <= 1:
+            return jax.lax.map(one, part)
+        rounds = -(-size // at_once)
+        return jax.lax.map(one, part, batch_size=-(-size // rounds))
 
     return spread(of_part, mesh, stack, *shared, splits_batches=splits_batches)
+
+
+def _largest_array(fn: Callable[[Any], Any], stack: Any) -> int:
+    """Bytes of the largest array that ``fn`` of one item of the stack makes on its way."""
+    item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+
+    def largest(jaxpr: Jaxpr) -> int:
+        made = [
+            math.prod(v.aval.shape) * v.aval.dtype.itemsize
+            for equation in jaxpr.eqns
+            for v in equation.outvars
+            if hasattr(v.aval, "shape")
+        ]
+        inner = [largest(j) for equation in jaxpr.eqns for j in jaxprs_in_params(equation.params)]
+        return max([1, *made, *inner])
+
+    return largest(jax.make_jaxpr(fn)(item).jaxpr)

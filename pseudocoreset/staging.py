@@ -7,11 +7,11 @@ where it sees it; inside a second loop over chunks of the data, whose slices cha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
 __all__ = ["staged"]
 
@@ -21,7 +21,7 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
 
     Args:
         fn: function of data that closes over arrays; what depends on these is left to the second stage, as are side
-            effects and a nested ``jit`` that takes both.
+            effects. Nested ``jit``s are opened.
         *data: pytrees of arrays or of their shapes.
 
     Returns:
@@ -29,7 +29,9 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
         and the bytes that lie between.
     """
     leaves, structure = jax.tree.flatten(data)
-    closed, shapes = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True)(*leaves)
+    traced, shapes = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True)(*leaves)
+    # Constants too are arguments of what is traced again: they may be large, and change.
+    closed = jax.make_jaxpr(lambda *flat: _opened(traced.jaxpr, traced.consts, flat))(*leaves)
     whole = closed.jaxpr
     of_data: set[Var] = set(whole.invars)
     of_rest: set[Var] = set(whole.constvars)
@@ -58,3 +60,23 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
         lambda between: jax.tree.unflatten(jax.tree.structure(shapes), run_second(*between)),
         size,
     )
+
+
+def _opened(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    """What ``jaxpr`` computes, its nested ``jit``s as if they were written out in it: each may be of both stages."""
+    values: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
+
+    def value(atom: Any) -> Any:
+        return values[atom] if isinstance(atom, Var) else atom.val
+
+    for equation in jaxpr.eqns:
+        taken = [value(atom) for atom in equation.invars]
+        if equation.primitive.name in ("jit", "pjit"):
+            inner = equation.params["jaxpr"]
+            results = _opened(inner.jaxpr, inner.consts, taken)
+        else:
+            results = equation.primitive.bind(*taken, **equation.primitive.get_bind_params(equation.params))
+            if not equation.primitive.multiple_results:
+                results = [results]
+        values.update(zip(equation.outvars, results, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]

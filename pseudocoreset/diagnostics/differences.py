@@ -11,6 +11,8 @@ by example: mostly it is far smaller than the errors of the two scores would mak
 from __future__ import annotations
 
 import dataclasses
+import dataclasses
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -103,9 +105,11 @@ def held_out_elpd(predictions: Mapping[str, Predictive]) -> Any:
     # Differences and weights stay when an example's densities are all multiplied by one number; unscaled, they may
     # underflow.
     best = np.max([row.log_likelihood for row in predictions.values()], axis=0)
+    # Before arviz-stats 1.3 the record is told its kind; since then its class is its kind, none for this one.
+    kind = {"kind": "held_out"} if any(field.name == "kind" for field in dataclasses.fields(ELPDData)) else {}
     records = {
         name: ELPDData(
-            kind="held_out",
+            **kind,
             elpd=float(row.log_likelihood.sum()),
             se=math.sqrt(row.log_likelihood.size) * float(row.log_likelihood.std()),
             p=math.nan,
@@ -120,4 +124,6 @@ def held_out_elpd(predictions: Mapping[str, Predictive]) -> Any:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of arviz-stats 0.8 to pandas 3.1
-        return arviz_stats.compare(records)
+        # Newer versions round for the eye, unless told.
+        exactly = {"round_to": "none"} if "round_to" in inspect.signature(arviz_stats.compare).parameters else {}
+        return arviz_stats.compare(records, **exactly)
