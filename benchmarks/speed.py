@@ -1,7 +1,7 @@
 """Training, a step of FBPC and chains beside the same work in eager PyTorch and beside the machine's matrix product.
 
     pip install torch
-    python benchmarks/speed.py --out benchmarks/results/speed.json [--only NAME]
+    python benchmarks/speed.py --out benchmarks/results/speed.json [--only NAME ...]
 
 The yardstick is plain eager PyTorch, as the published codes of the field are written: images with channels first,
 networks of ``torch.nn.functional`` calls over a list of tensors, one network after the other. Both sides do the same
@@ -411,7 +411,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--only", default="", help="cases whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="cases whose names begin so")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     has_gpu = jax.default_backend() == "gpu"
@@ -434,9 +434,9 @@ def main() -> None:
     threads = {"devices": jax.device_count(), "torch": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
     about = {"repetitions": args.repetitions, "threads": threads, "torch": torch.__version__}
     about["machine"] = describe_machine()
-    known = json.loads(args.out.read_text())["results"] if args.out and args.only and args.out.is_file() else {}
+    known = json.loads(args.out.read_text())["results"] if args.out and args.only != [""] and args.out.is_file() else {}
     results: dict[str, Any] = dict(known)
-    chosen = {name: item for name, item in cases.items() if name.startswith(args.only)}
+    chosen = {name: item for name, item in cases.items() if name.startswith(tuple(args.only))}
     # Traced one after the other, compiled side by side, timed when all of that is over.
     made = {name: prepared(make, case) for name, (make, case) in chosen.items()}
     COMPILERS.shutdown()

@@ -11,7 +11,6 @@ by example: mostly it is far smaller than the errors of the two scores would mak
 from __future__ import annotations
 
 import dataclasses
-import dataclasses
 import inspect
 import math
 import warnings
