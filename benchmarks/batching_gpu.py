@@ -26,8 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
+from kernels import kernels
 from machine import describe_machine
-from speed import CLASSES, Case, images, torch_descend, torch_images, torch_parameters
+from yardstick import CLASSES, Case, images, torch_descend, torch_images, torch_parameters
 
 from pseudocoreset import batching
 from pseudocoreset.models import ConvNet, bnn, layers
@@ -155,27 +156,6 @@ def eager(case: Case, repeats: int) -> dict[str, float]:
     return found
 
 
-def kernels(executable: Any, arguments: tuple, folder: pathlib.Path, steps: int) -> list[list[Any]]:
-    """Microseconds a step and launches a step of each kernel of the device, the longest first."""
-    with jax.profiler.trace(str(folder)):
-        jax.block_until_ready(executable(*arguments))
-    path = next(folder.rglob("*.xplane.pb"))
-    total: dict[str, list[float]] = {}
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        if "GPU" not in plane.name:
-            continue
-        for line in plane.lines:
-            if "Stream" not in line.name:
-                continue
-            for event in line.events:
-                entry = total.setdefault(event.name, [0.0, 0])
-                entry[0] += event.duration_ns / 1000 / steps
-                entry[1] += 1 / steps
-    path.unlink()
-    ordered = sorted(total.items(), key=lambda item: -item[1][0])
-    return [[name[:90], round(micro, 2), round(count, 2)] for name, (micro, count) in ordered]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True)
@@ -238,7 +218,7 @@ def main() -> None:
                 name = min(names, key=lambda name: statistics.median(seconds[name]))
                 label = f"{case.name}, {name}".replace(" ", "_").replace(",", "")
                 args.profiles.mkdir(parents=True, exist_ok=True)
-                table = kernels(executables[name], arguments, args.profiles / "trace", STEPS)
+                table = kernels(functools.partial(executables[name], *arguments), STEPS)
                 (args.profiles / f"{label}.json").write_text(json.dumps(table))
                 (args.profiles / f"{label}.hlo").write_text(executables[name].as_text())
                 print(label, sum(row[2] for row in table), "launches", sum(row[1] for row in table), "us", flush=True)

@@ -1,11 +1,11 @@
-"""What a rounding of the factors of all products, as tensor cores do it, changes in results.
+"""What the precision of a network's products changes in results.
 
     python benchmarks/precision.py --work DIR --out benchmarks/results/precision.json
 
-``pseudocoreset demo`` with a network whose convolutions and dense layers round their factors, forward and backward,
-to the 10 bits of TF32 or the 7 of bfloat16; sums and everything else stay in float32. So it is the arithmetic of
-``jax.default_matmul_precision("tensorfloat32")`` on a GPU, on any machine, and none of its speed. Experts, coreset and
-the three posteriors all see it. A run goes on from the runs that are in ``--out``.
+``pseudocoreset demo`` with the network in float32; with convolutions and dense layers that round their factors, forward
+and backward, to the 10 bits of TF32, sums and everything else in float32; and with ``ConvNet(dtype="bfloat16")``. The
+second is the arithmetic of ``jax.default_matmul_precision("tensorfloat32")`` on a GPU, on any machine, and none of its
+speed. Experts, coreset and the three posteriors all see it. A run goes on from the runs that are in ``--out``.
 """
 
 import argparse
@@ -23,36 +23,35 @@ from pseudocoreset.demo import run_demo
 from pseudocoreset.models import ConvNet
 from pseudocoreset.models.layers import Conv, Dense
 
-BITS = {"float32": 23, "tensorfloat32": 10, "bfloat16": 7}
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+BITS = 10
 
 
-def rounded(x: jax.Array, bits: int) -> jax.Array:
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=bits)
+def rounded(x: jax.Array) -> jax.Array:
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=BITS)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def as_it_is(x: jax.Array, bits: int) -> jax.Array:
+@jax.custom_vjp
+def as_it_is(x: jax.Array) -> jax.Array:
     """Its cotangent, a factor of the products of the backward pass, is rounded."""
     return x
 
 
-as_it_is.defvjp(lambda x, bits: (x, None), lambda bits, _, cotangent: (rounded(cotangent, bits),))
+as_it_is.defvjp(lambda x: (x, None), lambda _, cotangent: (rounded(cotangent),))
 
 
 class RoundingConvNet(ConvNet):
     """The reference network, the factors of its products rounded."""
 
-    bits: int = 23
-
     @nn.nowrap
     def apply(self, variables: Any, *arguments: Any, **named: Any) -> Any:
         def layer(call: Any, inputs: tuple, named_inputs: dict, context: nn.module.InterceptorContext) -> Any:
             if isinstance(context.module, Conv | Dense) and context.method_name == "__call__":
-                return as_it_is(call(rounded(inputs[0], self.bits), **named_inputs), self.bits)
+                return as_it_is(call(rounded(inputs[0]), **named_inputs))
             return call(*inputs, **named_inputs)
 
         def weight(path: Any, leaf: jax.Array) -> jax.Array:
-            return rounded(leaf, self.bits) if path[-1].key == "kernel" else leaf
+            return rounded(leaf) if path[-1].key == "kernel" else leaf
 
         with nn.intercept_methods(layer):
             return super().apply(jax.tree_util.tree_map_with_path(weight, variables), *arguments, **named)
@@ -63,19 +62,19 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=list(BITS), default=list(BITS))
+    parser.add_argument("--only", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     args = parser.parse_args()
+    networks = {
+        "float32": ConvNet,
+        "tensorfloat32": RoundingConvNet,
+        "bfloat16": functools.partial(ConvNet, dtype="bfloat16"),
+    }
     runs = json.loads(args.out.read_text())["runs"] if args.out.is_file() else []
     for seed in args.seeds:
         for precision in args.only:
             if any(run["seed"] == seed and run["precision"] == precision for run in runs):
                 continue
-            bits = BITS[precision]
-
-            def network(depth: int, width: int, bits: int = bits) -> RoundingConvNet:
-                return RoundingConvNet(depth=depth, width=width, bits=bits)
-
-            pseudocoreset.demo.ConvNet = network
+            pseudocoreset.demo.ConvNet = networks[precision]
             found = run_demo(args.work / f"{precision}-{seed}", key=jax.random.key(seed), progress=False)
             runs.append({"seed": seed, "precision": precision, **found})
             scores = {name: (found[name]["accuracy"], found[name]["nll"]) for name in ("full", "fbpc", "random")}

@@ -26,82 +26,37 @@ import functools
 import json
 import os
 import pathlib
+import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
-from jax.sharding import Mesh
+from kernels import kernels
 from machine import describe_machine
+from yardstick import (
+    CLASSES,
+    Case,
+    images,
+    torch_apply,
+    torch_descend,
+    torch_gradient,
+    torch_images,
+    torch_parameters,
+)
 
 import pseudocoreset as pc
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference import sample
-from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, replicate
-from pseudocoreset.models import ConvNet, bnn
+from pseudocoreset.meshes import has_data_axis, lay_out, replicate
 from pseudocoreset.objectives import function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
 
-CLASSES = 10
-LEAST_SHARED = 32  # pixels a side
 COMPILERS = concurrent.futures.ThreadPoolExecutor(max_workers=4)
-
-
-def all_devices(axis: str) -> Mesh | None:
-    """A mesh of all devices; None for one."""
-    return check_mesh(jax.make_mesh((jax.device_count(),), (axis,))) if jax.device_count() > 1 else None
-
-
-@dataclass(frozen=True)
-class Case:
-    """A ConvNet at some size, and how much of it a repetition does."""
-
-    side: int
-    channels: int
-    depth: int
-    width: int
-    batch: int
-    networks: int = 1
-    steps: int = 2
-    precision: str = "float32"
-
-    def mesh(self) -> Mesh | None:
-        """Devices that share the networks, or the data of one where they are large enough to be worth an exchange."""
-        if self.networks > 1:
-            return all_devices("devices")
-        return all_devices("data") if self.side >= LEAST_SHARED else None
-
-    @property
-    def name(self) -> str:
-        networks = f", {self.networks} networks" if self.networks > 1 else ""
-        precision = f", {self.precision}" if self.precision != "float32" else ""
-        return f"ConvNet {self.depth}x{self.width}, {self.side}x{self.side}, batch {self.batch}{networks}{precision}"
-
-    def arithmetic(self) -> Any:
-        """A context in which products have the precision of this case."""
-        return jax.default_matmul_precision("tensorfloat32" if self.precision == "tensorfloat32" else "highest")
-
-    @property
-    def operations(self) -> float:
-        """Of one step of one network."""
-        total, side, channels = 0.0, self.side, self.channels
-        for layer in range(self.depth):
-            forward = 2.0 * self.batch * side**2 * 9 * channels * self.width
-            total += forward * (3 if layer else 2)
-            side, channels = side // 2, self.width
-        return total + 6.0 * self.batch * side**2 * channels * CLASSES
-
-    def model(self) -> Any:
-        dtype = "bfloat16" if self.precision == "bfloat16" else None
-        network = ConvNet(depth=self.depth, width=self.width, dtype=dtype)
-        return bnn(network, input_shape=(self.side, self.side, self.channels), num_outputs=CLASSES)
-
-
 TRAINING = (
     Case(32, 3, 3, 128, 256),
     Case(32, 3, 3, 128, 100, networks=4, steps=1),
@@ -127,57 +82,6 @@ PRECISIONS = ("tensorfloat32", "bfloat16")
 INNER_STEPS, TRAJECTORY, DRAWS, DATA_BATCH = 20, 10, 30, 64
 SAMPLING = (Case(32, 3, 3, 32, 10, steps=200), Case(8, 1, 2, 16, 10, steps=200))
 LEAPFROGS, STEP_SIZE = 10, 0.005
-
-
-def torch_parameters(case: Case) -> list[torch.Tensor]:
-    """Convolution kernels and biases, scales and shifts, and the last layer."""
-    parameters, channels = [], case.channels
-    for _ in range(case.depth):
-        bound = (9 * channels) ** -0.5
-        parameters += [
-            torch.empty(case.width, channels, 3, 3).uniform_(-bound, bound),
-            torch.empty(case.width).uniform_(-bound, bound),
-            torch.ones(case.width),
-            torch.zeros(case.width),
-        ]
-        channels = case.width
-    features = case.width * (case.side // 2**case.depth) ** 2
-    bound = features**-0.5
-    parameters += [torch.empty(CLASSES, features).uniform_(-bound, bound), torch.zeros(CLASSES)]
-    return [p.requires_grad_() for p in parameters]
-
-
-def torch_apply(parameters: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """The reference network: convolution, instance norm as group norm, ReLU, average pooling; then one dense layer."""
-    for i in range(0, len(parameters) - 2, 4):
-        kernel, bias, scale, shift = parameters[i : i + 4]
-        x = torch.nn.functional.conv2d(x, kernel, bias, padding=1)
-        x = torch.nn.functional.group_norm(x, len(scale), scale, shift)
-        x = torch.nn.functional.avg_pool2d(torch.relu(x), 2)
-    return torch.nn.functional.linear(x.flatten(1), *parameters[-2:])
-
-
-def torch_gradient(parameters: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    loss = torch.nn.functional.cross_entropy(torch_apply(parameters, x), y)
-    return torch.autograd.grad(loss, parameters)
-
-
-def torch_descend(parameters: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor, rate: float) -> None:
-    gradient = torch_gradient(parameters, x, y)
-    with torch.no_grad():
-        for p, g in zip(parameters, gradient, strict=True):
-            p -= rate * g
-
-
-def images(case: Case, size: int) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(size, case.side, case.side, case.channels)).astype(np.float32)
-    return x, np.arange(size, dtype=np.int32) % CLASSES
-
-
-def torch_images(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    # On the default device of PyTorch.
-    return torch.tensor(x.transpose(0, 3, 1, 2).copy()), torch.tensor(y.astype(np.int64))
 
 
 def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
@@ -412,6 +316,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="cases whose names begin so")
+    parser.add_argument("--profiles", type=pathlib.Path, help="on a GPU, a folder for the kernels of each case")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     has_gpu = jax.default_backend() == "gpu"
@@ -443,6 +348,10 @@ def main() -> None:
     for name, item in made.items():
         results[name] = measure(*item, chosen[name][1].precision, args.repetitions)
         print(name, json.dumps({k: float(f"{v:.3g}") for k, v in results[name].items()}), flush=True)
+        if args.profiles:
+            args.profiles.mkdir(parents=True, exist_ok=True)
+            file = args.profiles / (re.sub(r"[^\w]+", "_", name) + ".json")
+            file.write_text(json.dumps({"seconds": results[name]["seconds"], "kernels": kernels(item[0])}) + "\n")
         if args.out:
             args.out.write_text(json.dumps({"results": results} | about, indent=1) + "\n")
 
