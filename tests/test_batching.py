@@ -2,10 +2,13 @@
 
 import jax
 import jax.extend
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import pseudocoreset as pc
+from pseudocoreset import batching
+from pseudocoreset.batching import map_stack
 from pseudocoreset.inference import sample
 from pseudocoreset.models import ConvNet, bnn
 
@@ -23,19 +26,26 @@ def accelerator(monkeypatch):
     jax.clear_caches()
 
 
-def precisions(fn, *arguments):
-    """Of the products in a program and in what it calls."""
-    found = set()
+@pytest.fixture
+def gpu(accelerator, monkeypatch):
+    monkeypatch.setattr("pseudocoreset.batching._on_gpu", lambda: True)
+
+
+def equations(fn, *arguments):
+    """Of a program and of what it calls."""
 
     def look(jaxpr):
         for equation in jaxpr.eqns:
-            if "precision" in equation.params:
-                found.add(equation.params["precision"])
+            yield equation
             for inner in jax.extend.core.jaxprs_in_params(equation.params):
-                look(inner)
+                yield from look(inner)
 
-    look(jax.make_jaxpr(fn)(*arguments).jaxpr)
-    return found
+    return list(look(jax.make_jaxpr(fn)(*arguments).jaxpr))
+
+
+def precisions(fn, *arguments):
+    """Of the products in a program and in what it calls."""
+    return {e.params["precision"] for e in equations(fn, *arguments) if "precision" in e.params}
 
 
 def gradient(params):
@@ -76,3 +86,72 @@ def test_so_does_all_that_the_front_doors_compile(accelerator, monkeypatch):
 
 def test_a_cpu_is_left_alone():
     assert precisions(gradient, MODEL.init(jax.random.key(0))) == {None}
+
+
+DEEP = bnn(ConvNet(depth=2, width=8), input_shape=SHAPE, num_outputs=3)
+
+
+def deep_gradient(params, model=DEEP):
+    return jax.grad(lambda p: model.log_likelihood(p, X, np.arange(12) % 3).sum())(params)
+
+
+def convolutions(fn, *arguments):
+    """Channels of the images that the compiler's own convolutions take."""
+    made = equations(fn, *arguments)
+    return [e.invars[0].aval.shape[3] for e in made if e.primitive.name == "conv_general_dilated"]
+
+
+def test_a_gpu_convolves_in_winograds_form_in_single_precision_alone(gpu):
+    params = DEEP.init(jax.random.key(0))
+
+    def values(params, model=DEEP):
+        return model.apply(params, X)
+
+    assert convolutions(values, params) == []
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert convolutions(values, params) == [8]
+    half = bnn(ConvNet(depth=2, width=8, dtype="bfloat16"), input_shape=SHAPE, num_outputs=3)
+    assert convolutions(lambda p: values(p, half), params) == [8]
+
+
+def test_its_forms_give_what_a_cpu_s_do(gpu, monkeypatch):
+    params = DEEP.init(jax.random.key(0))
+    found = deep_gradient(params)
+    with jax.default_matmul_precision("tensorfloat32"):  # a CPU rounds nothing, whatever it is told
+        library = deep_gradient(params)
+    monkeypatch.undo()
+    jax.clear_caches()
+    expected = deep_gradient(params)
+    for form in (found, library):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), form, expected)
+
+
+def test_images_are_written_out_before_they_are_unfolded_on_a_gpu(gpu, monkeypatch):
+    params = DEEP.init(jax.random.key(0))
+
+    def barriers():
+        made = equations(lambda p, x: DEEP.apply(p, 2.0 * x), params, X)
+        return [e.invars[0].aval.shape for e in made if e.primitive.name == "optimization_barrier"]
+
+    assert barriers() == [X.shape]
+    monkeypatch.undo()
+    jax.clear_caches()
+    assert barriers() == []
+
+
+@pytest.mark.parametrize(("fills", "rounds"), [(1, 5), (2, 3), (4, 2), (5, None), (99, None)])
+def test_an_accelerator_takes_so_many_networks_at_once_as_keep_it_busy(accelerator, monkeypatch, fills, rounds):
+    """The largest array of one is 4 times as large as its parameters here."""
+    monkeypatch.setattr(batching, "BUSY_BYTES", fills * 4 * 7 * 4 + 1)
+    stack = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+
+    def fn(params, offset):
+        return jnp.outer(jnp.arange(4.0), params).sum(0) + offset
+
+    def mapped(stack):
+        return map_stack(fn, stack, 1.0)
+
+    np.testing.assert_allclose(mapped(stack), 6 * stack + 1, rtol=1e-6)
+    scans = [e.params["length"] for e in equations(mapped, stack) if e.primitive.name == "scan"]
+    # A last round that is smaller is not in the loop.
+    assert scans == ([] if rounds is None else [rounds - (5 % -(-5 // rounds) > 0)])

@@ -35,6 +35,23 @@ def test_gradients_of_a_network_are_the_same_and_its_images_are_unfolded_first()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
+def test_a_nested_jit_that_takes_both_is_opened():
+    """As some versions of JAX leave them under a gradient."""
+    scale = jnp.arange(3.0)
+
+    @jax.jit
+    def inner(scale, x):
+        return scale * jax.jit(jnp.sin)(x), jnp.cos(scale)
+
+    first, second, size = staged(lambda x: inner(scale, x), jnp.ones((4, 3)))
+    (between,) = first(jnp.full((4, 3), 0.5))
+    assert size == between.nbytes
+    np.testing.assert_allclose(between, np.sin(np.full((4, 3), 0.5)), rtol=1e-6)
+    products, cosines = second([between])
+    np.testing.assert_allclose(products, np.arange(3.0) * np.sin(np.full((4, 3), 0.5)), rtol=1e-6)
+    np.testing.assert_allclose(cosines, np.cos(np.arange(3.0)), rtol=1e-6)
+
+
 def test_nothing_that_the_function_closes_over_is_taken_for_data():
     """Concrete arrays too: what depends on them may be large and change."""
     scale = jnp.arange(3.0)
