@@ -5,18 +5,25 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench lint clean
+.PHONY: help test newest demo bench lint clean
 
 help:
 	@echo 'make test    run the tests (a few minutes)'
+	@echo 'make newest  run the tests with the newest packages that there are for $(PYTHON)'
 	@echo 'make demo    run the demonstration'
 	@echo 'make bench   time and memory of this machine, into bench/ (an hour, on a quiet machine)'
 	@echo 'make lint    check style and types'
-	@echo 'make clean   remove what was built, and $(VENV)'
+	@echo 'make clean   remove what was built, $(VENV) and $(VENV)-newest'
 	@echo 'PYTHON=...   the Python, 3.11 or newer, that $(VENV) is made with (default: $(PYTHON))'
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -q
+
+# constraints.txt pins what CI has. This is what pip gives a user, and breaks when one of the packages does.
+newest:
+	'$(PYTHON)' -m venv $(VENV)-newest
+	PIP_USER=0 $(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(VENV)-newest/bin/python -m pytest -n 2 -q
 
 demo: $(INSTALLED)
 	$(BIN)/pseudocoreset demo
@@ -49,4 +56,4 @@ $(BIN)/python:
 	'$(PYTHON)' -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

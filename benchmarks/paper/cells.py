@@ -364,7 +364,7 @@ CIFAR10 = Scale(
     transfer=("function_kl", "function_kl_norms"),
     sizes=PAPER_SIZES,
     seeds=(0, 1, 2, 3, 4),
-    rate=5e12,
+    rate=1.4e13,  # of a step of FBPC with 100 images in float32, results/speed_gpu.json
     what="the papers' network and steps, with 10 experts of their 100",
 )
 CIFAR100 = replace(
