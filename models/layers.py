@@ -23,11 +23,9 @@ __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool
 NORMS = ("instance", "group", "layer", "batch", "none")
 
 
-def _like(x: jax.Array, *weights: jax.Array | None) -> tuple[jax.Array | None, ...]:
+def _like(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Weights in the type of half-precision inputs, where the products are to be in that; else as they are."""
-    if jnp.finfo(x.dtype).bits >= 32:
-        return weights
-    return tuple(None if w is None else w.astype(x.dtype) for w in weights)
+    return weights if jnp.finfo(x.dtype).bits >= 32 else weights.astype(x.dtype)
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -105,9 +103,8 @@ class Conv(nn.Module):
         channels = x.shape[-1]
         init = uniform_fan_in(self.size * self.size * channels)
         kernel = self.param("kernel", init, (self.size, self.size, channels, self.filters))
-        bias = self.param("bias", init, (self.filters,)) if self.use_bias else None
-        kernel, bias = _like(x, kernel, bias)
-        return conv2d(x, kernel, self.padding, self.stride, bias)
+        bias = _like(x, self.param("bias", init, (self.filters,))) if self.use_bias else None
+        return conv2d(x, _like(x, kernel), self.padding, self.stride, bias)
 
 
 class Dense(nn.Module):
@@ -121,8 +118,7 @@ class Dense(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        kernel, bias = _like(x, kernel, bias)
-        return x @ kernel + bias
+        return x @ _like(x, kernel) + _like(x, bias)
 
 
 def _moments(x: jax.Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> tuple[jax.Array, jax.Array]:

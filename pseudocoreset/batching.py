@@ -4,8 +4,8 @@ Experts, chains and posterior draws are the same thing to a compiler: a network 
 sets. Vectorising a convolution over its kernel turns it into a grouped convolution, and a batched matrix
 product of the unfolded images needs the memory of all networks at once. On CPU a sequential map takes the memory of
 one network and is the fastest at the size of CIFAR (``benchmarks/results/batching.json``). A GPU is kept busy by one
-large network, where a pass over arrays takes ten times as long as a launch (``results/kernels_gpu.json``); small ones go
-through together, as many as it takes, which has not been measured.
+large network, where a pass over arrays takes ten times as long as a launch (``results/kernels_gpu.json``); small ones
+go through together, as many as it takes, which has not been measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import Mesh
 
@@ -155,13 +156,9 @@ def _largest_array(fn: Callable[[Any], Any], stack: Any) -> int:
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
 
     def largest(jaxpr: Jaxpr) -> int:
-        made = [
-            math.prod(v.aval.shape) * v.aval.dtype.itemsize
-            for equation in jaxpr.eqns
-            for v in equation.outvars
-            if hasattr(v.aval, "shape")
-        ]
+        made = [v.aval for equation in jaxpr.eqns for v in equation.outvars]
+        sizes = [math.prod(a.shape) * a.dtype.itemsize for a in made if isinstance(a, ShapedArray)]
         inner = [largest(j) for equation in jaxpr.eqns for j in jaxprs_in_params(equation.params)]
-        return max([1, *made, *inner])
+        return max([1, *sizes, *inner])
 
     return largest(jax.make_jaxpr(fn)(item).jaxpr)

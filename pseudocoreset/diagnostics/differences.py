@@ -105,7 +105,8 @@ def held_out_elpd(predictions: Mapping[str, Predictive]) -> Any:
     # underflow.
     best = np.max([row.log_likelihood for row in predictions.values()], axis=0)
     # Before arviz-stats 1.3 the record is told its kind; since then its class is its kind, none for this one.
-    kind = {"kind": "held_out"} if any(field.name == "kind" for field in dataclasses.fields(ELPDData)) else {}
+    has_kind = any(field.name == "kind" for field in dataclasses.fields(ELPDData))
+    kind: dict[str, Any] = {"kind": "held_out"} if has_kind else {}
     records = {
         name: ELPDData(
             **kind,
