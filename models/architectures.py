@@ -20,7 +20,7 @@ class LeNet(Headed):
 
     Attributes:
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
-        dtype: see ``Headed``.
+        dtype: type that the layers compute in, say ``"bfloat16"``; weights, moments and function values keep theirs.
     """
 
     num_outputs: int | None = None
@@ -49,7 +49,7 @@ class AlexNet(Headed):
 
     Attributes:
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
-        dtype: see ``Headed``.
+        dtype: type that the layers compute in, say ``"bfloat16"``; weights, moments and function values keep theirs.
     """
 
     num_outputs: int | None = None
@@ -78,7 +78,7 @@ class VGG11(Headed):
         norm: one of ``"instance"``, ``"group"``, ``"layer"``, ``"batch"``, ``"none"``.
         width: filters of the first convolution; the others are 2, 4 and 8 times as wide.
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
-        dtype: see ``Headed``.
+        dtype: type that the layers compute in, say ``"bfloat16"``; weights, moments and function values keep theirs.
     """
 
     norm: str = "instance"
@@ -132,7 +132,7 @@ class ResNet18(Headed):
         norm: one of ``"instance"``, ``"group"``, ``"layer"``, ``"batch"``, ``"none"``.
         width: filters at the start, 2, 4 and 8 times as many later.
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
-        dtype: see ``Headed``.
+        dtype: type that the layers compute in, say ``"bfloat16"``; weights, moments and function values keep theirs.
         blocks_per_stage: residual blocks of each width.
     """
 

@@ -68,7 +68,7 @@ class ConvNet(Headed):
         width: filters of every convolution.
         norm: one of ``"instance"``, ``"group"``, ``"layer"``, ``"batch"``, ``"none"`` (see ``Norm``).
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
-        dtype: see ``Headed``.
+        dtype: type that the layers compute in, say ``"bfloat16"``; weights, moments and function values keep theirs.
     """
 
     depth: int = 3
@@ -105,7 +105,7 @@ class MLP(Headed):
     Attributes:
         widths: widths of the hidden layers.
         num_outputs: width of the last layer; ``bnn`` fills it in from the data when it is None.
-        dtype: see ``Headed``.
+        dtype: type that the layers compute in, say ``"bfloat16"``; weights, moments and function values keep theirs.
     """
 
     widths: tuple[int, ...] = (128, 128)

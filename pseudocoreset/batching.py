@@ -37,7 +37,7 @@ MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
 LEAST_CHANNELS = 8
 LEAST_SIZE = 4
-# Up to them a GPU's library pads the channels of images in passes of their own (``results/batching_gpu.json``).
+# Up to them a GPU's library pads the channels of images in passes of their own (``results/kernels_gpu.json``).
 FEW_CHANNELS = 4
 # Of the arrays of networks that are vectorised: passes over so much take longer than their launches.
 BUSY_BYTES = 64 * MEBIBYTE

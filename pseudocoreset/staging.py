@@ -30,7 +30,6 @@ def staged(fn: Callable[..., Any], *data: Any) -> tuple[Callable[..., list[jax.A
     """
     leaves, structure = jax.tree.flatten(data)
     traced, shapes = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True)(*leaves)
-    # Constants too are arguments of what is traced again: they may be large, and change.
     closed = jax.make_jaxpr(lambda *flat: _opened(traced.jaxpr, traced.consts, flat))(*leaves)
     whole = closed.jaxpr
     of_data: set[Var] = set(whole.invars)
