@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.models import MLP, AlexNet, ConvNet, LeNet, ResNet18, bnn
+from pseudocoreset.models import MLP, ConvNet, LeNet, ResNet18, bnn
 from pseudocoreset.models.layers import Norm
 
 SHAPE = (32, 32, 3)
@@ -19,7 +19,6 @@ NETWORKS = {
     "ConvNet, group": ConvNet(width=8, norm="group"),
     "MLP": MLP(),
     "LeNet": LeNet(),
-    "AlexNet": AlexNet(),
     "ResNet18": ResNet18(width=8, norm="group", blocks_per_stage=(1, 1)),
 }
 
@@ -57,12 +56,13 @@ def test_function_values_are_near_those_in_single_precision(name):
     assert features.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["ConvNet", "ConvNet, layer", "MLP", "LeNet"])
+@pytest.mark.parametrize("name", ["ConvNet", "MLP"])
 def test_gradients_are_in_single_precision_and_near(name):
     single, half = in_both(NETWORKS[name])
     params = single.init(jax.random.key(1))
     expected, found = (
-        jax.grad(lambda p, x, m=model: m.log_likelihood(p, x, Y).sum(), (0, 1))(params, X) for model in (single, half)
+        jax.jit(jax.grad(lambda p, x, m=model: m.log_likelihood(p, x, Y).sum(), (0, 1)))(params, X)
+        for model in (single, half)
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     norm = np.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(expected)))
