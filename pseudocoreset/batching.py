@@ -141,10 +141,10 @@ def map_stack(
 
         size = jax.tree.leaves(part)[0].shape[0]
         at_once = 1 if _on_cpu() else BUSY_BYTES // _largest_array(one, part)
+        if at_once <= 1 or size == 1:  # an axis of one item costs more than a loop of one turn
+            return jax.lax.map(one, part)
         if at_once >= size:
             return jax.vmap(one)(part)
-        if at_once <= 1:
-            return jax.lax.map(one, part)
         rounds = -(-size // at_once)
         return jax.lax.map(one, part, batch_size=-(-size // rounds))
 

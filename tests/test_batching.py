@@ -155,3 +155,11 @@ def test_an_accelerator_takes_so_many_networks_at_once_as_keep_it_busy(accelerat
     scans = [e.params["length"] for e in equations(mapped, stack) if e.primitive.name == "scan"]
     # A last round that is smaller is not in the loop.
     assert scans == ([] if rounds is None else [rounds - (5 % -(-5 // rounds) > 0)])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_networks_go_one_by_one_on_a_cpu(size):
+    stack = np.ones((size, 7), np.float32)
+    made = equations(lambda stack: map_stack(lambda params: params @ jnp.eye(7), stack), stack)
+    assert [e.params["length"] for e in made if e.primitive.name == "scan"] == [size]
+    assert {e.invars[0].aval.shape for e in made if e.primitive.name == "dot_general"} == {(7,)}
