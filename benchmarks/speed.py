@@ -14,10 +14,9 @@ direct sums, forward and backward: three times the forward pass, less what the f
 Winograd's form needs fewer multiplications. On a CPU each core is made a device, and several networks are shared among
 them (``mesh=``), as are the data of one network, of one chain and of a step of FBPC at 32x32; what is smaller runs on
 the first device, whose operations take threads of all cores. PyTorch uses all cores in every operation. With a GPU
-both sides use it, each at the precision that is in force: ours and the product in float32, or as
-``JAX_DEFAULT_MATMUL_PRECISION`` says, PyTorch's convolutions in TF32, which is its default; and the cases of the
-papers' size join. Every case is written to ``--out`` as it is done; with
-``--only`` those of others stay there.
+both sides use it, ours and the product in float32, PyTorch's convolutions in TF32, which is its default; and the cases
+of the papers' size join, in TF32 and with ``dtype="bfloat16"`` too, as their names then say. Every case is
+written to ``--out`` as it is done; with ``--only`` those of others stay there.
 """
 
 import argparse
@@ -265,11 +264,14 @@ def matmul(precision: str) -> tuple[Callable[[], Any], float]:
     b = jax.random.normal(jax.random.key(1), (inner, columns), dtype)
     told = "tensorfloat32" if precision == "tensorfloat32" else "highest"
 
-    def step(_: int, c: jax.Array) -> jax.Array:
-        return c + (1e-9 * jnp.mean(jnp.matmul(a, c, precision=told))).astype(dtype)
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        def step(_: int, c: jax.Array) -> jax.Array:
+            return c + (1e-9 * jnp.mean(jnp.matmul(a, c, precision=told))).astype(dtype)
 
-    compiled = jax.jit(lambda b: jax.lax.fori_loop(0, steps, step, b)).lower(b).compile()
-    return lambda: jax.block_until_ready(compiled(b)), 2.0 * steps * rows * inner * columns
+        return jax.lax.fori_loop(0, steps, step, b)
+
+    compiled = jax.jit(product).lower(a, b).compile()
+    return lambda: jax.block_until_ready(compiled(a, b)), 2.0 * steps * rows * inner * columns
 
 
 def seconds(fn: Callable[[], Any]) -> float:
