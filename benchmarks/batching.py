@@ -7,9 +7,11 @@ Gradients of a ConvNet (forward and backward): one network, one network as the b
 matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by ``lax.conv``
 outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in Winograd's form and unfolded;
 with the largest error of the former in float32 over the largest output. Then steps of a ConvNet in a scan over batches,
-biases added within the convolution and after it. Last what follows a convolution, instance norm, ReLU and average
-pooling, forward and backward, as ``pseudocoreset/models/layers.py`` writes it and as one would first: standardise, then
-scale, then the mean over windows. Backs ``pseudocoreset/batching.py`` and those layers.
+biases added within the convolution and after it. Then first convolutions of colour
+images, forward and backward to the kernel, unfolded first along rows and in one step. Last what follows a convolution,
+instance norm, ReLU and average pooling, forward and backward: together, as ``pseudocoreset/models/layers.py`` has it, one
+after the other as it has each for itself, and as one would first: standardise, then scale, then the mean over windows.
+Backs ``pseudocoreset/batching.py`` and those layers.
 """
 
 import argparse
@@ -36,6 +38,8 @@ LAYERS = ((16, 16, 128, 128), (16, 8, 128, 128), (64, 16, 32, 32), (64, 14, 16, 
           (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4))  # fmt: skip
 LAYER_STEPS = 8
 CONVOLVE = layers.conv2d
+# Images, side and filters, of three channels.
+UNFOLDINGS = ((10, 32, 32), (5, 32, 128), (100, 32, 32))
 # Images, side and channels.
 BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16))
 
@@ -128,7 +132,34 @@ def error(size: tuple[int, int, int, int]) -> float:
         return float(jnp.abs(winograd(images, kernel) - exact).max() / jnp.abs(exact).max())
 
 
-def vectorised(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def first_layer(size: tuple[int, int, int], convolve: Callable) -> tuple[Callable, Any]:
+    """Forward passes and gradients towards the kernel, each depending on the one before, of images that change."""
+    number, side, filters = size
+    batches, kernel = arrays((LAYER_STEPS * number, side, 3, filters))
+    cotangent = jnp.ones((number, side, side, filters))
+
+    def step(kernel: jax.Array, x: jax.Array) -> tuple[jax.Array, None]:
+        y, pull = jax.vjp(lambda k: convolve(x, k, 1), kernel)
+        return kernel + 1e-6 * pull(cotangent + 1e-6 * y)[0], None
+
+    batches = batches.reshape(LAYER_STEPS, number, side, side, 3)
+    return jax.jit(lambda k: jax.lax.scan(step, k, batches)[0]).lower(kernel).compile(), kernel
+
+
+def in_one_step(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width, _, filters = kernel.shape
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    seen = [x[:, row : row + rows, column : column + columns] for row in range(height) for column in range(width)]
+    patches = jnp.concatenate(seen, axis=-1)
+    return (patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, filters)).reshape(*patches.shape[:3], filters)
+
+
+def together(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return layers.Norm("instance").apply({"params": {"scale": scale, "bias": bias}}, x, pooled=True)
+
+
+def apart(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     x = layers.Norm("instance").apply({"params": {"scale": scale, "bias": bias}}, x)
     return layers.average_pool(jax.nn.relu(x))
 
@@ -205,14 +236,25 @@ def main() -> None:
         print(name, json.dumps(biases[name]), flush=True)
     layers.conv2d = CONVOLVE
     results["biases"] = biases
+    unfoldings = {}
+    choose("matmul")
+    for size in UNFOLDINGS:
+        forms = {"by_rows_first": CONVOLVE, "in_one_step": in_one_step}
+        compiled = {form: (*first_layer(size, fn), LAYER_STEPS) for form, fn in forms.items()}
+        median = medians(compiled, 2 * args.repetitions)
+        name = "{} images {}x{}, 3 channels, {} filters".format(size[0], size[1], *size[1:])
+        unfoldings[name] = {f"milliseconds_{form}": round(1000 * value, 3) for form, value in median.items()}
+        unfoldings[name]["times_as_fast"] = round(median["in_one_step"] / median["by_rows_first"], 2)
+        print(name, json.dumps(unfoldings[name]), flush=True)
+    results["unfoldings"] = unfoldings
     blocks = {}
     for size in BLOCKS:
-        forms = {"vectorised": vectorised, "plain": plain}
-        compiled = {name: (*block(size, form), LAYER_STEPS) for name, form in forms.items()}
+        compiled = {fn.__name__: (*block(size, fn), LAYER_STEPS) for fn in (together, apart, plain)}
         median = medians(compiled, args.repetitions)
         name = "{} images {}x{}, {} channels".format(size[0], size[1], *size[1:])
         blocks[name] = {f"milliseconds_{form}": round(1000 * value, 3) for form, value in median.items()}
-        blocks[name]["times_as_fast"] = round(median["plain"] / median["vectorised"], 2)
+        for form in ("apart", "plain"):
+            blocks[name][f"times_as_fast_as_{form}"] = round(median[form] / median["together"], 2)
         print(name, json.dumps(blocks[name]), flush=True)
     results["norm_relu_pool"] = blocks
     content = {"settings": SHAPES, "num_networks": NUM_NETWORKS, "results": results, "machine": describe_machine()}

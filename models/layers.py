@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles, written_out
+from pseudocoreset.models.image_maps import ImageMap
 from pseudocoreset.models.winograd import winograd
 
 __all__ = ["NORMS", "Conv", "Dense", "Norm", "average_pool", "conv2d", "max_pool", "uniform_fan_in"]
@@ -45,11 +46,9 @@ def _unfolded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: i
     """
     height, width, _, filters = kernel.shape
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    seen = [
-        x[:, row : row + rows : stride, column : column + columns : stride]
-        for row in range(height)
-        for column in range(width)
-    ]
+    # Columns first, so that the larger second step copies longer pieces (``benchmarks/results/batching.json``).
+    beside = jnp.concatenate([x[:, :, column : column + columns : stride] for column in range(width)], axis=-1)
+    seen = [beside[:, row : row + rows : stride] for row in range(height)]
     matrix = kernel.reshape(-1, filters)
     if bias is not None:
         seen.append(jnp.ones((*seen[0].shape[:3], 1), x.dtype))
@@ -139,31 +138,61 @@ class Norm(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(n, height, width, channels) -> same shape."""
-        n, height, width, channels = x.shape
+    def __call__(self, x: jax.Array, *, pooled: bool = False) -> jax.Array:
+        """(n, height, width, channels) -> same shape; if ``pooled``, what ReLU and ``average_pool`` make of it."""
+        _, height, width, channels = x.shape
         if self.kind == "none":
-            return x
+            return average_pool(jax.nn.relu(x)) if pooled else x
         scale_shape: tuple[int, ...] = (height, width, channels) if self.kind == "layer" else (channels,)
         scale = self.param("scale", nn.initializers.ones, scale_shape)
         bias = self.param("bias", nn.initializers.zeros, scale_shape)
         # Differences of moments need more digits than half precision has.
         given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.kind == "layer":
+            mean, multiple = _moments(x, (1, 2, 3))
+            x = (x * multiple - mean * multiple) * scale + bias
+            return (average_pool(jax.nn.relu(x)) if pooled else x).astype(given)
         if self.kind == "group":
-            x, scale, bias = (a.reshape(*a.shape[:-1], 4, channels // 4) for a in (x, scale, bias))
-        axes = {"instance": (1, 2), "group": (1, 2, 4), "layer": (1, 2, 3), "batch": (0, 1, 2)}[self.kind]
-        mean, multiple = _moments(x, axes)
-        if self.kind != "layer":
-            # Folded into numbers of each image and channel, the scale costs no passes over the images: with the pooling
-            # below less than half the time (``benchmarks/results/batching.json``).
-            multiple = multiple * scale
-            return (x * multiple + (bias - mean * multiple)).reshape(n, height, width, channels).astype(given)
-        return ((x * multiple - mean * multiple) * scale + bias).astype(given)
+            groups = _moments(x.reshape(*x.shape[:3], 4, channels // 4), (1, 2, 4))
+            mean, multiple = (jnp.repeat(a[..., 0], channels // 4, axis=-1) for a in groups)
+        else:
+            mean, multiple = _moments(x, {"instance": (1, 2), "batch": (0, 1, 2)}[self.kind])
+        # Folded into numbers of each image and channel, the scale costs no passes over the images.
+        multiple = multiple * scale
+        shift = bias - mean * multiple
+        return (_relu_pooled(x, multiple, shift) if pooled else x * multiple + shift).astype(given)
 
 
 def average_pool(x: jax.Array) -> jax.Array:
     """Average over 2x2 windows with stride 2; an odd last row or column is dropped."""
-    return functools.reduce(jnp.add, _corners(x)) / 4
+    return _window_sums(x) / 4
+
+
+def _relu_pooled(x: jax.Array, multiple: jax.Array, shift: jax.Array) -> jax.Array:
+    """``average_pool(relu(x * multiple + shift))`` for numbers of each image and channel.
+
+    Written so that ``multiple`` and ``shift`` meet sums over windows and not pixels, their gradients are sums over a
+    quarter as many numbers, and no gradient of the pixels need be kept for them.
+    """
+    is_on = x * multiple + shift > 0
+    total, count = _window_sums(jnp.where(is_on, x, 0)), _window_sums(is_on.astype(x.dtype))
+    return (total * multiple + count * shift) / 4
+
+
+def _window_sums(x: jax.Array) -> jax.Array:
+    return ImageMap(_sum_windows, _spread_over_windows, (x.shape[1], x.shape[2]))(x)
+
+
+def _sum_windows(shape: tuple[int, int], x: jax.Array) -> jax.Array:
+    del shape
+    return functools.reduce(jnp.add, _corners(x))
+
+
+def _spread_over_windows(shape: tuple[int, int], sums: jax.Array) -> jax.Array:
+    n, rows, columns, channels = sums.shape
+    x = jnp.broadcast_to(sums[:, :, None, :, None], (n, rows, 2, columns, 2, channels))
+    x = x.reshape(n, 2 * rows, 2 * columns, channels)
+    return jnp.pad(x, ((0, 0), (0, shape[0] - 2 * rows), (0, shape[1] - 2 * columns), (0, 0)))
 
 
 def max_pool(x: jax.Array) -> jax.Array:

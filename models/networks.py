@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm, average_pool
+from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm
 
 __all__ = ["MLP", "ConvNet", "Headed", "check_images", "pad_to_32"]
 
@@ -94,8 +94,7 @@ class ConvNet(Headed):
             )
         x = pad_to_32(x)
         for block in range(self.depth):
-            x = getattr(self, f"norm_{block}")(getattr(self, f"conv_{block}")(x))
-            x = average_pool(jax.nn.relu(x))
+            x = getattr(self, f"norm_{block}")(getattr(self, f"conv_{block}")(x), pooled=True)
         return x.reshape(x.shape[0], -1)
 
 

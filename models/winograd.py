@@ -8,24 +8,21 @@ a channel's 144 multiplications become 36, each of the 36 places of a tile is on
 the tiles hold 2.25 times as many numbers as the images, where unfolding for one matrix product takes nine times
 as many. In float32 the relative error is about 1e-5, ten times that of the direct sum.
 
-The two transforms of images are linear maps whose transposes, written out, are as fast as they are; what reverse mode
-would make of their slices is not. So each is a primitive of JAX whose transpose is the one given here. A bias is one
-more product at the place (1, 1), which A adds to every output of a tile: no pass over the images, forward or back.
+The two transforms of images are linear maps with transposes of their own (``image_maps``). A bias is one more product
+at the place (1, 1), which A adds to every output of a tile: no pass over the images, forward or back.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from pseudocoreset.models.image_maps import ImageMap
 
 __all__ = ["TILE", "winograd"]
 
@@ -59,12 +56,12 @@ def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> 
     shape = x.shape[1], x.shape[2]
     channels, filters = kernel.shape[2:]
     kernels = jnp.asarray(np.kron(KERNEL, KERNEL), kernel.dtype) @ kernel.reshape(9, channels * filters)
-    tiles = _primitive.bind(x, map=_Linear(_cut, _cut_adjoint, 0, 2, shape))
+    tiles = ImageMap(_cut, _cut_adjoint, shape, after=2)(x)
     places = tiles.shape[2:5]
     products = tiles.reshape(36, math.prod(places), channels) @ kernels.reshape(36, channels, filters)
     products = products.reshape(6, 6, *places, filters)
-    added = () if bias is None else (bias,)
-    return _primitive.bind(products, *added, map=_Linear(_join, _join_adjoint, 2, 0, shape))
+    join = ImageMap(_join, _join_adjoint, shape, before=2, bias_adjoint=_bias_adjoint)
+    return join(products) if bias is None else join(products, bias)
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
@@ -137,6 +134,10 @@ def _join(shape: tuple[int, int], products: jax.Array, bias: jax.Array | None = 
     return x.reshape(n, TILE * rows, TILE * columns, channels)[:, : shape[0], : shape[1]]
 
 
+def _bias_adjoint(products: jax.Array) -> jax.Array:
+    return products[1, 1].sum((0, 1, 2))
+
+
 def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
     rows, columns = map(_num_tiles, shape)
     y = jnp.pad(y, ((0, 0), (0, TILE * rows - shape[0]), (0, TILE * columns - shape[1]), (0, 0)))
@@ -145,62 +146,3 @@ def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
     y = jnp.stack(_combine(OUTPUT.T, [y[:, :, i] for i in range(TILE)]))
     y = y.reshape(6, n, rows, columns, TILE, channels)
     return jnp.stack(_combine(OUTPUT.T, [y[..., i, :] for i in range(TILE)]), axis=1)
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """A linear map of images, each by itself, so that a batch is more images; that to outputs also of a bias."""
-
-    apply: Callable[..., jax.Array]
-    adjoint: Callable[[tuple[int, int], jax.Array], jax.Array]
-    before: int  # axis of the images in the argument
-    after: int  # and in the result
-    shape: tuple[int, int]  # height and width
-
-    def __call__(self, x: jax.Array, *bias: jax.Array) -> jax.Array:
-        return self.apply(self.shape, x, *bias)
-
-    def transposed(self) -> _Linear:
-        return _Linear(self.adjoint, self.apply, self.after, self.before, self.shape)
-
-
-_primitive = Primitive("winograd_transform")
-
-
-def _evaluate(x: jax.Array, *bias: jax.Array, map: _Linear) -> jax.Array:
-    return map(x, *bias)
-
-
-def _shape(x: Any, *bias: Any, map: _Linear) -> Any:
-    out = jax.eval_shape(map, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, *bias)))
-    return x.update(shape=out.shape, dtype=out.dtype)
-
-
-def _transpose(cotangent: Any, x: Any, *bias: Any, map: _Linear) -> list[Any]:
-    if isinstance(cotangent, ad.Zero):
-        return [ad.Zero(a.aval) if ad.is_undefined_primal(a) else None for a in (x, *bias)]
-    products = _primitive.bind(cotangent, map=map.transposed())
-    found = [products, *(products[1, 1].sum((0, 1, 2)) for _ in bias)]
-    return [a if ad.is_undefined_primal(b) else None for a, b in zip(found, (x, *bias), strict=True)]
-
-
-def _batch(arguments: Sequence[Any], dims: Sequence[int | None], *, map: _Linear) -> tuple[Any, int]:
-    x, *bias = arguments
-    axis, *of_bias = dims
-    if of_bias and of_bias[0] is not None:
-        added = jnp.moveaxis(bias[0], of_bias[0], 0)[:, None, None, None]
-        out = _primitive.bind(x, map=map) if axis is None else _batch([x], [axis], map=map)[0]
-        return out + added, map.after
-    assert axis is not None  # one of them is mapped over
-    x = jnp.moveaxis(x, axis, map.before)
-    num_batches, num_images = x.shape[map.before : map.before + 2]
-    x = x.reshape(*x.shape[: map.before], num_batches * num_images, *x.shape[map.before + 2 :])
-    out = _primitive.bind(x, *bias, map=map)
-    return out.reshape(*out.shape[: map.after], num_batches, num_images, *out.shape[map.after + 1 :]), map.after
-
-
-_primitive.def_impl(jax.jit(_evaluate, static_argnames="map"))
-_primitive.def_abstract_eval(_shape)
-ad.deflinear2(_primitive, _transpose)
-batching.primitive_batchers[_primitive] = _batch
-mlir.register_lowering(_primitive, mlir.lower_fun(_evaluate, multiple_results=False))

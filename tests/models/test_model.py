@@ -196,6 +196,45 @@ def test_norms_equal_flaxs(norm):
     np.testing.assert_allclose(ours_out, theirs_out, atol=1e-4)
 
 
+@pytest.mark.parametrize("norm", ["instance", "group", "layer", "batch", "none"])
+def test_norm_relu_and_pooling_together_are_the_same_as_one_after_the_other(norm):
+    """In value and in every kind of derivative, under ``vmap`` too."""
+    from flax.core import unfreeze
+
+    from pseudocoreset.models.layers import Norm
+
+    def apart(variables, x):
+        return linen.avg_pool(jax.nn.relu(Norm(norm).apply(variables, x)), (2, 2), (2, 2))
+
+    def together(variables, x):
+        return Norm(norm).apply(variables, x, pooled=True)
+
+    with jax.enable_x64():
+        x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (3, 4, 6, 7, 8))
+        made = unfreeze(Norm(norm).init(jax.random.key(1), x[0]))
+        keys = iter(jax.random.split(jax.random.key(2), 9))
+        variables = jax.tree.map(lambda a: a + jax.random.normal(next(keys), a.shape), made)
+        direction = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), (variables, x[0]))
+
+        def results(block):
+            def loss(v, x):
+                return jnp.sum(jnp.sin(block(v, x)))
+
+            gradient = jax.grad(loss, (0, 1))
+            at = variables, x[0]
+            return (
+                block(*at),
+                jax.jvp(block, at, direction)[1],
+                gradient(*at),
+                jax.jvp(gradient, at, direction)[1],
+                jax.vmap(gradient, (None, 0))(variables, x),
+            )
+
+        expected, found = results(apart), results(together)
+        assert float(jnp.abs(found[1]).max()) > 0.1
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected)
+
+
 def test_initialisation_is_uniform_in_the_fan_in():
     model = bnn(ConvNet(depth=1, width=64), input_shape=(8, 8, 3), num_outputs=10)
     params = model.init(jax.random.key(0))
