@@ -23,12 +23,11 @@ class ImageMap:
     """A linear map of images, each by itself, so that a batch is more images.
 
     Attributes:
-        apply: ``(shape, x) -> y``, and ``(shape, x, bias) -> y + bias`` where there is a ``bias_adjoint``.
+        apply: ``(shape, x) -> y``, and, if it takes a bias, ``(shape, x, bias) -> y + bias``.
         adjoint: ``(shape, y) -> x``, its transpose in x.
         shape: height and width of the images.
         before: axis of the images in x.
         after: and in y.
-        bias_adjoint: the gradient of the bias from that of x, ``adjoint(shape, y)``.
     """
 
     apply: Callable[..., jax.Array]
@@ -36,7 +35,6 @@ class ImageMap:
     shape: tuple[int, int]
     before: int = 0
     after: int = 0
-    bias_adjoint: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array, *bias: jax.Array) -> jax.Array:
         """The map of ``x``, with a bias (channels,) added at every place."""
@@ -63,8 +61,7 @@ def _shape(x: Any, *bias: Any, map: ImageMap) -> Any:
 def _transpose(cotangent: Any, x: Any, *bias: Any, map: ImageMap) -> list[Any]:
     if isinstance(cotangent, ad.Zero):
         return [ad.Zero(a.aval) if ad.is_undefined_primal(a) else None for a in (x, *bias)]
-    of_x = map.transposed()(cotangent)
-    found = [of_x, *(map.bias_adjoint(of_x) for _ in bias if map.bias_adjoint)]
+    found = [map.transposed()(cotangent), *(cotangent.sum((0, 1, 2)) for _ in bias)]
     return [a if ad.is_undefined_primal(b) else None for a, b in zip(found, (x, *bias), strict=True)]
 
 

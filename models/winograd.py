@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.batching import made_once
 from pseudocoreset.models.image_maps import ImageMap
 
 __all__ = ["TILE", "winograd"]
@@ -60,7 +61,7 @@ def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> 
     places = tiles.shape[2:5]
     products = tiles.reshape(36, math.prod(places), channels) @ kernels.reshape(36, channels, filters)
     products = products.reshape(6, 6, *places, filters)
-    join = ImageMap(_join, _join_adjoint, shape, before=2, bias_adjoint=_bias_adjoint)
+    join = ImageMap(_join, _join_adjoint, shape, before=2)
     return join(products) if bias is None else join(products, bias)
 
 
@@ -87,7 +88,7 @@ def _cut(shape: tuple[int, int], x: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), *frame, (0, 0)))
     x = x.reshape(len(x), rows + 1, TILE, *x.shape[2:])
     x = jnp.stack(_combine(INPUT, _overlapping(x, 1)))
-    x = x.reshape(*x.shape[:3], columns + 1, TILE, x.shape[-1])
+    x = made_once(x.reshape(*x.shape[:3], columns + 1, TILE, x.shape[-1]))
     return jnp.stack(_combine(INPUT, _overlapping(x, 3)), axis=1)
 
 
@@ -95,7 +96,7 @@ def _cut_adjoint(shape: tuple[int, int], tiles: jax.Array) -> jax.Array:
     rows, columns = map(_num_tiles, shape)
     n, channels = tiles.shape[2], tiles.shape[-1]
     x = jnp.stack(_overlapping_adjoint(_combine(INPUT.T, [tiles[:, j] for j in range(6)]), 3), axis=4)
-    x = x.reshape(6, n, rows, TILE * (columns + 1), channels)
+    x = made_once(x.reshape(6, n, rows, TILE * (columns + 1), channels))
     x = jnp.stack(_overlapping_adjoint(_combine(INPUT.T, list(x)), 1), axis=2)
     x = x.reshape(n, TILE * (rows + 1), TILE * (columns + 1), channels)
     return x[:, 1 : 1 + shape[0], 1 : 1 + shape[1]]
@@ -126,16 +127,12 @@ def _join(shape: tuple[int, int], products: jax.Array, bias: jax.Array | None = 
     """A^T m A of every tile: (6, 6, n, rows, columns, c) -> (n, height, width, c); ``bias`` (c,) goes to m[1, 1]."""
     _, _, n, rows, columns, channels = products.shape
     x = jnp.stack(_combine(OUTPUT, [products[:, j] for j in range(6)]), axis=4)
-    x = x.reshape(6, n, rows, TILE * columns, channels)
+    x = made_once(x.reshape(6, n, rows, TILE * columns, channels))
     parts = list(x)
     if bias is not None:
         parts[1] = parts[1] + bias
     x = jnp.stack(_combine(OUTPUT, parts), axis=2)
     return x.reshape(n, TILE * rows, TILE * columns, channels)[:, : shape[0], : shape[1]]
-
-
-def _bias_adjoint(products: jax.Array) -> jax.Array:
-    return products[1, 1].sum((0, 1, 2))
 
 
 def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
@@ -144,5 +141,5 @@ def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
     n, channels = len(y), y.shape[-1]
     y = y.reshape(n, rows, TILE, TILE * columns, channels)
     y = jnp.stack(_combine(OUTPUT.T, [y[:, :, i] for i in range(TILE)]))
-    y = y.reshape(6, n, rows, columns, TILE, channels)
+    y = made_once(y.reshape(6, n, rows, columns, TILE, channels))
     return jnp.stack(_combine(OUTPUT.T, [y[..., i, :] for i in range(TILE)]), axis=1)

@@ -29,6 +29,7 @@ __all__ = [
     "convolves_by_tiles",
     "full_precision",
     "kept_bytes",
+    "made_once",
     "map_stack",
     "written_out",
 ]
@@ -97,6 +98,14 @@ def written_out(x: jax.Array) -> jax.Array:
     nine times over for an unfolding.
     """
     return jax.lax.optimization_barrier(x) if _on_gpu() else x
+
+
+def made_once(x: jax.Array) -> jax.Array:
+    """``x`` as an array that all who read it share.
+
+    The compiler of a CPU would rather make it again for each shape that it is reshaped to.
+    """
+    return jax.lax.optimization_barrier(x) if _on_cpu() else x
 
 
 def activation_bytes() -> int:
