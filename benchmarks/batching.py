@@ -8,10 +8,10 @@ matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as 
 outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in Winograd's form and unfolded;
 with the largest error of the former in float32 over the largest output. Then steps of a ConvNet in a scan over batches,
 biases added within the convolution and after it. Then first convolutions of
-colour images, forward and backward to the kernel, unfolded first along rows and in one step. Last what follows a convolution,
-instance norm, ReLU and average pooling, forward and backward: together, as ``pseudocoreset/models/layers.py`` has it, one
-after the other as it has each for itself, and as one would first: standardise, then scale, then the mean over windows.
-Backs ``pseudocoreset/batching.py`` and those layers.
+colour images, forward and backward to the kernel, unfolded first along rows and in one step. Last what follows a
+convolution, instance norm, ReLU and average pooling, forward and backward: together, as the layers of the library have
+it, one after the other as they have each for itself, and as one would first: standardise, then scale, then the mean
+over windows. Backs ``pseudocoreset/batching.py`` and ``pseudocoreset/models/layers.py``.
 """
 
 import argparse
