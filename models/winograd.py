@@ -9,7 +9,7 @@ the tiles hold 2.25 times as many numbers as the images, where unfolding for one
 as many. In float32 the relative error is about 1e-5, ten times that of the direct sum.
 
 The two transforms of images are linear maps with transposes of their own (``image_maps``). A bias is one more product
-at the place (1, 1), which A adds to every output of a tile: no pass over the images, forward or back.
+at the place (1, 1), which A adds to every output of a tile: no pass over the images.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_function_kl_takes_the_memory_of_a_few_points(proxy, monkeypatch):
     """Twenty times the points and a large batch of data take a few copies of the points, and what a chunk may take.
 
     So does what is kept of the points from step to step: their unfolded images, nine times as large, and only where
-    that is allowed.
+    that is allowed. Some copies are made on the way, and the first step of the unfolding, a third as large.
     """
     model = bnn(ConvNet(depth=2, width=32), input_shape=(16, 16, 3), num_outputs=10)
     named = {"trajectory": Trajectory(num_steps=2, batch_size=256)}
@@ -60,7 +60,7 @@ def test_function_kl_takes_the_memory_of_a_few_points(proxy, monkeypatch):
 
     none = extra(unfolded // 2)
     assert none < 8 * many.inputs.nbytes + activation_bytes()
-    assert unfolded / 2 < extra(2 * unfolded) - none < 3 * unfolded
+    assert unfolded / 2 < extra(2 * unfolded) - none < 10 * unfolded / 3
     whole = function_kl(replace(model, is_separable=False), proxy="isotropic", inner_max_steps=2)
     assert temporaries(whole, many) > 2 * (unfolded + none)
 
