@@ -172,7 +172,7 @@ def _relu_pooled(x: jax.Array, multiple: jax.Array, shift: jax.Array) -> jax.Arr
     """``average_pool(relu(x * multiple + shift))`` for numbers of each image and channel.
 
     Written so that ``multiple`` and ``shift`` meet sums over windows and not pixels, their gradients are sums over a
-    quarter as many numbers, and no gradient of the pixels need be kept for them.
+    quarter as many numbers, and no gradient of the pixels need be kept for them (``benchmarks/results/batching.json``).
     """
     is_on = x * multiple + shift > 0
     total, count = _window_sums(jnp.where(is_on, x, 0)), _window_sums(is_on.astype(x.dtype))
