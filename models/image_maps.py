@@ -6,6 +6,7 @@ does not vectorise well. So each such map is a primitive of JAX that knows its t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +49,15 @@ class ImageMap:
 _primitive = Primitive("image_map")
 
 
+# Traced and lowered once for all layers of a shape: a deep network has hundreds of these maps.
+@functools.partial(jax.jit, static_argnames="map")
 def _evaluate(x: jax.Array, *bias: jax.Array, map: ImageMap) -> jax.Array:
     return map.apply(map.shape, x, *bias)
 
 
 def _shape(x: Any, *bias: Any, map: ImageMap) -> Any:
     given = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, *bias))
-    out = jax.eval_shape(lambda *arrays: _evaluate(*arrays, map=map), *given)
+    out = jax.eval_shape(functools.partial(_evaluate, map=map), *given)
     return x.update(shape=out.shape, dtype=out.dtype)
 
 
@@ -80,7 +83,7 @@ def _batch(arguments: Sequence[Any], dims: Sequence[int | None], *, map: ImageMa
     return out.reshape(*out.shape[: map.after], num_batches, num_images, *out.shape[map.after + 1 :]), map.after
 
 
-_primitive.def_impl(jax.jit(_evaluate, static_argnames="map"))
+_primitive.def_impl(_evaluate)
 _primitive.def_abstract_eval(_shape)
 ad.deflinear2(_primitive, _transpose)
 batching.primitive_batchers[_primitive] = _batch

@@ -100,6 +100,7 @@ def in_chunks(
         early, late, between = staged(fn, *jax.eval_shape(chunk, items[0]))
         if count * between <= kept_bytes():
             items, of_item = jax.vmap(lambda first: early(*chunk(first)))(items), late
+    of_item = jax.jit(of_item)  # traced once, for the shapes and for the loop
     sums, _ = jax.eval_shape(of_item, jax.tree.map(lambda leaf: leaf[0], items))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
 

@@ -119,3 +119,18 @@ def _in_loops(program, within=False):
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             names |= _in_loops(inner, within or equation.primitive.name == "scan")
     return names
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_function_of_chunks_is_traced_once(fixed):
+    """Tracing the gradient of a deep network takes seconds."""
+    traced = []
+
+    def fn(x, is_new):
+        traced.append(x.shape)
+        return jnp.sum(jnp.where(is_new, x, 0)), x
+
+    total, same = jax.jit(lambda x: chunks.in_chunks(fn, x, 3, fixed=fixed))(jnp.arange(8.0))
+    assert traced == [(3,)]
+    assert total == 28
+    np.testing.assert_array_equal(same, np.arange(8))

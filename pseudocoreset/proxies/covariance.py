@@ -88,7 +88,7 @@ class Isotropic:
         """Independent normal noise."""
         del side
         assert model.num_outputs is not None
-        return self.scale * jax.random.normal(key, (num_draws, inputs.shape[0], model.num_outputs), inputs.dtype)
+        return self.scale * _normal(key, (num_draws, inputs.shape[0], model.num_outputs), inputs.dtype)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""
@@ -197,7 +197,7 @@ class Trajectory:
         """Independent normal noise of these standard deviations."""
         trajectory_key, noise_key = jax.random.split(key)
         scales = self.scales(trajectory_key, model, side, inputs)
-        return scales * jax.random.normal(noise_key, (num_draws, *scales.shape), scales.dtype)
+        return scales * _normal(noise_key, (num_draws, *scales.shape), scales.dtype)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""
@@ -340,3 +340,8 @@ def resolve_covariance(proxy: str | Covariance) -> Covariance:
     if not hasattr(proxy, "noise"):
         raise TypeError(f"proxy must be one of {', '.join(map(repr, _FUNCTION))} or a proxy; got {proxy!r}")
     return proxy
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """``jax.random.normal``, drawn flat: over a short last axis the compiler of a CPU unrolls the generator."""
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
