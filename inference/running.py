@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,16 @@ from pseudocoreset.progress import progress_bar
 __all__ = ["Run"]
 
 NUM_BLOCKS = 20
+
+
+class _Block(NamedTuple):
+    """Warmup steps or draws ``first`` to ``last`` of every chain: what ``run_block`` returns of them."""
+
+    first: int
+    last: int
+    states: Any
+    draws: Any
+    finite: jax.Array
 
 
 @dataclass(frozen=True)
@@ -96,13 +106,33 @@ class Run:
         assert self.plan.batch_size is not None
         return self.rows.head(self.plan.batch_size)
 
-    def _block(
-        self, is_recording: bool, thinning: int, states: Any, tuning: Tuning, keys: jax.Array, first: int, last: int
-    ) -> tuple[Any, Any, Any]:
-        moving = is_recording, thinning, states, tuning, keys, first, last
-        if isinstance(self.rows, StoredRows):
-            return run_stored_block(self.plan, *moving, self.rows, self.held_out)
-        return run_block(self.plan, self.block, *moving, self.rows, self.held_out)
+    def _blocks(
+        self, is_recording: bool, thinning: int, state: tuple[Any, Tuning], keys: jax.Array, first: int, last: int
+    ) -> Iterator[_Block]:
+        """Steps or draws ``first`` to ``last``, a block at a time.
+
+        Of data on the device each comes when the next was started: the device does not wait for what is done with it.
+        """
+        size = self.block if is_recording else math.ceil(self.num_warmup / NUM_BLOCKS)
+        computed = self._compute(is_recording, thinning, state, keys, _parts(first, last, size))
+        return _one_behind(computed) if isinstance(self.rows, Minibatch) else computed
+
+    def _compute(
+        self,
+        is_recording: bool,
+        thinning: int,
+        state: tuple[Any, Tuning],
+        keys: jax.Array,
+        parts: Iterator[tuple[int, int]],
+    ) -> Iterator[_Block]:
+        states, tuning = state
+        for first, last in parts:
+            moving = is_recording, thinning, states, tuning, keys, first, last
+            if isinstance(self.rows, StoredRows):
+                states, draws, finite = run_stored_block(self.plan, *moving, self.rows, self.held_out)
+            else:
+                states, draws, finite = run_block(self.plan, self.block, *moving, self.rows, self.held_out)
+            yield _Block(first, last, states, draws, finite)
 
     def _adaptation(self, keys: jax.Array, positions: Params, tuning: Tuning) -> tuple[Any, Tuning]:
         return adapt_chains(self.plan, self.num_warmup, keys, positions, tuning, self._some_rows())
@@ -135,18 +165,18 @@ class Run:
         files: DrawFiles | None,
     ) -> tuple[Any, Tuning]:
         """Warmup that only moves."""
-        states, tuning = state
+        _, tuning = state
         with progress_bar(f"{self.plan.kernel} warmup", self.num_warmup, enabled=self.progress) as advance:
             advance(done)
-            for first, last in _blocks(done, self.num_warmup, math.ceil(self.num_warmup / NUM_BLOCKS)):
-                started = time.perf_counter()
-                states, _, finite = self._block(False, 1, states, tuning, keys, first, last)
-                check_finite(finite, self.plan, tuning, f"warmup steps {first} to {last}")
-                seconds["warmup"] += time.perf_counter() - started
+            started = time.perf_counter()
+            for block in self._blocks(False, 1, state, keys, done, self.num_warmup):
+                check_finite(block.finite, self.plan, tuning, f"warmup steps {block.first} to {block.last}")
+                state = block.states, tuning
+                started = _add_seconds(seconds, "warmup", started)
                 if files is not None:
-                    files.save(last, (states, tuning), seconds)
-                advance(last - first)
-        return states, tuning
+                    files.save(block.last, state, seconds)
+                advance(block.last - block.first)
+        return state
 
     def _draw(
         self,
@@ -157,15 +187,15 @@ class Run:
         files: DrawFiles | None,
     ) -> dict[str, np.ndarray]:
         """Draws from ``drawn`` on, beside those already in the files; leaves (chain, draw, ...)."""
-        states, tuning = state
+        _, tuning = state
         arrays = files.reopen() if files is not None and drawn > 0 else {}
         with progress_bar(f"{self.plan.kernel} sampling", self.num_samples, enabled=self.progress) as advance:
             advance(drawn)
-            for first, last in _blocks(drawn, self.num_samples, self.block):
-                started = time.perf_counter()
-                states, draws, finite = self._block(True, self.thinning, states, tuning, keys, first, last)
-                check_finite(finite, self.plan, tuning, f"draws {first} to {last}")
-                leaves = to_host(flatten_groups(draws))
+            started = time.perf_counter()
+            for block in self._blocks(True, self.thinning, state, keys, drawn, self.num_samples):
+                first, last = block.first, block.last
+                check_finite(block.finite, self.plan, tuning, f"draws {first} to {last}")
+                leaves = to_host(flatten_groups(block.draws))
                 if not arrays:
                     shapes = {
                         name: jax.ShapeDtypeStruct((len(keys), self.num_samples, *leaf.shape[2:]), leaf.dtype)
@@ -174,9 +204,9 @@ class Run:
                     arrays = _in_memory(shapes) if files is None else files.create(shapes)
                 for name in leaves.keys() & arrays.keys():
                     arrays[name][:, first:last] = leaves[name][:, : last - first]
-                seconds["sampling"] += time.perf_counter() - started
+                started = _add_seconds(seconds, "sampling", started)
                 if files is not None:
-                    files.save(self.num_warmup + last, (states, tuning), seconds)
+                    files.save(self.num_warmup + last, (block.states, tuning), seconds)
                 advance(last - first)
         return arrays
 
@@ -185,6 +215,24 @@ def _in_memory(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarr
     return {name: np.empty(item.shape, item.dtype) for name, item in shapes.items()}
 
 
-def _blocks(first: int, total: int, size: int) -> Iterator[tuple[int, int]]:
+def _parts(first: int, total: int, size: int) -> Iterator[tuple[int, int]]:
     for start in range(first, total, max(1, size)):
         yield start, min(start + size, total)
+
+
+def _one_behind(blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """The same blocks, each after the next was made."""
+    before: _Block | None = None
+    for block in blocks:
+        if before is not None:
+            yield before
+        before = block
+    if before is not None:
+        yield before
+
+
+def _add_seconds(seconds: dict[str, float], name: str, started: float) -> float:
+    """Add the time since ``started``, and return the time now."""
+    now = time.perf_counter()
+    seconds[name] += now - started
+    return now

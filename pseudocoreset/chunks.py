@@ -33,6 +33,7 @@ def over_data(
     weights: jax.Array,
     *,
     shared: bool = False,
+    gathered: bool = True,
     fixed: bool = False,
 ) -> tuple[Any, Any]:
     """``fn(data, weights)``, for a function that gives sums over the data and results of each datum.
@@ -44,13 +45,14 @@ def over_data(
         data: pytree of arrays with leading axis n.
         weights: (n,); zero for what a chunk has only to be as large as the others.
         shared: whether the devices along the axis ``"data"`` share the data, inside ``spread(splits_batches=True)``;
-            all of them have the result. For separable models.
+            all of them have the sums. For separable models.
+        gathered: whether all of them have the results of all data too, or each those of its ``own_rows``.
         fixed: whether the data are the same in every turn of a loop around this. What ``fn`` makes of them alone, the
             unfolded images of a first convolution say, is then made once, of all chunks, if it is not too large.
     """
     if shared:
         sums, results = over_data(model, fn, *own_rows(data, weights), fixed=fixed)
-        return sum_over_data_axis(sums), all_rows(results, len(weights))
+        return sum_over_data_axis(sums), all_rows(results, len(weights)) if gathered else results
 
     def of_rows(rows: tuple[Any, jax.Array], is_new: jax.Array) -> tuple[Any, Any]:
         some, their = rows

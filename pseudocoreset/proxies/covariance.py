@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pseudocoreset.chunks import map_over_data
-from pseudocoreset.meshes import spread
+from pseudocoreset.meshes import all_rows, own_rows, spread
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.proxies.laplace import DENSE_LIMIT, coreset_potential, diagonal_laplace
 from pseudocoreset.proxies.training import BatchFn, descend
@@ -169,10 +169,11 @@ class Trajectory:
 
     def scales(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array) -> jax.Array:
         """Standard deviations (m, d) of the function values at ``inputs``."""
+        # Devices that share the inputs exchange what they found once, at the end.
+        own = own_rows(inputs, jnp.ones(len(inputs)))[0] if side.shared else inputs
 
         def values(params: Params) -> jax.Array:
-            at = functools.partial(model.apply, params)
-            return map_over_data(model, at, inputs, shared=side.shared, fixed=True)
+            return map_over_data(model, functools.partial(model.apply, params), own, fixed=True)
 
         def add(seen: Any, values: jax.Array) -> Any:
             # Deviations from the first values keep the variance accurate when it is small beside the mean.
@@ -181,17 +182,18 @@ class Trajectory:
             deviation = values - reference
             return reference, first + deviation, second + deviation**2, count + 1
 
-        shape = jax.eval_shape(model.apply, side.params, inputs)
+        shape = jax.eval_shape(model.apply, side.params, own)
         zero = jnp.zeros(shape.shape, shape.dtype)
         start = (zero, zero, zero, jnp.zeros((), jnp.int32))
         if side.fixed:
             # The values after one step are those that the next begins with; the very first are the reference.
-            last, seen = self._descend(key, model, side, start, look=add)
+            last, seen = self._descend(key, model, side, start, look=add, gathered=False)
             _, first, second, _ = add(seen, values(last))
         else:
             _, seen = self._descend(key, model, side, start, visit=lambda seen, params: add(seen, values(params)))
             _, first, second, _ = seen
-        return self._deviations(first, second)
+        deviations = self._deviations(first, second)
+        return all_rows(deviations, len(inputs)) if side.shared else deviations
 
     def noise(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array, num_draws: int) -> jax.Array:
         """Independent normal noise of these standard deviations."""

@@ -80,9 +80,10 @@ def descend(
         learning_rate: on the mean loss.
         visit: ``(visited, params) -> visited``, called after every step.
         look: ``(visited, values) -> visited``, called in every step with the function values (n, d) of its batch before
-            the step, for nothing more than its gradient costs.
+            the step, for nothing more than its gradient costs; those of a device alone if ``shared`` and not
+            ``gathered``.
         visited: the first argument of both at the start.
-        **how: ``shared``, and ``fixed`` where the batches are all the same (``over_data``).
+        **how: ``shared``, ``gathered``, and ``fixed`` where the batches are all the same (``over_data``).
 
     Returns:
         The last parameters and what ``visit`` and ``look`` accumulated.

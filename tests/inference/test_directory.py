@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.inference import Posterior, sample, sampling
+from pseudocoreset.inference import Posterior, running, sample, sampling
 
 SETTINGS = {
     "sghmc": {"kernel": "sghmc", "num_warmup": 20, "num_samples": 40, "thinning": 2, "step_size": 0.1},
@@ -115,6 +115,25 @@ def test_a_finished_run_is_read(regression, tmp_path: Path, monkeypatch) -> None
     assert_same(run(regression, "sghmc", directory=tmp_path / "run"), first)
     with pytest.raises(ValueError, match=r"another run.*num_samples: saved 40, now 41"):
         run(regression, "sghmc", directory=tmp_path / "run", num_samples=41)
+
+
+def test_a_block_is_written_while_the_next_is_computed(regression, tmp_path: Path, monkeypatch) -> None:
+    """What the host does with draws does not keep the device waiting."""
+    events, run_block, save = [], running.run_block, Checkpointer.save
+
+    def begun(*args):
+        events.append(f"begin {args[8]}")  # the last step or draw of the block
+        return run_block(*args)
+
+    def saved(self, done, *args, **kwargs):
+        events.append(f"save {done}")
+        save(self, done, *args, **kwargs)
+
+    monkeypatch.setattr(running, "run_block", begun)
+    monkeypatch.setattr(Checkpointer, "save", saved)
+    run(regression, "hmc", directory=tmp_path / "run")
+    assert events[:5] == ["save 30", "begin 2", "begin 4", "save 32", "begin 6"]
+    assert events[-3:] == ["begin 40", "save 68", "save 70"]
 
 
 def test_another_run_is_not_gone_on_with(regression, tmp_path: Path, monkeypatch) -> None:
