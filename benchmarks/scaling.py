@@ -2,19 +2,24 @@
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
-On 1, 2 and 4 of the devices that JAX makes of this machine's CPU (``jax_num_cpu_devices``), all in one process and in
-turns, since the rate of a shared machine changes by tens of percent between processes. Seconds are the difference of a
-long and a short run, which leaves out setting up, the median of rounds; CPU seconds are those of all threads together,
-so that their ratio to one device is what the sharing itself costs. Speed-ups are medians of ratios within a round. One
-device uses threads of other cores too, where its operations are large enough. ``SCALING.md`` says what this can show.
+On 1, 2 and 4 devices that JAX makes of this machine's CPU (``jax_num_cpu_devices``). Each number has a process of its
+own, which works as one that a user starts: JAX takes as many threads as there are cores or devices, whichever are more,
+and threads that more devices have brought cost the operations of fewer. The processes take turns, since the rate of a
+shared machine changes by tens of percent. Seconds are the difference of a long and a short run, which leaves out
+setting up, the median of rounds; CPU seconds are those of all threads together, so that their ratio to one device is
+what the sharing itself costs. Speed-ups are medians of ratios within a round. One device uses threads of other cores
+too, where its operations are large enough. ``SCALING.md`` says what this can show.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,24 +93,45 @@ def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], obj
     }
 
 
+def serve(count: int) -> None:
+    """Run what each line asks for, a work and its length, and answer with its seconds, of the wall and of the CPU."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    each = works(None if count == 1 else jax.make_mesh((count,), ("devices",)))
+    print(json.dumps({name: lengths for name, (_, *lengths) in each.items()}), flush=True)
+    for line in sys.stdin:
+        name, length = json.loads(line)
+        began, used = time.perf_counter(), time.process_time()
+        each[name][0](length)
+        print(json.dumps((time.perf_counter() - began, time.process_time() - used)), flush=True)
+
+
+def start(count: int) -> tuple[Callable[..., Any], dict[str, list[int]]]:
+    """A process with so many devices: a function of a work and its length, and the two lengths of every work."""
+    command = [sys.executable, __file__, "--serve", str(count)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    asked, answers = process.stdin, process.stdout
+
+    def ask(*question: Any) -> Any:
+        asked.write(json.dumps(question) + "\n")
+        return json.loads(answers.readline())
+
+    return ask, json.loads(answers.readline())
+
+
 def measure() -> dict[str, dict[int, dict[str, float]]]:
     """By work and number of devices."""
-    devices = jax.devices()
-    meshes = {n: None if n == 1 else jax.make_mesh((n,), ("devices",), devices=devices[:n]) for n in COUNTS}
-    every = {count: works(mesh) for count, mesh in meshes.items()}
+    processes = {count: start(count) for count in COUNTS}
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for name in every[1]:
+    for name in processes[1][1]:
         rounds: dict[int, list[np.ndarray]] = {count: [] for count in COUNTS}
         for repetition in range(-1, REPETITIONS):
-            for count, of_count in every.items():
-                work, *lengths = of_count[name]
-                taken = []
-                for length in lengths:
-                    began, used = time.perf_counter(), time.process_time()
-                    work(length)
-                    taken.append((time.perf_counter() - began, time.process_time() - used))
+            for count, (ask, lengths) in processes.items():
+                short, long = (ask(name, length) for length in lengths[name])
                 if repetition >= 0:  # the first round compiles
-                    rounds[count].append(np.subtract(taken[1], taken[0]))
+                    rounds[count].append(np.subtract(long, short))
         found[name] = {}
         for count, differences in rounds.items():
             seconds, cpu_seconds = np.median(differences, axis=0)
@@ -118,10 +144,14 @@ def measure() -> dict[str, dict[int, dict[str, float]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(COUNTS))
+    if args.serve is not None:
+        serve(args.serve)
+        return
+    if args.out is None:
+        parser.error("give --out")
     content = {"settings": SETTINGS, "shared": SHARED, "repetitions": REPETITIONS, "results": measure()}
     content |= {"load_average": round(os.getloadavg()[0], 1), "machine": describe_machine()}
     args.out.write_text(json.dumps(content, indent=1) + "\n")
