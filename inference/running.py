@@ -114,25 +114,18 @@ class Run:
         Of data on the device each comes when the next was started: the device does not wait for what is done with it.
         """
         size = self.block if is_recording else math.ceil(self.num_warmup / NUM_BLOCKS)
-        computed = self._compute(is_recording, thinning, state, keys, _parts(first, last, size))
-        return _one_behind(computed) if isinstance(self.rows, Minibatch) else computed
 
-    def _compute(
-        self,
-        is_recording: bool,
-        thinning: int,
-        state: tuple[Any, Tuning],
-        keys: jax.Array,
-        parts: Iterator[tuple[int, int]],
-    ) -> Iterator[_Block]:
-        states, tuning = state
-        for first, last in parts:
-            moving = is_recording, thinning, states, tuning, keys, first, last
-            if isinstance(self.rows, StoredRows):
-                states, draws, finite = run_stored_block(self.plan, *moving, self.rows, self.held_out)
-            else:
-                states, draws, finite = run_block(self.plan, self.block, *moving, self.rows, self.held_out)
-            yield _Block(first, last, states, draws, finite)
+        def computed() -> Iterator[_Block]:
+            states, tuning = state
+            for start, stop in _parts(first, last, size):
+                moving = is_recording, thinning, states, tuning, keys, start, stop
+                if isinstance(self.rows, StoredRows):
+                    states, draws, finite = run_stored_block(self.plan, *moving, self.rows, self.held_out)
+                else:
+                    states, draws, finite = run_block(self.plan, self.block, *moving, self.rows, self.held_out)
+                yield _Block(start, stop, states, draws, finite)
+
+        return _one_behind(computed()) if isinstance(self.rows, Minibatch) else computed()
 
     def _adaptation(self, keys: jax.Array, positions: Params, tuning: Tuning) -> tuple[Any, Tuning]:
         return adapt_chains(self.plan, self.num_warmup, keys, positions, tuning, self._some_rows())
