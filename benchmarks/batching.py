@@ -3,15 +3,15 @@
     python benchmarks/batching.py --out benchmarks/results/batching.json
 
 Gradients of a ConvNet (forward and backward): one network, one network as the body of a scan, four networks by
-``vmap`` and by ``lax.map``; with convolutions in Winograd's form where they are large enough, all as an unfolding and a
-matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by ``lax.conv``
-outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in Winograd's form and unfolded;
-with the largest error of the former in float32 over the largest output. Then steps of a ConvNet in a scan over batches,
-biases added within the convolution and after it. Then first convolutions of
-colour images, forward and backward to the kernel, unfolded first along rows and in one step. Last what follows a
-convolution, instance norm, ReLU and average pooling, forward and backward: together, as the layers of the library have
-it, one after the other as they have each for itself, and as one would first: standardise, then scale, then the mean
-over windows. Backs ``pseudocoreset/batching.py`` and ``pseudocoreset/models/layers.py``.
+``vmap`` and by ``lax.map``; with convolutions by our own kernel, in Winograd's form where they are large enough, all as
+an unfolding and a matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network
+by ``lax.conv`` outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in the first three
+forms; with the largest error of the first in float32 over the largest output. Then steps of a ConvNet in a scan over
+batches, biases added within the convolution and after it. Then 5x5 convolutions of colour images, forward and backward
+to the kernel, unfolded first along rows and in one step. Last what follows a convolution, instance norm, ReLU and
+average pooling, forward and backward: together, as the layers of the library have it, one after the other as they have
+each for itself, and as one would first: standardise, then scale, then the mean over windows. Backs
+``pseudocoreset/batching.py`` and ``pseudocoreset/models/layers.py``.
 """
 
 import argparse
@@ -27,15 +27,17 @@ import jax.numpy as jnp
 from machine import describe_machine
 
 from pseudocoreset import batching
+from pseudocoreset.kernels import correlate
 from pseudocoreset.models import ConvNet, bnn, layers
 from pseudocoreset.models.winograd import winograd
 
 SHAPES = {"digits": ((8, 8, 1), 2, 32, 64), "cifar10": ((32, 32, 3), 3, 32, 64)}
 NUM_NETWORKS = 4
-FORMS = ("tiles", "matmul", "lax_conv")
+FORMS = ("kernel", "tiles", "matmul", "lax_conv")
 # Images, side, channels and filters.
 LAYERS = ((16, 16, 128, 128), (16, 8, 128, 128), (64, 16, 32, 32), (64, 14, 16, 16), (64, 16, 8, 8), (64, 4, 32, 32),
-          (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4))  # fmt: skip
+          (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4), (16, 32, 3, 128), (64, 32, 3, 32), (64, 8, 1, 16),
+          (16, 4, 512, 512))  # fmt: skip
 LAYER_STEPS = 8
 CONVOLVE = layers.conv2d
 # Images, side and filters, of three channels.
@@ -45,8 +47,13 @@ BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16
 
 
 def choose(form: str) -> None:
-    """Have all convolutions written in this form; Winograd's only where the library would."""
-    layers.convolves_by_tiles = batching.convolves_by_tiles if form == "tiles" else lambda *sizes: False
+    """Have all convolutions written in this form; Winograd's only where the library would on a GPU."""
+    layers.convolves_by_kernel = lambda dtype: form == "kernel"
+    layers.convolves_by_tiles = lambda height, width, channels, filters: (
+        form == "tiles"
+        and min(height, width) >= batching.LEAST_SIZE
+        and min(channels, filters) >= batching.LEAST_CHANNELS
+    )
     layers.convolves_by_matmul = lambda channels: form != "lax_conv"
 
 
@@ -77,7 +84,7 @@ def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, name: str)
 def layer(size: tuple[int, int, int, int], form: str) -> tuple[Callable, Any]:
     """Forward and backward passes of one convolution, each depending on the one before."""
     images, kernel = arrays(size)
-    convolve = winograd if form == "tiles" else unfolded
+    convolve = {"kernel": correlate, "tiles": winograd, "matmul": unfolded}[form]
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         x, k, cotangent = carry
@@ -122,24 +129,25 @@ def bias_after(
 
 
 def error(size: tuple[int, int, int, int]) -> float:
-    """Of Winograd's form in float32, against the direct sum in float64, relative to the largest output."""
+    """Of our kernel in float32, against the direct sum in float64, relative to the largest output."""
     images, kernel = arrays(size)
     with jax.enable_x64():
         exact = jax.lax.conv_general_dilated(
             images.astype(float), kernel.astype(float), (1, 1), [(1, 1)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
-        return float(jnp.abs(winograd(images, kernel) - exact).max() / jnp.abs(exact).max())
+        return float(jnp.abs(correlate(images, kernel) - exact).max() / jnp.abs(exact).max())
 
 
 def first_layer(size: tuple[int, int, int], convolve: Callable) -> tuple[Callable, Any]:
     """Forward passes and gradients towards the kernel, each depending on the one before, of images that change."""
     number, side, filters = size
-    batches, kernel = arrays((LAYER_STEPS * number, side, 3, filters))
+    batches, _ = arrays((LAYER_STEPS * number, side, 3, filters))
+    kernel = jax.random.normal(jax.random.key(1), (5, 5, 3, filters)) / 75**0.5
     cotangent = jnp.ones((number, side, side, filters))
 
     def step(kernel: jax.Array, x: jax.Array) -> tuple[jax.Array, None]:
-        y, pull = jax.vjp(lambda k: convolve(x, k, 1), kernel)
+        y, pull = jax.vjp(lambda k: convolve(x, k, 2), kernel)
         return kernel + 1e-6 * pull(cotangent + 1e-6 * y)[0], None
 
     batches = batches.reshape(LAYER_STEPS, number, side, side, 3)
@@ -215,18 +223,20 @@ def main() -> None:
         print(name, json.dumps(results[name], indent=1), flush=True)
     convolutions = {}
     for size in LAYERS:
-        median = medians({form: (*layer(size, form), LAYER_STEPS) for form in ("tiles", "matmul")}, args.repetitions)
+        median = medians({form: (*layer(size, form), LAYER_STEPS) for form in FORMS[:3]}, args.repetitions)
         name = "{} images {}x{}, {} channels, {} filters".format(size[0], size[1], *size[1:])
         convolutions[name] = {
+            "milliseconds_kernel": round(1000 * median["kernel"], 3),
             "milliseconds_tiles": round(1000 * median["tiles"], 3),
             "milliseconds_unfolded": round(1000 * median["matmul"], 3),
-            "times_as_fast": round(median["matmul"] / median["tiles"], 2),
+            "times_as_fast_as_tiles": round(median["tiles"] / median["kernel"], 2),
+            "times_as_fast_as_unfolded": round(median["matmul"] / median["kernel"], 2),
             "largest_error": float(f"{error(size):.1g}"),
         }
         print(name, json.dumps(convolutions[name]), flush=True)
     results["convolutions"] = convolutions
     biases = {}
-    choose("tiles")
+    choose("kernel")
     for name, setting in SHAPES.items():
         forms = {"within": CONVOLVE, "after": bias_after}
         compiled = {form: (*steps(*setting, fn), LAYER_STEPS) for form, fn in forms.items()}

@@ -34,7 +34,7 @@ from jax import monitoring
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.batching import convolves_by_kernel, convolves_by_matmul, convolves_by_tiles
 from pseudocoreset.models import ConvNet, Model, ResNet18, bnn
 from pseudocoreset.objectives import (
     InnerTraining,
@@ -76,6 +76,8 @@ MEASURED = {
 
 def _form() -> str:
     """How the layers of width 128 convolve here."""
+    if convolves_by_kernel(np.float32):
+        return "our kernel"
     if convolves_by_tiles(16, 16, 128, 128):
         return "Winograd"
     return "unfold and matrix product" if convolves_by_matmul(128) else "lax.conv"

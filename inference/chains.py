@@ -110,7 +110,6 @@ class Plan:
             "preprocessing": self.preprocessing if augment is None else None,
             "chunk_size": self.chunk_size,
             "splits_data": self.splits_data,
-            "fixed": size is None and augment is None,
         }
 
         def minibatch(key: jax.Array) -> Minibatch:

@@ -83,7 +83,6 @@ def log_density_estimator(
     preprocessing: Any = None,
     chunk_size: int | None = None,
     splits_data: bool = False,
-    fixed: bool = False,
 ) -> Callable[[Params, Minibatch], jax.Array]:
     """Unbiased estimate of the log density at temperature one from a minibatch.
 
@@ -96,7 +95,6 @@ def log_density_estimator(
         preprocessing: applied to the inputs of the minibatch, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
         splits_data: whether the minibatch is what one device has of the whole data (``meshes.spread``).
-        fixed: whether it is the same in every call of a loop (``in_chunks``).
 
     Returns:
         ``estimator(params, minibatch) -> scalar``.
@@ -111,7 +109,7 @@ def log_density_estimator(
     def of_rows(params: Params, rows: Minibatch) -> jax.Array:
         if chunk_size is None or rows.weights.shape[0] <= chunk_size:
             return log_likelihood(params, rows)
-        return _chunked_sum(log_likelihood, params, rows, chunk_size, fixed)
+        return _chunked_sum(log_likelihood, params, rows, chunk_size)
 
     def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
         if splits_data:
@@ -122,9 +120,9 @@ def log_density_estimator(
 
 
 def _chunked_sum(
-    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int, fixed: bool
+    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int
 ) -> jax.Array:
-    """Sum of ``fn`` over chunks, of data that are ``fixed`` or not (``in_chunks``).
+    """Sum of ``fn`` over chunks.
 
     Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again.
     """
@@ -133,7 +131,7 @@ def _chunked_sum(
         def of_rows(some: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
             return of_chunk(params, some._replace(weights=jnp.where(is_new, some.weights, 0))), ()
 
-        return in_chunks(of_rows, rows, chunk_size, fixed=fixed)[0]
+        return in_chunks(of_rows, rows, chunk_size)[0]
 
     @jax.custom_vjp
     def total(params: Params, rows: Minibatch) -> jax.Array:
@@ -186,7 +184,6 @@ def log_density_terms(
     preprocessing: Any = None,
     chunk_size: int | None = None,
     splits_data: bool = False,
-    fixed: bool = False,
     num_data: int | None = None,
 ) -> Callable[[Params, Minibatch], dict[str, Any]]:
     """The log density in terms, so that differences between two points can be taken one by one.
@@ -196,7 +193,6 @@ def log_density_terms(
         preprocessing: applied to the inputs, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
         splits_data: whether the rows are what one device has of the data; the terms are those of all.
-        fixed: whether they are the same in every call of a loop (``in_chunks``).
         num_data: n, where they are.
 
     Returns:
@@ -212,7 +208,7 @@ def log_density_terms(
 
     def terms(params: Params, rows: Minibatch) -> dict[str, Any]:
         with jax.default_matmul_precision("highest"):
-            likelihood = _of_each(lambda chunk: of_rows(params, chunk), rows, chunk_size, fixed=fixed)
+            likelihood = _of_each(lambda chunk: of_rows(params, chunk), rows, chunk_size)
             if splits_data:
                 assert num_data is not None
                 likelihood = all_rows(likelihood, num_data)
@@ -282,8 +278,8 @@ def function_summary(
     return _of_each(evaluate, (inputs, targets), chunk_size)
 
 
-def _of_each(evaluate: Callable[[Any], Any], rows: Any, chunk_size: int | None, *, fixed: bool = False) -> Any:
+def _of_each(evaluate: Callable[[Any], Any], rows: Any, chunk_size: int | None) -> Any:
     """``evaluate(rows)``, chunk by chunk; its leaves have a leading axis over rows."""
     if chunk_size is None:
         return evaluate(rows)
-    return in_chunks(lambda some, _: ((), evaluate(some)), rows, chunk_size, fixed=fixed)[1]
+    return in_chunks(lambda some, _: ((), evaluate(some)), rows, chunk_size)[1]

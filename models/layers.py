@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolves_by_matmul, convolves_by_tiles, written_out
+from pseudocoreset.batching import convolves_by_kernel, convolves_by_matmul, convolves_by_tiles, written_out
+from pseudocoreset.kernels import correlate
 from pseudocoreset.models.image_maps import ImageMap
 from pseudocoreset.models.winograd import winograd
 
@@ -63,7 +64,8 @@ def _unfolded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: i
 def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias: jax.Array | None = None) -> jax.Array:
     """Convolution with symmetric zero padding, fast inside loops and under ``vmap``.
 
-    ``pseudocoreset.batching`` says in which form: Winograd's, as one product of unfolded images, or the compiler's.
+    ``pseudocoreset.batching`` says in which form: our own kernel, Winograd's form, one product of unfolded images, or
+    the compiler's.
 
     Args:
         x: images (n, height, width, channels).
@@ -76,8 +78,11 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias:
         Images (n, (height + 2 padding - kernel_height) // stride + 1, ..., filters).
     """
     height, width, channels, filters = kernel.shape
-    is_tiled = (height, width, padding, stride) == (3, 3, 1, 1) and jnp.finfo(x.dtype).bits >= 32
-    if is_tiled and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
+    is_usual = (height, width, padding, stride) == (3, 3, 1, 1) and x.dtype == kernel.dtype
+    if is_usual and convolves_by_kernel(x.dtype):
+        return correlate(x, kernel, bias)
+    is_single = jnp.finfo(x.dtype).bits >= 32
+    if is_usual and is_single and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
         return winograd(x, kernel, bias)
     if convolves_by_matmul(channels):
         x = jnp.pad(written_out(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))

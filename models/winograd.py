@@ -21,26 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.batching import made_once
+from pseudocoreset.kernels.transforms import INPUT, KERNEL, OUTPUT, TILE, combine, mirrored
 from pseudocoreset.models.image_maps import ImageMap
 
-__all__ = ["TILE", "winograd"]
-
-TILE = 4
-# Interpolation at 0, 1, -1, 2, -2 and infinity. Points of opposite sign share even and odd parts of polynomials:
-# B^T and A are these matrices followed by ``_mirrored``, which takes fewer operations, to run and to compile.
-INPUT = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, 0, -4, 0, 1, 0],
-        [0, -4, 0, 1, 0, 0],
-        [0, 0, -1, 0, 1, 0],
-        [0, -2, 0, 2, 0, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-)
-OUTPUT = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 4, 0], [0, 2, 0, 8], [0, 0, 0, 1]])
-KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+__all__ = ["winograd"]
 
 
 def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -65,31 +49,6 @@ def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> 
     return join(products) if bias is None else join(products, bias)
 
 
-def _mirrored(parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """Of six parts, sum and difference of the second and third, and of the fourth and fifth: its own transpose."""
-    first, even, odd, even_2, odd_2, last = parts
-    return [first, even + odd, even - odd, even_2 + odd_2, even_2 - odd_2, last]
-
-
-def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """Linear combinations of arrays: one for each row of the matrix, its zeros and ones not multiplied."""
-
-    def combination(row: list[int]) -> jax.Array:
-        # Positive factors first: what is then subtracted need not be negated.
-        terms = sorted(((f, p) for f, p in zip(row, parts, strict=True) if f), key=lambda term: term[0] < 0)
-        total: jax.Array | None = None
-        for factor, part in terms:
-            if total is None:
-                total = part if factor == 1 else factor * part
-                continue
-            size = part if abs(factor) == 1 else abs(factor) * part
-            total = total + size if factor > 0 else total - size
-        assert total is not None
-        return total
-
-    return [combination(row) for row in matrix.tolist()]
-
-
 def _num_tiles(size: int) -> int:
     return -(-size // TILE)
 
@@ -100,17 +59,17 @@ def _cut(shape: tuple[int, int], x: jax.Array) -> jax.Array:
     frame = [(1, TILE * (count + 1) - 1 - size) for count, size in zip((rows, columns), shape, strict=True)]
     x = jnp.pad(x, ((0, 0), *frame, (0, 0)))
     x = x.reshape(len(x), rows + 1, TILE, *x.shape[2:])
-    x = jnp.stack(_mirrored(_combine(INPUT, _overlapping(x, 1))))
-    x = made_once(x.reshape(*x.shape[:3], columns + 1, TILE, x.shape[-1]))
-    return jnp.stack(_mirrored(_combine(INPUT, _overlapping(x, 3))), axis=1)
+    x = jnp.stack(mirrored(combine(INPUT, _overlapping(x, 1))))
+    x = x.reshape(*x.shape[:3], columns + 1, TILE, x.shape[-1])
+    return jnp.stack(mirrored(combine(INPUT, _overlapping(x, 3))), axis=1)
 
 
 def _cut_adjoint(shape: tuple[int, int], tiles: jax.Array) -> jax.Array:
     rows, columns = map(_num_tiles, shape)
     n, channels = tiles.shape[2], tiles.shape[-1]
-    x = jnp.stack(_overlapping_adjoint(_combine(INPUT.T, _mirrored([tiles[:, j] for j in range(6)])), 3), axis=4)
-    x = made_once(x.reshape(6, n, rows, TILE * (columns + 1), channels))
-    x = jnp.stack(_overlapping_adjoint(_combine(INPUT.T, _mirrored(list(x))), 1), axis=2)
+    x = jnp.stack(_overlapping_adjoint(combine(INPUT.T, mirrored([tiles[:, j] for j in range(6)])), 3), axis=4)
+    x = x.reshape(6, n, rows, TILE * (columns + 1), channels)
+    x = jnp.stack(_overlapping_adjoint(combine(INPUT.T, mirrored(list(x))), 1), axis=2)
     x = x.reshape(n, TILE * (rows + 1), TILE * (columns + 1), channels)
     return x[:, 1 : 1 + shape[0], 1 : 1 + shape[1]]
 
@@ -139,12 +98,12 @@ def _overlapping_adjoint(slices: Sequence[jax.Array], axis: int) -> list[jax.Arr
 def _join(shape: tuple[int, int], products: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """A^T m A of every tile: (6, 6, n, rows, columns, c) -> (n, height, width, c); ``bias`` (c,) goes to m[1, 1]."""
     _, _, n, rows, columns, channels = products.shape
-    x = jnp.stack(_combine(OUTPUT.T, _mirrored([products[:, j] for j in range(6)])), axis=4)
-    x = made_once(x.reshape(6, n, rows, TILE * columns, channels))
+    x = jnp.stack(combine(OUTPUT.T, mirrored([products[:, j] for j in range(6)])), axis=4)
+    x = x.reshape(6, n, rows, TILE * columns, channels)
     parts = list(x)
     if bias is not None:
         parts[1] = parts[1] + bias
-    x = jnp.stack(_combine(OUTPUT.T, _mirrored(parts)), axis=2)
+    x = jnp.stack(combine(OUTPUT.T, mirrored(parts)), axis=2)
     return x.reshape(n, TILE * rows, TILE * columns, channels)[:, : shape[0], : shape[1]]
 
 
@@ -153,6 +112,6 @@ def _join_adjoint(shape: tuple[int, int], y: jax.Array) -> jax.Array:
     y = jnp.pad(y, ((0, 0), (0, TILE * rows - shape[0]), (0, TILE * columns - shape[1]), (0, 0)))
     n, channels = len(y), y.shape[-1]
     y = y.reshape(n, rows, TILE, TILE * columns, channels)
-    y = jnp.stack(_mirrored(_combine(OUTPUT, [y[:, :, i] for i in range(TILE)])))
-    y = made_once(y.reshape(6, n, rows, columns, TILE, channels))
-    return jnp.stack(_mirrored(_combine(OUTPUT, [y[..., i, :] for i in range(TILE)])), axis=1)
+    y = jnp.stack(mirrored(combine(OUTPUT, [y[:, :, i] for i in range(TILE)])))
+    y = y.reshape(6, n, rows, columns, TILE, channels)
+    return jnp.stack(mirrored(combine(OUTPUT, [y[..., i, :] for i in range(TILE)])), axis=1)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import Mesh
@@ -25,12 +27,12 @@ from pseudocoreset.meshes import spread
 __all__ = [
     "LEAST_CHANNELS",
     "activation_bytes",
+    "convolves_by_kernel",
     "convolves_by_matmul",
     "convolves_by_tiles",
     "full_precision",
-    "kept_bytes",
-    "made_once",
     "map_stack",
+    "threads_of_a_device",
     "written_out",
 ]
 
@@ -57,8 +59,17 @@ def _rounds_factors() -> bool:
     return not _on_cpu() and jax.default_matmul_precision.value not in ("highest", "float32")
 
 
+def convolves_by_kernel(dtype: Any) -> bool:
+    """Whether 3x3 convolutions with a frame of one zero are machine code of our own here (``pseudocoreset.kernels``).
+
+    On a CPU, in single or double precision: XLA's loops over tiles, and its products of them, take twice as long at 32
+    channels (``benchmarks/results/batching.json``).
+    """
+    return _on_cpu() and jnp.dtype(dtype) in (jnp.float32, jnp.float64)
+
+
 def convolves_by_matmul(channels: int) -> bool:
-    """Whether a convolution of images with so many channels is written as unfold and matrix product here.
+    """Whether any other convolution of images with so many channels is written as unfold and matrix product here.
 
     On CPU a ``lax.conv`` inside a loop body (``scan``, ``map``, ``while_loop``) falls off XLA's fast path
     and is an order of magnitude slower than outside it; the matrix product is as fast in loops as out of them.
@@ -69,11 +80,11 @@ def convolves_by_matmul(channels: int) -> bool:
 def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> bool:
     """Whether a 3x3 convolution of images of this size is written in Winograd's form on the current backend.
 
-    On CPU that is up to twice as fast as unfolding, on a GPU 1.4 times as fast as its library in float32; with rounded
-    factors, which its matrix units multiply, the library is faster and Winograd's form loses too many digits.
+    On a GPU that is 1.4 times as fast as its library in float32; with rounded factors, which its matrix units multiply,
+    the library is faster and Winograd's form loses too many digits. A CPU does so in its own kernel.
     """
     is_worth_it = min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
-    return is_worth_it and (_on_cpu() or (_on_gpu() and not _rounds_factors()))
+    return is_worth_it and _on_gpu() and not _rounds_factors()
 
 
 @contextlib.contextmanager
@@ -100,12 +111,10 @@ def written_out(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x) if _on_gpu() else x
 
 
-def made_once(x: jax.Array) -> jax.Array:
-    """``x`` as an array that all who read it share.
-
-    The compiler of a CPU would rather make it again for each shape that it is reshaped to.
-    """
-    return jax.lax.optimization_barrier(x) if _on_cpu() else x
+def threads_of_a_device() -> int:
+    """Cores that each device of a CPU has to itself, if all devices are used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jax.local_device_count("cpu"))
 
 
 def activation_bytes() -> int:
@@ -114,11 +123,6 @@ def activation_bytes() -> int:
     On CPU a network is no slower on a handful of images than on hundreds, whose activations leave the caches.
     """
     return 6 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
-
-
-def kept_bytes() -> int:
-    """Memory that may hold what a network makes of fixed data alone, from step to step of a training on them."""
-    return 64 * MEBIBYTE
 
 
 def map_stack(

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import activation_bytes, kept_bytes
+from pseudocoreset.batching import activation_bytes
 from pseudocoreset.meshes import all_rows, own_rows, sum_over_data_axis
 from pseudocoreset.models import Model
-from pseudocoreset.staging import staged
 
 __all__ = ["data_at_once", "even_size", "in_chunks", "map_over_data", "over_data", "sum_over_data"]
 
@@ -34,7 +33,6 @@ def over_data(
     *,
     shared: bool = False,
     gathered: bool = True,
-    fixed: bool = False,
 ) -> tuple[Any, Any]:
     """``fn(data, weights)``, for a function that gives sums over the data and results of each datum.
 
@@ -47,11 +45,9 @@ def over_data(
         shared: whether the devices along the axis ``"data"`` share the data, inside ``spread(splits_batches=True)``;
             all of them have the sums. For separable models.
         gathered: whether all of them have the results of all data too, or each those of its ``own_rows``.
-        fixed: whether the data are the same in every turn of a loop around this. What ``fn`` makes of them alone, the
-            unfolded images of a first convolution say, is then made once, of all chunks, if it is not too large.
     """
     if shared:
-        sums, results = over_data(model, fn, *own_rows(data, weights), fixed=fixed)
+        sums, results = over_data(model, fn, *own_rows(data, weights))
         return sum_over_data_axis(sums), all_rows(results, len(weights)) if gathered else results
 
     def of_rows(rows: tuple[Any, jax.Array], is_new: jax.Array) -> tuple[Any, Any]:
@@ -59,7 +55,7 @@ def over_data(
         return fn(some, jnp.where(is_new, their, 0))
 
     size = data_at_once(model) if model.is_separable else len(weights)
-    return in_chunks(of_rows, (data, weights), size, fixed=fixed)
+    return in_chunks(of_rows, (data, weights), size)
 
 
 def sum_over_data(model: Model, fn: Callable[[Any, jax.Array], Any], data: Any, weights: jax.Array, **how: bool) -> Any:
@@ -73,9 +69,7 @@ def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any, **how: bool
     return over_data(model, lambda chunk, _: ((), fn(chunk)), data, jnp.ones(n), **how)[1]
 
 
-def in_chunks(
-    fn: Callable[[Any, jax.Array], tuple[Any, Any]], rows: Any, size: int, *, fixed: bool = False
-) -> tuple[Any, Any]:
+def in_chunks(fn: Callable[[Any, jax.Array], tuple[Any, Any]], rows: Any, size: int) -> tuple[Any, Any]:
     """``fn(rows, is_new)`` of a few rows at a time: what it sums is added up, and what it has of each row put in order.
 
     Args:
@@ -83,7 +77,6 @@ def in_chunks(
             earlier chunk had, which the sums are to leave out: the last chunk is as long as the others.
         rows: pytree of arrays with leading axis n.
         size: rows in a chunk, at most.
-        fixed: as in ``over_data``.
     """
     n = len(jax.tree.leaves(rows)[0])
     if n <= size:
@@ -91,29 +84,24 @@ def in_chunks(
     size = even_size(n, size)
     count = math.ceil(n / size)
 
-    def chunk(first: jax.Array) -> tuple[Any, jax.Array]:
+    @jax.jit  # traced once, for the shapes and for the loop
+    def chunk(first: jax.Array) -> tuple[Any, Any]:
         start = jnp.minimum(first, n - size)
         some = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
-        return some, start + jnp.arange(size) >= first
+        return fn(some, start + jnp.arange(size) >= first)
 
-    items: Any = size * jnp.arange(count)
-    of_item: Callable[[Any], tuple[Any, Any]] = lambda first: fn(*chunk(first))  # noqa: E731
-    if fixed:
-        early, late, between = staged(fn, *jax.eval_shape(chunk, items[0]))
-        if count * between <= kept_bytes():
-            items, of_item = jax.vmap(lambda first: early(*chunk(first)))(items), late
-    of_item = jax.jit(of_item)  # traced once, for the shapes and for the loop
-    sums, _ = jax.eval_shape(of_item, jax.tree.map(lambda leaf: leaf[0], items))
+    firsts = size * jnp.arange(count)
+    sums, _ = jax.eval_shape(chunk, firsts[0])
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
 
-    def add(total: Any, item: Any) -> tuple[Any, Any]:
-        sums, results = of_item(item)
+    def add(total: Any, first: jax.Array) -> tuple[Any, Any]:
+        sums, results = chunk(first)
         return jax.tree.map(jnp.add, total, sums), results
 
     def joined(leaf: jax.Array) -> jax.Array:
         return jnp.concatenate([leaf[:-1].reshape(-1, *leaf.shape[2:]), leaf[-1, count * size - n :]])
 
-    sums, results = jax.lax.scan(add, zeros, items)
+    sums, results = jax.lax.scan(add, zeros, firsts)
     return sums, jax.tree.map(joined, results)
 
 

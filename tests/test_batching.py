@@ -88,6 +88,12 @@ def test_a_cpu_is_left_alone():
     assert precisions(gradient, MODEL.init(jax.random.key(0))) == {None}
 
 
+def test_a_cpu_convolves_by_its_own_kernel():
+    made = [e.primitive.name for e in equations(gradient, MODEL.init(jax.random.key(0)))]
+    assert {"correlation_3x3", "correlation_3x3_gradient"} <= set(made)
+    assert "conv_general_dilated" not in made
+
+
 DEEP = bnn(ConvNet(depth=2, width=8), input_shape=SHAPE, num_outputs=3)
 
 

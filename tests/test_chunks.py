@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,44 +84,7 @@ def test_chunks_are_few_and_full(n, most, expected):
     assert chunks.even_size(n, most) == math.ceil(n / expected)
 
 
-def test_what_is_made_of_fixed_data_alone_is_made_before_the_chunks(three_at_once, monkeypatch):
-    """Where a training around it is compiled, the compiler takes it out of that loop too."""
-    model = bnn(MLP((4,)), input_shape=(8, 8, 1), num_outputs=3)
-    data, weights = jnp.asarray(RNG.normal(size=(17, 5)), jnp.float32), jnp.asarray(WEIGHTS)
-    found = {}
-    for name, fixed, allowed in (("every turn", False, 10**6), ("once", True, 10**6), ("too large", True, 10)):
-        monkeypatch.setattr(chunks, "kept_bytes", lambda allowed=allowed: allowed)
-
-        def at(p, fixed=fixed):
-            def fn(x, weights):
-                alone = jnp.sin(x).sum(1)
-                return jnp.sum(weights * jnp.exp(p * alone)), alone + p
-
-            return chunks.over_data(model, fn, data, weights, fixed=fixed)
-
-        found[name] = at(0.5), _in_loops(jax.make_jaxpr(at)(0.5).jaxpr)
-    assert {name: "sin" in inside for name, (_, inside) in found.items()} == {
-        "every turn": True, "once": False, "too large": True
-    }  # fmt: skip
-    alone = np.sin(data).sum(1)
-    for (total, each), inside in found.values():
-        assert "exp" in inside
-        np.testing.assert_allclose(total, np.sum(WEIGHTS * np.exp(0.5 * alone)), rtol=1e-5)
-        np.testing.assert_allclose(each, alone + 0.5, rtol=1e-5, atol=1e-6)
-
-
-def _in_loops(program, within=False):
-    """Names of the operations inside of loops."""
-    names = set()
-    for equation in program.eqns:
-        names |= {equation.primitive.name} if within else set()
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            names |= _in_loops(inner, within or equation.primitive.name == "scan")
-    return names
-
-
-@pytest.mark.parametrize("fixed", [False, True])
-def test_a_function_of_chunks_is_traced_once(fixed):
+def test_a_function_of_chunks_is_traced_once():
     """Tracing the gradient of a deep network takes seconds."""
     traced = []
 
@@ -130,7 +92,7 @@ def test_a_function_of_chunks_is_traced_once(fixed):
         traced.append(x.shape)
         return jnp.sum(jnp.where(is_new, x, 0)), x
 
-    total, same = jax.jit(lambda x: chunks.in_chunks(fn, x, 3, fixed=fixed))(jnp.arange(8.0))
+    total, same = jax.jit(lambda x: chunks.in_chunks(fn, x, 3))(jnp.arange(8.0))
     assert traced == [(3,)]
     assert total == 28
     np.testing.assert_array_equal(same, np.arange(8))

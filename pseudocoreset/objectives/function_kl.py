@@ -181,14 +181,14 @@ def function_kl(
     def coreset_map(key: jax.Array, coreset: CoresetArrays, shared: bool) -> _Map:
         """theta_u: a fresh network trained on the coreset until its loss is at most gamma."""
         init_key, step_key = jax.random.split(key)
-        batch, fixed = batches_of(coreset), is_fixed(coreset)
+        batch = batches_of(coreset)
 
         def unfinished(state: _Map) -> jax.Array:
             return (state.loss > inner_loss) & (state.steps < inner_max_steps)
 
         def step(state: _Map) -> _Map:
             points = batch(jax.random.fold_in(step_key, state.steps))
-            loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared, fixed=fixed)
+            loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared)
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)

@@ -76,11 +76,6 @@ class InnerTraining:
         """The snapshots that it takes."""
         return SnapshotWindow(self.first_epoch, self.last_epoch, self.expert_epochs)
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether every batch is the same."""
-        return self.augment is None
-
     def batches(self, coreset: CoresetArrays) -> BatchFn:
         """All points of the coreset, augmented."""
 
@@ -99,7 +94,6 @@ class InnerTraining:
             self.batches(coreset),
             num_steps=self.num_steps,
             learning_rate=self.learning_rate,
-            fixed=self.is_fixed,
         )
         return params
 
@@ -274,7 +268,7 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
         start, target = snapshots
         training_key, coreset_key, data_key, draw_key = jax.random.split(key, 4)
         solution = inner.train(training_key, model, start, coreset)
-        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False, fixed=inner.is_fixed)
+        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False)
         small = covariance.around(coreset_key, model, side)
         # The same random numbers for both, which cancel in part; the reference draws them apart.
         keys = jax.random.split(draw_key, num_draws)

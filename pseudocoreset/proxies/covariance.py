@@ -138,7 +138,6 @@ class Trajectory:
             learning_rate=rate,
             visited=visited,
             shared=side.shared,
-            fixed=side.fixed,
             **calls,
         )
 
@@ -173,7 +172,7 @@ class Trajectory:
         own = own_rows(inputs, jnp.ones(len(inputs)))[0] if side.shared else inputs
 
         def values(params: Params) -> jax.Array:
-            return map_over_data(model, functools.partial(model.apply, params), own, fixed=True)
+            return map_over_data(model, functools.partial(model.apply, params), own)
 
         def add(seen: Any, values: jax.Array) -> Any:
             # Deviations from the first values keep the variance accurate when it is small beside the mean.
@@ -308,7 +307,7 @@ class Linearized:
                 def along(x: jax.Array) -> jax.Array:
                     return jax.jvp(lambda p: model.apply(p, x), (params,), (direction,))[1]
 
-                return map_over_data(model, along, at, shared=side.shared, fixed=True)
+                return map_over_data(model, along, at, shared=side.shared)
 
             # One after the other: a direction is as large as the network.
             return jax.lax.map(draw, keys)

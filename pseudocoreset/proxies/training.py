@@ -30,7 +30,7 @@ def mean_loss_and_gradient(model: Model, params: Params, batch: Batch, **how: bo
         model: the model.
         params: where.
         batch: inputs, targets and weights.
-        **how: ``shared`` and ``fixed`` (``over_data``).
+        **how: ``shared`` (``over_data``).
     """
     x, y, weights = batch
     mass = jnp.sum(weights)
@@ -83,7 +83,7 @@ def descend(
             the step, for nothing more than its gradient costs; those of a device alone if ``shared`` and not
             ``gathered``.
         visited: the first argument of both at the start.
-        **how: ``shared``, ``gathered``, and ``fixed`` where the batches are all the same (``over_data``).
+        **how: ``shared`` and ``gathered`` (``over_data``).
 
     Returns:
         The last parameters and what ``visit`` and ``look`` accumulated.

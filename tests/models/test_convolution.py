@@ -1,4 +1,4 @@
-"""Convolutions, in Winograd's form and as one product, against the compiler's, in double precision."""
+"""Convolutions, by our kernels, in Winograd's form and as one product, against the compiler's, in double precision."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,18 @@ from pseudocoreset.models.winograd import winograd
 FILTERS = 5
 # Height and width of the images, channels, size of the kernel, padding, stride.
 TILES = {"whole tiles": (8, 4, 3, 3, 1, 1), "cut tiles": (5, 7, 3, 3, 1, 1), "less than a tile": (2, 1, 3, 3, 1, 1)}
-PRODUCTS = {
-    "few channels": (8, 6, 1, 3, 1, 1),
+KERNELS = {
+    "a channel": (8, 6, 1, 3, 1, 1),
     "few channels, odd width": (6, 5, 3, 3, 1, 1),
+    "channels of no vector": (5, 4, 18, 3, 1, 1),
+    "channels of vectors": (16, 12, 16, 3, 1, 1),
+    "channels of vectors, cut tiles": (13, 11, 32, 3, 1, 1),
+    "channels of vectors, few tiles": (5, 7, 32, 3, 1, 1),
+    "a pixel": (1, 1, 16, 3, 1, 1),
+}
+PRODUCTS = {
+    "few channels": (8, 6, 1, 3, 1, 2),
+    "few channels, odd width": (6, 5, 3, 3, 0, 1),
     "wide frame": (6, 5, 3, 3, 3, 1),
     "no frame": (9, 8, 3, 5, 0, 1),
     "many channels": (7, 8, 9, 5, 2, 1),
@@ -31,13 +40,17 @@ def direct(x, kernel, bias, padding, stride):
     return out + bias
 
 
-@pytest.fixture(params=[*TILES, *PRODUCTS])
+CASES = {"tiles": TILES, "kernel": KERNELS, "product": PRODUCTS}
+
+
+@pytest.fixture(params=[(form, name) for form, cases in CASES.items() for name in cases], ids=": ".join)
 def problem(request):
     """A convolution of images, kernel and bias, in our form and directly; these arrays, and directions to move them."""
-    height, width, channels, size, padding, stride = (TILES | PRODUCTS)[request.param]
+    form, name = request.param
+    height, width, channels, size, padding, stride = CASES[form][name]
 
     def ours(x, kernel, bias):
-        if request.param in TILES:
+        if form == "tiles":
             return winograd(x, kernel, bias)
         return conv2d(x, kernel, padding, stride, bias)
 
@@ -56,11 +69,13 @@ def gradient(convolve):
 
 
 def test_value_and_derivatives_are_those_of_the_direct_sum(problem):
-    """Value, gradient, and the change of the gradient in a direction: reverse mode, and forward over reverse."""
+    """Value, gradient, and the change of the gradient in a direction: reverse mode, and forward and reverse over it."""
     ours, theirs, arrays, directions = problem
 
     def everything(convolve):
-        return convolve(*arrays), jax.jvp(gradient(convolve), tuple(arrays), tuple(directions))
+        of_gradient = jax.vjp(gradient(convolve), *arrays)[1]
+        along = jax.jvp(gradient(convolve), tuple(arrays), tuple(directions))
+        return convolve(*arrays), along, of_gradient(tuple(directions))
 
     found, wanted = jax.jit(lambda: everything(ours))(), jax.jit(lambda: everything(theirs))()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):

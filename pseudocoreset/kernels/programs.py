@@ -1,0 +1,479 @@
+"""The two kernels of 3x3 convolutions: the correlation of images with weights, and its gradient towards the weights.
+
+Weights are a matrix (9 channels, filters), with one more row where there is a bias. Images of many channels are cut
+into tiles as ``models.winograd`` has it, so few of them at a time that their transforms and products stay in the nearer
+caches; images of few channels are multiplied as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from pseudocoreset.kernels.emitter import Emitter, Integer, Pointer, Program, Vector
+from pseudocoreset.kernels.sizes import PLACES, Sizes
+from pseudocoreset.kernels.transforms import INPUT, KERNEL, OUTPUT, TILE, combine, mirrored
+
+__all__ = ["emit_correlation", "emit_gradient"]
+
+
+@dataclass(frozen=True)
+class _Strides:
+    """``out[r] = start[r] + sum over parts and k of a[r * row + k * step] * factors[k * factor_step]``, a row a panel.
+
+    Attributes:
+        row: distance of rows of the first matrix, in numbers.
+        step: of its columns.
+        factor_step: of rows of the second.
+        out_row: of rows of the sum.
+        adds: whether the sum begins with rows that are ``out_row`` apart, rather than with one row for all.
+    """
+
+    row: int
+    step: int
+    factor_step: int
+    out_row: int
+    adds: bool
+
+
+class _Products:
+    """Functions that add products of matrices with one panel to as many rows as registers hold, by number of rows."""
+
+    def __init__(self, program: Program, name: str, panel: int, strides: _Strides):
+        """Emit them; ``panel`` is the columns of the factors, one vector or two."""
+        vectors = panel // program.lanes
+        # Beside the sums there are the factors and one number of the first matrix.
+        self._most = min(14, (program.registers - vectors - 2) // vectors)
+        self._strides = strides
+        self._by_rows = [self._emitted(program, f"{name}_{rows}", rows, vectors) for rows in range(1, self._most + 1)]
+
+    def _emitted(self, program: Program, name: str, rows: int, vectors: int) -> ir.Function:
+        emitter, (a, factors, start, out), (length, parts, part, factor_part) = program.function(name, 4, 4)
+        strides, lanes = self._strides, program.lanes
+
+        def each(row: int, first: Pointer) -> list[Pointer]:
+            return [first + (r * row + v * lanes) for r in range(rows) for v in range(vectors)]
+
+        def add_part(index: Integer, *sums: Vector) -> list[Vector]:
+            a_here, factors_here = a + index * part, factors + index * factor_part
+
+            def add_step(k: Integer, *sums: Vector) -> list[Vector]:
+                given = [(factors_here + k * strides.factor_step + v * lanes).load() for v in range(vectors)]
+                made = []
+                # Row by row, for LLVM keeps the order, and all numbers at once would not fit beside the sums.
+                for row in range(rows):
+                    number = (a_here + k * strides.step + row * strides.row).spread()
+                    made += [sums[row * vectors + v] + number * given[v] for v in range(vectors)]
+                return made
+
+            return emitter.repeat(length, add_step, sums)
+
+        first = [place.load() for place in each(strides.out_row if strides.adds else 0, start)]
+        for place, total in zip(each(strides.out_row, out), emitter.repeat(parts, add_part, first), strict=True):
+            place.store(total)
+        emitter.builder.ret_void()
+        return emitter.function
+
+    def __call__(
+        self,
+        emitter: Emitter,
+        count: Integer | int,
+        a: Pointer,
+        factors: Pointer,
+        start: Pointer,
+        out: Pointer,
+        length: Integer | int,
+        parts: Integer | int,
+        part: Integer | int,
+        factor_part: Integer | int,
+    ) -> None:
+        """For ``count`` rows, over ``parts`` of ``length`` steps, ``part`` and ``factor_part`` apart in the factors."""
+
+        def of(first: Integer, rows: int) -> None:
+            begin = start + first * self._strides.out_row if self._strides.adds else start
+            places = a + first * self._strides.row, factors, begin, out + first * self._strides.out_row
+            emitter.call(self._by_rows[rows - 1], *places, length, parts, part, factor_part)
+
+        count = emitter.integer(0) + count
+        emitter.repeat(count // self._most, lambda group: of(group * self._most, self._most))
+        rest = count % self._most
+        emitter.choose(rest, [functools.partial(of, count - rest, rows) for rows in range(1, self._most)])
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images in memory, (n, height, width, channels)."""
+
+    first: Pointer
+    height: Integer
+    width: Integer
+    channels: int
+
+    def tiles(self) -> tuple[Integer, Integer]:
+        """Rows and columns of tiles."""
+        return (self.height + (TILE - 1)) // TILE, (self.width + (TILE - 1)) // TILE
+
+    def places(
+        self, tile: Integer, size: int, before: int, outside: Pointer
+    ) -> Callable[[Integer], Callable[[int, int], Pointer]]:
+        """Where ``size`` x ``size`` pixels of a tile are, from ``before`` its corner on, by the first of the channels.
+
+        Args:
+            tile: its number among those of all images.
+            size: of the square of pixels.
+            before: pixels above and left of the tile.
+            outside: what to take for a pixel that is not in the image.
+        """
+        rows, columns = self.tiles()
+        image, inside = tile // (rows * columns), tile % (rows * columns)
+        top, left = inside // columns * TILE - before, inside % columns * TILE - before
+        is_row = [(top + i).is_below(self.height) for i in range(size)]
+        is_column = [(left + j).is_below(self.width) for j in range(size)]
+        builder = top.emitter.builder
+        is_inside = [[builder.and_(a, b) for b in is_column] for a in is_row]
+        corner = self.first + ((image * self.height + top) * self.width + left) * self.channels
+        lines = [corner + self.width * (i * self.channels) for i in range(size)]
+
+        def at(channel: Integer) -> Callable[[int, int], Pointer]:
+            return lambda i, j: (lines[i] + channel + j * self.channels).where(is_inside[i][j], outside)
+
+        return at
+
+
+def _transform_both_ways(
+    transform: Callable[[Sequence[Vector]], list[Vector]],
+    size: int,
+    load: Callable[[int, int], Vector],
+    store: Callable[[int, int, Vector], None],
+) -> None:
+    """Transform the columns of a square, then its rows.
+
+    Each is loaded just before and stored just after, for LLVM keeps the order, and a whole square fits in no registers.
+    """
+    columns = [transform([load(i, j) for i in range(size)]) for j in range(size)]
+    for i, row in enumerate(zip(*columns, strict=True)):
+        for j, value in enumerate(transform(row)):
+            store(i, j, value)
+
+
+def _cut(parts: Sequence[Vector]) -> list[Vector]:
+    return mirrored(combine(INPUT, parts))
+
+
+def _join(parts: Sequence[Vector]) -> list[Vector]:
+    return combine(OUTPUT.T, mirrored(parts))
+
+
+def _join_adjoint(parts: Sequence[Vector]) -> list[Vector]:
+    return mirrored(combine(OUTPUT, parts))
+
+
+class _Kernel:
+    """What the kernels share: the function that is written, its sizes and its constants."""
+
+    def __init__(self, program: Program, name: str, sizes: Sizes):
+        self.sizes = sizes
+        self.program = program
+        self.lanes = program.lanes
+        # Filters that are multiplied together: one vector of them or two.
+        self.panel = self.lanes * (2 if sizes.filters % (2 * self.lanes) == 0 else 1)
+        self.num_panels = sizes.filters // self.panel
+        self.panel_size = sizes.channels * self.panel
+        self.emitter, pointers, self.shape = program.function(name, 4, 3)
+        self.images, self.given, self.out, self.scratch = pointers
+        self.zeros = Pointer(self.emitter, program.numbers(f"{name}_zeros", 0.0, 2 * self.lanes))
+
+    def end(self) -> ir.Function:
+        self.emitter.builder.ret_void()
+        return self.emitter.function
+
+    def image(self, first: Pointer, channels: int) -> _Images:
+        return _Images(first, self.shape[1], self.shape[2], channels)
+
+    def each_vector(self, numbers: int, body: Callable[[Integer], None]) -> None:
+        """For the first index of every vector of a row."""
+        self.emitter.repeat(numbers // self.lanes, lambda index: body(index * self.lanes))
+
+    def each_weight(self, body: Callable[[Integer, Integer], None], panels: int = 1) -> None:
+        """For every vector of weights of one place: its offset in rows of filters, and in panels, so many apart."""
+        filters, apart = self.sizes.filters, panels * self.panel_size
+
+        def vector(panel: Integer, channel: Integer, at: Integer) -> None:
+            body(channel * filters + panel * self.panel + at, panel * apart + channel * self.panel + at)
+
+        def channel(panel: Integer, channel: Integer) -> None:
+            self.each_vector(self.panel, lambda at: vector(panel, channel, at))
+
+        self.emitter.repeat(
+            self.num_panels, lambda p: self.emitter.repeat(self.sizes.channels, lambda c: channel(p, c))
+        )
+
+    def each_block(self, body: Callable[[Integer, Integer], None]) -> None:
+        """For every block of tiles: its first, and how many there are."""
+        rows, columns = self.image(self.images, 1).tiles()
+        total, most = self.shape[0] * rows * columns, self.sizes.tiles_at_once
+
+        def block(index: Integer) -> None:
+            first = index * most
+            body(first, (total - first).at_most(most))
+
+        self.emitter.repeat((total + (most - 1)) // most, block)
+
+    def transform(
+        self,
+        first: Integer,
+        count: Integer,
+        images: _Images,
+        size: int,
+        before: int,
+        by: Callable[[Sequence[Vector]], list[Vector]],
+        out: Pointer,
+    ) -> None:
+        """Tiles of images, transformed, to (36, tiles, channels)."""
+        apart = self.sizes.tiles_at_once * images.channels
+
+        def tile(index: Integer) -> None:
+            places = images.places(first + index, size, before, self.zeros)
+
+            def vector(channel: Integer) -> None:
+                pixel, target = places(channel), out + index * images.channels + channel
+                _transform_both_ways(
+                    by,
+                    size,
+                    lambda i, j: pixel(i, j).load(),
+                    lambda i, j, value: (target + (6 * i + j) * apart).store(value),
+                )
+
+            self.each_vector(images.channels, vector)
+
+        self.emitter.repeat(count, tile)
+
+    def sum(self, first: Pointer, count: Integer, apart: int) -> Vector:
+        """The sum of so many vectors, several at once, so that none waits for the one before."""
+        emitter, at_once = self.emitter, 8
+
+        def add(index: Integer, *totals: Vector) -> list[Vector]:
+            group = first + index * (at_once * apart)
+            return [total + (group + v * apart).load() for v, total in enumerate(totals)]
+
+        totals = emitter.repeat(count // at_once, add, [emitter.constant(0.0)] * at_once)
+        rest = first + count // at_once * (at_once * apart)
+        totals[:1] = emitter.repeat(
+            count % at_once, lambda index, total: [total + (rest + index * apart).load()], totals[:1]
+        )
+        while len(totals) > 1:
+            totals = [one + other for one, other in zip(totals[::2], totals[1::2], strict=True)]
+        return totals[0]
+
+    def pad(self, out: Pointer) -> None:
+        """All images, in a frame of one zero."""
+        n, height, width = self.shape
+        line = width * self.sizes.channels
+
+        def copy(image: Integer, row: Integer) -> None:
+            target = out + image * self.padded_size() + ((row + 1) * (width + 2) + 1) * self.sizes.channels
+            self.emitter.copy(target, self.images + (image * height + row) * line, line)
+
+        self.emitter.clear(out, n * self.padded_size())
+        self.emitter.repeat(n, lambda image: self.emitter.repeat(height, lambda row: copy(image, row)))
+
+    def padded_size(self) -> Integer:
+        """Numbers of one image in its frame."""
+        return (self.shape[1] + 2) * (self.shape[2] + 2) * self.sizes.channels
+
+
+def emit_correlation(program: Program, name: str, sizes: Sizes) -> ir.Function:
+    """A function of images, weights, the correlation of them, scratch memory, and n, height and width."""
+    return (_tiled_correlation if sizes.is_tiled else _plain_correlation)(_Kernel(program, name, sizes), name)
+
+
+def emit_gradient(program: Program, name: str, sizes: Sizes) -> ir.Function:
+    """A function of images, cotangents of the correlation, those of the weights, scratch, and n, height and width."""
+    return (_tiled_gradient if sizes.is_tiled else _plain_gradient)(_Kernel(program, name, sizes), name)
+
+
+def _tiled_correlation(kernel: _Kernel, name: str) -> ir.Function:
+    sizes, emitter = kernel.sizes, kernel.emitter
+    channels, filters = sizes.channels, sizes.filters
+    per_place, most = channels * filters, sizes.tiles_at_once
+    multiply = _Products(
+        kernel.program,
+        f"{name}_products",
+        kernel.panel,
+        _Strides(row=channels, step=1, factor_step=kernel.panel, out_row=filters, adds=False),
+    )
+    weights = kernel.scratch
+    cut = weights + PLACES * per_place
+    products = cut + PLACES * most * channels
+    nowhere = products + PLACES * most * filters
+    bias = kernel.given + 9 * per_place
+    out = kernel.image(kernel.out, filters)
+
+    def transform_weight(offset: Integer, in_panels: Integer) -> None:
+        source, target = kernel.given + offset, weights + in_panels
+        _transform_both_ways(
+            lambda parts: combine(KERNEL, parts),
+            3,
+            lambda i, j: (source + (3 * i + j) * per_place).load(),
+            lambda i, j, value: (target + (6 * i + j) * per_place).store(value),
+        )
+
+    def multiply_place(place: Integer, count: Integer) -> None:
+        def panel(index: Integer) -> None:
+            target = products + place * (most * filters) + index * kernel.panel
+            factors = weights + place * per_place + index * kernel.panel_size
+            multiply(emitter, count, cut + place * (most * channels), factors, kernel.zeros, target, channels, 1, 0, 0)
+
+        emitter.repeat(kernel.num_panels, panel)
+
+    def join(first: Integer, index: Integer) -> None:
+        places = out.places(first + index, TILE, 0, nowhere)
+
+        def vector(at: Integer) -> None:
+            pixel, source = places(at), products + index * filters + at
+
+            def load(i: int, j: int) -> Vector:
+                product = (source + (6 * i + j) * (most * filters)).load()
+                # What is added at this place is added to all of the tile.
+                return product + (bias + at).load() if sizes.bias and (i, j) == (1, 1) else product
+
+            _transform_both_ways(_join, 6, load, lambda i, j, value: pixel(i, j).store(value))
+
+        kernel.each_vector(filters, vector)
+
+    def block(first: Integer, count: Integer) -> None:
+        kernel.transform(first, count, kernel.image(kernel.images, channels), 6, 1, _cut, cut)
+        emitter.repeat(PLACES, lambda place: multiply_place(place, count))
+        emitter.repeat(count, lambda index: join(first, index))
+
+    kernel.each_weight(transform_weight)
+    kernel.each_block(block)
+    return kernel.end()
+
+
+def _tiled_gradient(kernel: _Kernel, name: str) -> ir.Function:
+    sizes, emitter = kernel.sizes, kernel.emitter
+    channels, filters = sizes.channels, sizes.filters
+    per_place, most = channels * filters, sizes.tiles_at_once
+    multiply = _Products(
+        kernel.program,
+        f"{name}_products",
+        kernel.panel,
+        _Strides(row=1, step=channels, factor_step=filters, out_row=kernel.panel, adds=True),
+    )
+    weights = kernel.scratch
+    cut = weights + PLACES * per_place
+    cotangents = cut + PLACES * most * channels
+    bias = kernel.out + 9 * per_place
+
+    def multiply_place(place: Integer, count: Integer) -> None:
+        def panel(index: Integer) -> None:
+            target = weights + place * per_place + index * kernel.panel_size
+            factors = cotangents + place * (most * filters) + index * kernel.panel
+            multiply(emitter, channels, cut + place * (most * channels), factors, target, target, count, 1, 0, 0)
+
+        emitter.repeat(kernel.num_panels, panel)
+
+    def add_bias(at: Integer, count: Integer) -> None:
+        # At this place the transform adds up a tile.
+        total = kernel.sum(cotangents + 7 * most * filters + at, count, filters)
+        (bias + at).store((bias + at).load() + total)
+
+    def block(first: Integer, count: Integer) -> None:
+        kernel.transform(first, count, kernel.image(kernel.images, channels), 6, 1, _cut, cut)
+        kernel.transform(first, count, kernel.image(kernel.given, filters), TILE, 0, _join_adjoint, cotangents)
+        emitter.repeat(PLACES, lambda place: multiply_place(place, count))
+        if sizes.bias:
+            kernel.each_vector(filters, lambda at: add_bias(at, count))
+
+    def transform_weight(offset: Integer, in_panels: Integer) -> None:
+        source, target = weights + in_panels, kernel.out + offset
+        _transform_both_ways(
+            lambda parts: combine(KERNEL.T, parts),
+            6,
+            lambda i, j: (source + (6 * i + j) * per_place).load(),
+            lambda i, j, value: (target + (3 * i + j) * per_place).store(value),
+        )
+
+    emitter.clear(weights, PLACES * per_place)
+    if sizes.bias:
+        emitter.clear(bias, filters)
+    kernel.each_block(block)
+    kernel.each_weight(transform_weight)
+    return kernel.end()
+
+
+def _plain_correlation(kernel: _Kernel, name: str) -> ir.Function:
+    sizes, emitter = kernel.sizes, kernel.emitter
+    channels, filters, panel = sizes.channels, sizes.filters, kernel.panel
+    n, height, width = kernel.shape
+    multiply = _Products(
+        kernel.program,
+        f"{name}_products",
+        panel,
+        _Strides(row=channels, step=1, factor_step=panel, out_row=filters, adds=False),
+    )
+    weights, padded = kernel.scratch, kernel.scratch + 9 * channels * filters
+
+    def pack(offset: Integer, in_panels: Integer) -> None:
+        # Panels one after the other, each of all nine places.
+        for place in range(9):
+            vector = (kernel.given + offset + place * channels * filters).load()
+            (weights + in_panels + place * kernel.panel_size).store(vector)
+
+    def multiply_row(index: Integer, image: Integer, row: Integer) -> None:
+        start = kernel.given + 9 * channels * filters + index * panel if sizes.bias else kernel.zeros
+        target = kernel.out + (image * height + row) * width * filters + index * panel
+        line = (width + 2) * channels
+        multiply(
+            emitter, width, padded + image * kernel.padded_size() + row * line,
+            weights + index * (9 * kernel.panel_size), start, target,
+            3 * channels, 3, line, 3 * kernel.panel_size,
+        )  # fmt: skip
+
+    def multiply_panel(index: Integer) -> None:
+        emitter.repeat(n, lambda image: emitter.repeat(height, lambda row: multiply_row(index, image, row)))
+
+    kernel.pad(padded)
+    kernel.each_weight(pack, panels=9)
+    emitter.repeat(kernel.num_panels, multiply_panel)
+    return kernel.end()
+
+
+def _plain_gradient(kernel: _Kernel, name: str) -> ir.Function:
+    sizes, emitter = kernel.sizes, kernel.emitter
+    channels, filters = sizes.channels, sizes.filters
+    n, height, width = kernel.shape
+    multiply = _Products(
+        kernel.program,
+        f"{name}_products",
+        kernel.panel,
+        _Strides(row=1, step=channels, factor_step=filters, out_row=filters, adds=True),
+    )
+    padded = kernel.scratch
+    line = (width + 2) * channels
+    bias = kernel.out + 9 * channels * filters
+
+    def add(panel: Integer, row: Integer, image: Integer) -> None:
+        target = kernel.out + row * (3 * channels * filters) + panel * kernel.panel
+        factors = kernel.given + image * height * width * filters + panel * kernel.panel
+        multiply(
+            emitter, 3 * channels, padded + image * kernel.padded_size() + row * line, factors, target, target,
+            width, height, line, width * filters,
+        )  # fmt: skip
+
+    def add_row(panel: Integer, row: Integer) -> None:
+        emitter.repeat(n, lambda image: add(panel, row, image))
+
+    def add_bias(at: Integer) -> None:
+        (bias + at).store(kernel.sum(kernel.given + at, n * height * width, filters))
+
+    kernel.pad(padded)
+    emitter.clear(kernel.out, 9 * channels * filters)
+    emitter.repeat(kernel.num_panels, lambda panel: emitter.repeat(3, lambda row: add_row(panel, row)))
+    if sizes.bias:
+        kernel.each_vector(filters, add_bias)
+    return kernel.end()

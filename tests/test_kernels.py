@@ -1,0 +1,130 @@
+"""The kernels of convolutions on a CPU: their forms and sizes in single precision; derivatives are in models/."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pseudocoreset.kernels import correlate
+from pseudocoreset.kernels.sizes import Sizes
+
+
+def arrays(n, height, width, channels, filters):
+    rng = np.random.default_rng(0)
+    shapes = (n, height, width, channels), (3, 3, channels, filters), (filters,), (n, height, width, filters)
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+@jax.jit
+def everything(x, kernel, bias, cotangent):
+    value, transposed = jax.vjp(correlate, x, kernel, bias)
+    return value, *transposed(cotangent)
+
+
+def exact(x, kernel, bias, cotangent):
+    """Value and gradients, summed place by place in double precision by NumPy."""
+    height, width = x.shape[1:3]
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    value, of_x, of_kernel = np.broadcast_to(bias, cotangent.shape).copy(), np.zeros_like(padded), np.zeros_like(kernel)
+    for i in range(3):
+        for j in range(3):
+            seen = np.s_[:, i : i + height, j : j + width]
+            value += padded[seen] @ kernel[i, j]
+            of_x[seen] += cotangent @ kernel[i, j].T
+            of_kernel[i, j] = np.tensordot(padded[seen], cotangent, ([0, 1, 2], [0, 1, 2]))
+    return value, of_x[:, 1:-1, 1:-1], of_kernel, cotangent.sum((0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (3, 32, 32, 3, 32),
+        (2, 28, 28, 1, 16),
+        (5, 5, 9, 7, 48),
+        (5, 16, 16, 32, 32),
+        (10, 8, 8, 16, 16),
+        (7, 13, 15, 48, 80),
+        (1, 64, 64, 16, 32),
+        (2, 4, 4, 128, 128),
+        (30, 4, 4, 128, 64),
+        (40, 2, 2, 64, 64),
+        (3, 8, 8, 32, 3),
+        (1, 1, 1, 1, 1),
+    ],
+    ids=str,
+)
+def test_values_and_gradients_are_sums_over_places(sizes):
+    *given, cotangent = arrays(*sizes)
+    wanted = exact(*given, cotangent)
+
+    single = [jnp.asarray(a, jnp.float32) for a in (*given, cotangent)]
+    for a, b in zip(everything(*single), wanted, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() < 2e-5 * np.abs(b).max()
+
+
+@pytest.mark.parametrize(("bits", "registers", "filters"), [(256, 16, 112), (128, 32, 144), (128, 16, 176)])
+def test_processors_with_shorter_vectors_do_the_same(bits, registers, filters, monkeypatch):
+    """With numbers of filters that no other test has, for a kernel is compiled once."""
+    monkeypatch.setattr("pseudocoreset.kernels.emitter.vector_bits", lambda: bits)
+    monkeypatch.setattr("pseudocoreset.kernels.emitter.num_vectors", lambda: registers)
+    for sizes in ((3, 12, 12, 32, filters), (2, 9, 8, 3, filters)):
+        *given, cotangent = arrays(*sizes)
+        x, kernel, bias, single = (jnp.asarray(a, jnp.float32) for a in (*given, cotangent))
+        found = everything(x, kernel, bias, single)
+        for a, b in zip(found, exact(*given, cotangent), strict=True):
+            assert np.abs(a - b).max() < 2e-5 * np.abs(b).max()
+
+
+def test_images_in_numbers_of_any_size_are_as_good():
+    """Nothing that is read beside an image, or beyond the last tile, gets into it: not even what is no number."""
+    x, kernel, bias, _ = (jnp.asarray(a, jnp.float32) for a in arrays(9, 9, 10, 16, 16))
+    expected = correlate(x, kernel, bias)
+    for broken in (jnp.nan, jnp.inf):
+        found = correlate(x.at[4].set(broken), kernel, bias)
+        others = np.arange(9) != 4
+        np.testing.assert_array_equal(found[others], expected[others])
+        assert not np.isfinite(found[4]).any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+def test_threads_share_images(threads, monkeypatch):
+    """In any number, more than there are, or than images: each image and each part of a sum once."""
+    monkeypatch.setattr("pseudocoreset.kernels.primitives.threads_of_a_device", lambda: threads)
+    monkeypatch.setattr("pseudocoreset.kernels.sizes.PART_PRODUCTS", 1)
+    jax.clear_caches()
+    for sizes in ((7, 12, 12, 32, 32), (7, 9, 8, 3, 16)):
+        *given, cotangent = arrays(*sizes)
+        single = [jnp.asarray(a, jnp.float32) for a in (*given, cotangent)]
+        found = everything(*single)
+        for _ in range(50):  # some of which find the threads of the pool busy
+            jax.tree.map(np.testing.assert_array_equal, everything(*single), found)
+        for a, b in zip(found, exact(*given, cotangent), strict=True):
+            assert np.abs(a - b).max() < 2e-5 * np.abs(b).max()
+
+
+def test_threads_compile_and_run_at_once():
+    def gradient(channels):
+        x, kernel, bias, cotangent = (jnp.asarray(a, jnp.float32) for a in arrays(4, 12, 12, channels, 24))
+        return jax.jit(lambda *a: jax.vjp(correlate, *a)[1](cotangent))(x, kernel, bias)
+
+    channels = [1, 2, 16, 32] * 2
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(gradient, channels))
+    for one, other in zip(found[:4], found[4:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_few_tiles_of_many_channels_are_not_transformed():
+    """At 512 channels the transforms of the weights take longer than the products of ten tiles."""
+    assert not Sizes.of((10, 4, 4, 512), 512, bias=False, bits=32).is_tiled
+    assert Sizes.of((10, 16, 16, 32), 32, bias=True, bits=32).is_tiled
+
+
+def test_no_compiler_is_loaded_before_something_is_compiled():
+    code = "import sys, pseudocoreset.models; assert 'llvmlite' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
