@@ -48,7 +48,7 @@ BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16
 
 def choose(form: str) -> None:
     """Have all convolutions written in this form; Winograd's only where the library would on a GPU."""
-    layers.convolves_by_kernel = lambda dtype: form == "kernel"
+    layers.convolves_by_kernel = lambda images, filters: form == "kernel"
     layers.convolves_by_tiles = lambda height, width, channels, filters: (
         form == "tiles"
         and min(height, width) >= batching.LEAST_SIZE

@@ -79,7 +79,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias:
     """
     height, width, channels, filters = kernel.shape
     is_usual = (height, width, padding, stride) == (3, 3, 1, 1) and x.dtype == kernel.dtype
-    if is_usual and convolves_by_kernel(x.dtype):
+    if is_usual and convolves_by_kernel(x, filters):
         return correlate(x, kernel, bias)
     is_single = jnp.finfo(x.dtype).bits >= 32
     if is_usual and is_single and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):

@@ -40,6 +40,8 @@ MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
 LEAST_CHANNELS = 8
 LEAST_SIZE = 4
+# Of each of the nine places, beyond which the kernels of a CPU are slower than a matrix product.
+WEIGHTS_A_PIXEL = 512
 # Up to them a GPU's library pads the channels of images in passes of their own (``results/kernels_gpu.json``).
 FEW_CHANNELS = 4
 # Of the arrays of networks that are vectorised: passes over so much take longer than their launches.
@@ -59,13 +61,16 @@ def _rounds_factors() -> bool:
     return not _on_cpu() and jax.default_matmul_precision.value not in ("highest", "float32")
 
 
-def convolves_by_kernel(dtype: Any) -> bool:
-    """Whether 3x3 convolutions with a frame of one zero are machine code of our own here (``pseudocoreset.kernels``).
+def convolves_by_kernel(images: jax.Array, filters: int) -> bool:
+    """Whether a 3x3 convolution with a frame of one zero is machine code of our own here (``pseudocoreset.kernels``).
 
-    On a CPU, in single or double precision: XLA's loops over tiles, and its products of them, take twice as long at 32
-    channels (``benchmarks/results/batching.json``).
+    On a CPU, in single or double precision: XLA's loops over tiles, and its products of them, take 1.5 to 3.6 times as
+    long (``benchmarks/results/batching.json``). Not where few pixels meet many weights, as deep in a residual network:
+    most of the time goes into reading the weights there, which a kernel puts in order first.
     """
-    return _on_cpu() and jnp.dtype(dtype) in (jnp.float32, jnp.float64)
+    pixels, channels = math.prod(images.shape[:3]), images.shape[3]
+    is_worth_it = channels * filters <= WEIGHTS_A_PIXEL * pixels
+    return is_worth_it and _on_cpu() and images.dtype in (jnp.float32, jnp.float64)
 
 
 def convolves_by_matmul(channels: int) -> bool:

@@ -94,6 +94,15 @@ def test_a_cpu_convolves_by_its_own_kernel():
     assert "conv_general_dilated" not in made
 
 
+def test_not_where_few_pixels_meet_many_weights():
+    def images(n):
+        return jax.ShapeDtypeStruct((n, 4, 4, 512), jnp.float32)
+
+    assert not batching.convolves_by_kernel(images(16), 512)
+    assert batching.convolves_by_kernel(images(64), 512)
+    assert not batching.convolves_by_kernel(jax.ShapeDtypeStruct((64, 4, 4, 32), jnp.bfloat16), 32)
+
+
 DEEP = bnn(ConvNet(depth=2, width=8), input_shape=SHAPE, num_outputs=3)
 
 

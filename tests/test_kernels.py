@@ -91,20 +91,29 @@ def test_images_in_numbers_of_any_size_are_as_good():
         assert not np.isfinite(found[4]).any()
 
 
+@pytest.fixture
+def shares_anything(monkeypatch):
+    """Any work is worth sharing. No program of another number of threads is kept."""
+    jax.clear_caches()
+    monkeypatch.setattr("pseudocoreset.kernels.sizes.PART_PRODUCTS", 1)
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
-def test_threads_share_images(threads, monkeypatch):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float64", 1e-13)])
+def test_threads_share_images(threads, dtype, tolerance, shares_anything, monkeypatch):
     """In any number, more than there are, or than images: each image and each part of a sum once."""
     monkeypatch.setattr("pseudocoreset.kernels.primitives.threads_of_a_device", lambda: threads)
-    monkeypatch.setattr("pseudocoreset.kernels.sizes.PART_PRODUCTS", 1)
-    jax.clear_caches()
     for sizes in ((7, 12, 12, 32, 32), (7, 9, 8, 3, 16)):
         *given, cotangent = arrays(*sizes)
-        single = [jnp.asarray(a, jnp.float32) for a in (*given, cotangent)]
-        found = everything(*single)
-        for _ in range(50):  # some of which find the threads of the pool busy
-            jax.tree.map(np.testing.assert_array_equal, everything(*single), found)
+        with jax.enable_x64():
+            typed = [jnp.asarray(a, dtype) for a in (*given, cotangent)]
+            found = everything(*typed)
+            for _ in range(50):  # some of which find the threads of the pool busy
+                jax.tree.map(np.testing.assert_array_equal, everything(*typed), found)
         for a, b in zip(found, exact(*given, cotangent), strict=True):
-            assert np.abs(a - b).max() < 2e-5 * np.abs(b).max()
+            assert np.abs(np.asarray(a) - b).max() < tolerance * np.abs(b).max()
 
 
 def test_threads_compile_and_run_at_once():
@@ -117,6 +126,22 @@ def test_threads_compile_and_run_at_once():
         found = list(pool.map(gradient, channels))
     for one, other in zip(found[:4], found[4:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "bias"),
+    [
+        (((2, 5, 5, 2), "float32"), ((3, 3, 1, 4), "float32"), ((4,), "float32")),
+        (((2, 5, 5, 1), "float32"), ((3, 3, 1, 4), "float64"), ((4,), "float64")),
+        (((2, 5, 5, 1), "float32"), ((3, 3, 1, 4), "float32"), ((4,), "float64")),
+        (((2, 5, 5, 1), "int32"), ((3, 3, 1, 4), "int32"), ((4,), "int32")),
+        (((5, 5, 1), "float32"), ((3, 3, 1, 4), "float32"), ((4,), "float32")),
+    ],
+    ids=["channels", "types", "type of the bias", "integers", "no batch"],
+)
+def test_what_does_not_fit_is_refused(x, kernel, bias):
+    with jax.enable_x64(), pytest.raises(TypeError, match="wanted images"):
+        correlate(*(jnp.zeros(*a) for a in (x, kernel, bias)))
 
 
 def test_few_tiles_of_many_channels_are_not_transformed():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 from collections.abc import Callable, Sequence
 
 import llvmlite.binding as llvm
@@ -205,9 +206,10 @@ class Emitter:
         size = Integer(self, self.raw(numbers)) * self.program.bytes
         self.builder.call(clear, [target.value, ir.IntType(8)(0), size.value, ir.IntType(1)(0)])
 
-    def store_integer(self, value: Integer | int, address: ir.Value, offset: int) -> None:
-        """Write a 64-bit integer at a number of bytes from an address."""
-        self.builder.store(self.raw(value), self._at(address, offset), align=8)
+    def store_integer(self, value: Integer | int, address: ir.Value, offset: int, *, bits: int = 64) -> None:
+        """Write an integer at a number of bytes from an address."""
+        raw = ir.IntType(bits)(value) if isinstance(value, int) else value.value
+        self.builder.store(raw, self._at(address, offset), align=bits // 8)
 
     def store_address(self, value: ir.Value, address: ir.Value, offset: int) -> None:
         """Write an address at a number of bytes from another."""
@@ -223,16 +225,21 @@ class Emitter:
         again, after = (self.function.append_basic_block() for _ in range(2))
         self.builder.branch(again)
         self.builder.position_at_end(again)
-        self.builder.cbranch(self.add_atomically(address, offset, 0).is_below(value), again, after)
+        now = self.builder.load_atomic(self._at(address, offset), "acquire", 8, typ=_INTEGER)
+        self.builder.cbranch(Integer(self, now).is_below(value), again, after)
         self.builder.position_at_end(after)
 
-    def call_library(self, name: str, arguments: Sequence[ir.Value]) -> ir.Value:
-        """Call ``malloc`` or ``free`` of the C library."""
-        gives = _ADDRESS if name == "malloc" else ir.VoidType()
+    def allocate(self, size: int) -> ir.Value:
+        """The address of so many bytes of the C library's."""
+        return self.builder.call(self._library("malloc", _ADDRESS, _INTEGER), [_INTEGER(size)])
+
+    def free(self, address: ir.Value) -> None:
+        """Give them back."""
+        self.builder.call(self._library("free", ir.VoidType(), _ADDRESS), [address])
+
+    def _library(self, name: str, gives: ir.Type, takes: ir.Type) -> ir.Function:
         known = self.program.module.globals
-        if name not in known:
-            ir.Function(self.program.module, ir.FunctionType(gives, [a.type for a in arguments]), name)
-        return self.builder.call(known[name], arguments)
+        return known.get(name) or ir.Function(self.program.module, ir.FunctionType(gives, [takes]), name)
 
     def call_with_structure(self, function: ir.Value, members: Sequence[ir.Value]) -> ir.Value:
         """Call a function of XLA's with a structure: its size, no extension, and these addresses."""
@@ -247,9 +254,12 @@ class Emitter:
         function.type = ir.FunctionType(_ADDRESS, [_ADDRESS]).as_pointer()
         return self.builder.call(function, [structure])
 
-    def store_number(self, bits: int, value: int, address: ir.Value, offset: int) -> None:
-        """Write an integer at a number of bytes from an address."""
-        self.builder.store(ir.IntType(bits)(value), self._at(address, offset), align=bits // 8)
+    def holds(self, bits: int, value: int, address: ir.Value, offset: int) -> ir.Value:
+        """Whether this integer stands at a number of bytes from an address."""
+        kind = ir.IntType(bits)
+        return self.builder.icmp_unsigned(
+            "==", self.builder.load(self._at(address, offset), typ=kind, align=bits // 8), kind(value)
+        )
 
     def _at(self, address: ir.Value, offset: int) -> ir.Value:
         return self.builder.gep(address, [_INTEGER(offset)], source_etype=ir.IntType(8))
@@ -271,6 +281,7 @@ class Program:
         self.lanes, self.registers = vector_bits() // bits, num_vectors()
         self.module = ir.Module()
         self.module.triple = llvm.get_process_triple()
+        self.module.data_layout = str(_target_machine().target_data)
         self.number = {32: ir.FloatType(), 64: ir.DoubleType()}[bits]
         self.vector = ir.VectorType(self.number, self.lanes)
 
@@ -288,13 +299,13 @@ class Program:
         emitter = Emitter(self, ir.Function(self.module, ir.FunctionType(_ADDRESS, [_ADDRESS]), name))
         return emitter, emitter.function.args[0]
 
-    def numbers(self, name: str, value: float, count: int) -> ir.GlobalVariable:
-        """So many equal constants."""
+    def zeros(self, name: str, count: int) -> ir.GlobalVariable:
+        """So many constant zeros."""
         kind = ir.ArrayType(self.number, count)
         made = ir.GlobalVariable(self.module, kind, name)
         made.global_constant = True
         made.linkage = "internal"
-        made.initializer = ir.Constant(kind, [ir.Constant(self.number, value)] * count)
+        made.initializer = ir.Constant(kind, None)
         return made
 
     def compiled(self, name: str) -> ctypes.c_void_p:
@@ -326,7 +337,7 @@ def vector_bits() -> int:
 
 def num_vectors() -> int:
     """Vectors that this processor holds."""
-    return 32 if _has("avx512f") or _has("neon") else 16
+    return 32 if _has("avx512f") or platform.machine().lower() in ("aarch64", "arm64") else 16
 
 
 @functools.cache

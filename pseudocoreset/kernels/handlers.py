@@ -1,7 +1,7 @@
 """Compiled kernels as calls of XLA, by its foreign function interface (``xla/ffi/api/c_api.h``, in jaxlib).
 
-XLA hands a function one structure, the frame of the call, that says where arrays are and how large. Before that it asks
-once, by a frame with an extension, which version of the interface the function was written for.
+XLA hands a function one structure, the frame of the call, that says where arrays are and how large. When a function is
+registered XLA asks, by a frame with an extension, which version of the interface it was written for.
 
 The images of a call are shared out to threads of XLA's own pool, in as many parts as the scratch memory has rows. A
 thread takes the next part that nobody has. The one that was called does so too, and at the end waits only for parts
@@ -29,7 +29,8 @@ __all__ = ["target"]
 # Offsets in bytes of what XLA's structures hold, all of words of eight bytes where nothing else is said.
 _WORD = 8
 _FRAME_EXTENSION, _FRAME_API, _FRAME_CONTEXT, _FRAME_ARGUMENTS, _FRAME_RESULTS = 8, 16, 24, 40 + 32, 80 + 32
-_EXTENSION_METADATA = 24
+_EXTENSION_TYPE, _EXTENSION_METADATA = 8, 24
+_IS_METADATA = 1
 _METADATA_MAJOR, _METADATA_MINOR = 24, 28  # of four bytes
 _BUFFER_DATA, _BUFFER_DIMENSIONS = 24, 40
 _API_FUNCTIONS = 48
@@ -53,6 +54,7 @@ def target(kind: str, sizes: Sizes) -> str:
 
 @functools.cache
 def _register(kind: str, sizes: Sizes) -> str:
+    # Programs that JAX has kept on disk know a kernel by this name: one that computes something else needs another.
     form = "tiled" if sizes.is_tiled else "plain"
     name = f"pseudocoreset_{kind}_{form}_f{sizes.bits}_{sizes.channels}_{sizes.filters}"
     name += "_bias" if sizes.bias else ""
@@ -69,8 +71,9 @@ def _interface() -> str:
     return (pathlib.Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
 
 
-def _version() -> list[int]:
-    return [int(re.findall(rf"define XLA_FFI_API_{part} (\d+)", _interface())[0]) for part in ("MAJOR", "MINOR")]
+def _version() -> tuple[int, int]:
+    # The structures are those of the major version 0; a minor one adds to them at their ends.
+    return 0, int(re.findall(r"define XLA_FFI_API_MINOR (\d+)", _interface())[0])
 
 
 def _offset_of(function: str) -> int:
@@ -102,11 +105,15 @@ class _Handler:
 
     def _answer_version(self, emitter: Emitter, frame: ir.Value) -> None:
         extension = emitter.load_address(frame, _FRAME_EXTENSION)
-        with emitter.builder.if_then(emitter.builder.icmp_unsigned("!=", extension, _nothing())):
+        builder = emitter.builder
+        with (
+            builder.if_then(builder.icmp_unsigned("!=", extension, _nothing())),
+            builder.if_then(emitter.holds(32, _IS_METADATA, extension, _EXTENSION_TYPE)),
+        ):
             metadata = emitter.load_address(extension, _EXTENSION_METADATA)
             for value, offset in zip(_version(), (_METADATA_MAJOR, _METADATA_MINOR), strict=True):
-                emitter.store_number(32, value, metadata, offset)
-            emitter.builder.ret(_nothing())
+                emitter.store_integer(value, metadata, offset, bits=32)
+            builder.ret(_nothing())
 
     def _results(self, emitter: Emitter, frame: ir.Value) -> tuple[list[Pointer], ir.Value]:
         """Where the result and the scratch memory are, and the dimensions of the latter."""
@@ -171,7 +178,7 @@ class _Handler:
         """The last who leaves frees what is shared."""
         users = emitter.add_atomically(shared, _USERS, -1)
         with emitter.builder.if_then(users.is_below(2)):
-            emitter.call_library("free", [shared])
+            emitter.free(shared)
 
     def _run(self, emitter: Emitter, frame: ir.Value, parts: Integer, task: ir.Function) -> None:
         builder = emitter.builder
@@ -179,7 +186,7 @@ class _Handler:
             with alone:
                 emitter.call(self._part, Pointer(emitter, frame), 0, 1)
             with together:
-                shared = emitter.call_library("malloc", [emitter.integer(_SHARED_BYTES).value])
+                shared = emitter.allocate(_SHARED_BYTES)
                 begin: dict[int, Integer | int] = {_NEXT: 0, _DONE: 0, _USERS: parts, _PARTS: parts}
                 for offset, value in begin.items():
                     emitter.store_integer(value, shared, offset)

@@ -24,6 +24,8 @@ __all__ = ["correlate"]
 def correlate(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Correlation of images with 3x3 kernels, a frame of one zero around the images.
 
+    In a ``shard_map`` it wants ``check_vma=False``, and of a mesh axes of the type ``Auto``.
+
     Args:
         x: images (n, height, width, channels), float32 or float64.
         kernel: weights (3, 3, channels, filters), of that type.
@@ -31,6 +33,9 @@ def correlate(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) ->
 
     Returns:
         Images (n, height, width, filters).
+
+    Raises:
+        TypeError: if shapes do not fit one another, or types are others than these.
     """
     weights = kernel.reshape(-1, kernel.shape[-1])
     if bias is not None:
@@ -70,11 +75,22 @@ _correlation = Primitive("correlation_3x3")
 _gradient = Primitive("correlation_3x3_gradient")
 
 
+def _check(x: Any, other: Any, fits: bool) -> None:
+    """Kernels trust what they are given."""
+    if x.dtype != other.dtype or x.dtype not in (jnp.float32, jnp.float64) or not fits:
+        raise TypeError(
+            "correlate: wanted images (n, height, width, channels), weights (3, 3, channels, filters) and a bias "
+            f"(filters,), all float32 or all float64; got {x.str_short()} and, as a matrix, {other.str_short()}"
+        )
+
+
 def _correlation_shape(x: Any, weights: Any, *, bias: bool) -> Any:
+    _check(x, weights, x.ndim == 4 and weights.shape[0] == 9 * x.shape[3] + bias)
     return x.update(shape=(*x.shape[:3], weights.shape[1]))
 
 
 def _gradient_shape(x: Any, cotangent: Any, *, bias: bool) -> Any:
+    _check(x, cotangent, x.ndim == cotangent.ndim == 4 and x.shape[:3] == cotangent.shape[:3])
     return x.update(shape=(9 * x.shape[3] + bias, cotangent.shape[3]))
 
 
@@ -106,7 +122,7 @@ def _correlation_transpose(cotangent: Any, x: Any, weights: Any, *, bias: bool) 
     if ad.is_undefined_primal(x):
         if isinstance(cotangent, ad.Zero):
             return [ad.Zero(x.aval), None]
-        assert not bias
+        assert not bias, "with a bias it is not linear in the images"
         return [_correlate(cotangent, _turned(weights, x.aval.shape[3]), bias=False), None]
     if isinstance(cotangent, ad.Zero):
         return [None, ad.Zero(weights.aval)]
@@ -125,7 +141,7 @@ def _gradient_transpose(weights: Any, x: Any, cotangent: Any, *, bias: bool) -> 
     if ad.is_undefined_primal(x):
         if isinstance(weights, ad.Zero):
             return [ad.Zero(x.aval), None]
-        assert not bias
+        assert not bias, "with a bias it is not linear in the images"
         return [_correlate(cotangent, _turned(weights, x.aval.shape[3]), bias=False), None]
     if isinstance(weights, ad.Zero):
         return [None, ad.Zero(cotangent.aval)]
@@ -135,7 +151,7 @@ def _gradient_transpose(weights: Any, x: Any, cotangent: Any, *, bias: bool) -> 
 def _batch_correlation(arguments: Sequence[Any], dims: Sequence[int | None], *, bias: bool) -> tuple[Any, int]:
     if dims[0] is not None and dims[1] is None:
         x = jnp.moveaxis(arguments[0], dims[0], 0)
-        out = _correlation.bind(x.reshape(-1, *x.shape[2:]), arguments[1], bias=bias)
+        out = _correlation.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), arguments[1], bias=bias)
         return out.reshape(*x.shape[:2], *out.shape[1:]), 0
     return _one_by_one(_correlation, arguments, dims, bias=bias)
 
@@ -167,9 +183,9 @@ for _primitive, _evaluate, _shape, _batch, _in_first, _in_second, _transpose in 
         _gradient_in_x, _gradient_in_cotangent, _gradient_transpose,
     ),
 ):  # fmt: skip
-    _primitive.def_impl(jax.jit(_evaluate, static_argnames="bias"))
+    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="bias"))
     _primitive.def_abstract_eval(_shape)
     ad.defjvp(_primitive, _in_first, _in_second)
     ad.primitive_transposes[_primitive] = _transpose
     batching.primitive_batchers[_primitive] = _batch
-    mlir.register_lowering(_primitive, mlir.lower_fun(_evaluate, multiple_results=False))
+    mlir.register_lowering(_primitive, mlir.lower_fun(_evaluate, multiple_results=False), platform="cpu")

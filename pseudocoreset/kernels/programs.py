@@ -90,7 +90,7 @@ class _Products:
         part: Integer | int,
         factor_part: Integer | int,
     ) -> None:
-        """For ``count`` rows, over ``parts`` of ``length`` steps, ``part`` and ``factor_part`` apart in the factors."""
+        """For ``count`` rows; ``parts`` of ``length`` steps are ``part`` and, in the factors, ``factor_part`` apart."""
 
         def of(first: Integer, rows: int) -> None:
             begin = start + first * self._strides.out_row if self._strides.adds else start
@@ -184,7 +184,7 @@ class _Kernel:
         self.panel_size = sizes.channels * self.panel
         self.emitter, pointers, self.shape = program.function(name, 4, 3)
         self.images, self.given, self.out, self.scratch = pointers
-        self.zeros = Pointer(self.emitter, program.numbers(f"{name}_zeros", 0.0, 2 * self.lanes))
+        self.zeros = Pointer(self.emitter, program.zeros(f"{name}_zeros", 2 * self.lanes))
 
     def end(self) -> ir.Function:
         self.emitter.builder.ret_void()
