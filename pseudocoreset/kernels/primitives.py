@@ -7,6 +7,7 @@ derivatives of any order and either mode are these two again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,38 +115,26 @@ def _correlation_in_x(tangent: Any, x: Any, weights: Any, *, bias: bool) -> Any:
     return _correlation.bind(tangent, _without_bias(weights, bias), bias=False)
 
 
-def _correlation_in_weights(tangent: Any, x: Any, weights: Any, *, bias: bool) -> Any:
-    return _correlation.bind(x, tangent, bias=bias)
-
-
-def _correlation_transpose(cotangent: Any, x: Any, weights: Any, *, bias: bool) -> list[Any]:
-    if ad.is_undefined_primal(x):
-        if isinstance(cotangent, ad.Zero):
-            return [ad.Zero(x.aval), None]
-        assert not bias, "with a bias it is not linear in the images"
-        return [_correlate(cotangent, _turned(weights, x.aval.shape[3]), bias=False), None]
-    if isinstance(cotangent, ad.Zero):
-        return [None, ad.Zero(weights.aval)]
-    return [None, _gradient.bind(x, cotangent, bias=bias)]
-
-
 def _gradient_in_x(tangent: Any, x: Any, cotangent: Any, *, bias: bool) -> Any:
     return _with_no_bias(_gradient.bind(tangent, cotangent, bias=False), bias)
 
 
-def _gradient_in_cotangent(tangent: Any, x: Any, cotangent: Any, *, bias: bool) -> Any:
-    return _gradient.bind(x, tangent, bias=bias)
+def _in_second(primitive: Primitive, tangent: Any, x: Any, second: Any, *, bias: bool) -> Any:
+    return primitive.bind(x, tangent, bias=bias)
 
 
-def _gradient_transpose(weights: Any, x: Any, cotangent: Any, *, bias: bool) -> list[Any]:
+def _transpose(primitive: Primitive, given: Any, x: Any, second: Any, *, bias: bool) -> list[Any]:
+    """The correlation makes values of weights, its gradient weights of values: each transposes the other."""
     if ad.is_undefined_primal(x):
-        if isinstance(weights, ad.Zero):
+        if isinstance(given, ad.Zero):
             return [ad.Zero(x.aval), None]
         assert not bias, "with a bias it is not linear in the images"
-        return [_correlate(cotangent, _turned(weights, x.aval.shape[3]), bias=False), None]
-    if isinstance(weights, ad.Zero):
-        return [None, ad.Zero(cotangent.aval)]
-    return [None, _correlation.bind(x, weights, bias=bias)]
+        values, weights = (given, second) if primitive is _correlation else (second, given)
+        return [_correlate(values, _turned(weights, x.aval.shape[3]), bias=False), None]
+    if isinstance(given, ad.Zero):
+        return [None, ad.Zero(second.aval)]
+    other = _gradient if primitive is _correlation else _correlation
+    return [None, other.bind(x, given, bias=bias)]
 
 
 def _batch_correlation(arguments: Sequence[Any], dims: Sequence[int | None], *, bias: bool) -> tuple[Any, int]:
@@ -154,10 +143,6 @@ def _batch_correlation(arguments: Sequence[Any], dims: Sequence[int | None], *, 
         out = _correlation.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), arguments[1], bias=bias)
         return out.reshape(*x.shape[:2], *out.shape[1:]), 0
     return _one_by_one(_correlation, arguments, dims, bias=bias)
-
-
-def _batch_gradient(arguments: Sequence[Any], dims: Sequence[int | None], *, bias: bool) -> tuple[Any, int]:
-    return _one_by_one(_gradient, arguments, dims, bias=bias)
 
 
 def _one_by_one(
@@ -173,19 +158,13 @@ def _one_by_one(
     return jax.lax.map(one, mapped), 0
 
 
-for _primitive, _evaluate, _shape, _batch, _in_first, _in_second, _transpose in (
-    (
-        _correlation, _evaluate_correlation, _correlation_shape, _batch_correlation,
-        _correlation_in_x, _correlation_in_weights, _correlation_transpose,
-    ),
-    (
-        _gradient, _evaluate_gradient, _gradient_shape, _batch_gradient,
-        _gradient_in_x, _gradient_in_cotangent, _gradient_transpose,
-    ),
-):  # fmt: skip
+for _primitive, _evaluate, _shape, _batch, _in_x in (
+    (_correlation, _evaluate_correlation, _correlation_shape, _batch_correlation, _correlation_in_x),
+    (_gradient, _evaluate_gradient, _gradient_shape, functools.partial(_one_by_one, _gradient), _gradient_in_x),
+):
     _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="bias"))
     _primitive.def_abstract_eval(_shape)
-    ad.defjvp(_primitive, _in_first, _in_second)
-    ad.primitive_transposes[_primitive] = _transpose
+    ad.defjvp(_primitive, _in_x, functools.partial(_in_second, _primitive))
+    ad.primitive_transposes[_primitive] = functools.partial(_transpose, _primitive)
     batching.primitive_batchers[_primitive] = _batch
     mlir.register_lowering(_primitive, mlir.lower_fun(_evaluate, multiple_results=False), platform="cpu")

@@ -177,6 +177,7 @@ class _Kernel:
     def __init__(self, program: Program, name: str, sizes: Sizes):
         self.sizes = sizes
         self.program = program
+        self.name = name
         self.lanes = program.lanes
         # Filters that are multiplied together: one vector of them or two.
         self.panel = self.lanes * (2 if sizes.filters % (2 * self.lanes) == 0 else 1)
@@ -185,6 +186,10 @@ class _Kernel:
         self.emitter, pointers, self.shape = program.function(name, 4, 3)
         self.images, self.given, self.out, self.scratch = pointers
         self.zeros = Pointer(self.emitter, program.zeros(f"{name}_zeros", 2 * self.lanes))
+
+    def products(self, strides: _Strides) -> _Products:
+        """Functions that multiply by a panel."""
+        return _Products(self.program, f"{self.name}_products", self.panel, strides)
 
     def end(self) -> ir.Function:
         self.emitter.builder.ret_void()
@@ -287,24 +292,19 @@ class _Kernel:
 
 def emit_correlation(program: Program, name: str, sizes: Sizes) -> ir.Function:
     """A function of images, weights, the correlation of them, scratch memory, and n, height and width."""
-    return (_tiled_correlation if sizes.is_tiled else _plain_correlation)(_Kernel(program, name, sizes), name)
+    return (_tiled_correlation if sizes.is_tiled else _plain_correlation)(_Kernel(program, name, sizes))
 
 
 def emit_gradient(program: Program, name: str, sizes: Sizes) -> ir.Function:
     """A function of images, cotangents of the correlation, those of the weights, scratch, and n, height and width."""
-    return (_tiled_gradient if sizes.is_tiled else _plain_gradient)(_Kernel(program, name, sizes), name)
+    return (_tiled_gradient if sizes.is_tiled else _plain_gradient)(_Kernel(program, name, sizes))
 
 
-def _tiled_correlation(kernel: _Kernel, name: str) -> ir.Function:
+def _tiled_correlation(kernel: _Kernel) -> ir.Function:
     sizes, emitter = kernel.sizes, kernel.emitter
     channels, filters = sizes.channels, sizes.filters
     per_place, most = channels * filters, sizes.tiles_at_once
-    multiply = _Products(
-        kernel.program,
-        f"{name}_products",
-        kernel.panel,
-        _Strides(row=channels, step=1, factor_step=kernel.panel, out_row=filters, adds=False),
-    )
+    multiply = kernel.products(_Strides(row=channels, step=1, factor_step=kernel.panel, out_row=filters, adds=False))
     weights = kernel.scratch
     cut = weights + PLACES * per_place
     products = cut + PLACES * most * channels
@@ -354,16 +354,11 @@ def _tiled_correlation(kernel: _Kernel, name: str) -> ir.Function:
     return kernel.end()
 
 
-def _tiled_gradient(kernel: _Kernel, name: str) -> ir.Function:
+def _tiled_gradient(kernel: _Kernel) -> ir.Function:
     sizes, emitter = kernel.sizes, kernel.emitter
     channels, filters = sizes.channels, sizes.filters
     per_place, most = channels * filters, sizes.tiles_at_once
-    multiply = _Products(
-        kernel.program,
-        f"{name}_products",
-        kernel.panel,
-        _Strides(row=1, step=channels, factor_step=filters, out_row=kernel.panel, adds=True),
-    )
+    multiply = kernel.products(_Strides(row=1, step=channels, factor_step=filters, out_row=kernel.panel, adds=True))
     weights = kernel.scratch
     cut = weights + PLACES * per_place
     cotangents = cut + PLACES * most * channels
@@ -406,16 +401,11 @@ def _tiled_gradient(kernel: _Kernel, name: str) -> ir.Function:
     return kernel.end()
 
 
-def _plain_correlation(kernel: _Kernel, name: str) -> ir.Function:
+def _plain_correlation(kernel: _Kernel) -> ir.Function:
     sizes, emitter = kernel.sizes, kernel.emitter
     channels, filters, panel = sizes.channels, sizes.filters, kernel.panel
     n, height, width = kernel.shape
-    multiply = _Products(
-        kernel.program,
-        f"{name}_products",
-        panel,
-        _Strides(row=channels, step=1, factor_step=panel, out_row=filters, adds=False),
-    )
+    multiply = kernel.products(_Strides(row=channels, step=1, factor_step=panel, out_row=filters, adds=False))
     weights, padded = kernel.scratch, kernel.scratch + 9 * channels * filters
 
     def pack(offset: Integer, in_panels: Integer) -> None:
@@ -443,16 +433,11 @@ def _plain_correlation(kernel: _Kernel, name: str) -> ir.Function:
     return kernel.end()
 
 
-def _plain_gradient(kernel: _Kernel, name: str) -> ir.Function:
+def _plain_gradient(kernel: _Kernel) -> ir.Function:
     sizes, emitter = kernel.sizes, kernel.emitter
     channels, filters = sizes.channels, sizes.filters
     n, height, width = kernel.shape
-    multiply = _Products(
-        kernel.program,
-        f"{name}_products",
-        kernel.panel,
-        _Strides(row=1, step=channels, factor_step=filters, out_row=filters, adds=True),
-    )
+    multiply = kernel.products(_Strides(row=1, step=channels, factor_step=filters, out_row=filters, adds=True))
     padded = kernel.scratch
     line = (width + 2) * channels
     bias = kernel.out + 9 * channels * filters
