@@ -64,7 +64,7 @@ def _rounds_factors() -> bool:
 def convolves_by_kernel(images: jax.Array, filters: int) -> bool:
     """Whether a 3x3 convolution with a frame of one zero is machine code of our own here (``pseudocoreset.kernels``).
 
-    On a CPU, in single or double precision: XLA's loops over tiles, and its products of them, take 1.5 to 3.6 times as
+    On a CPU, in single or double precision: XLA's loops over tiles, and its products of them, take 1.4 to 4.9 times as
     long (``benchmarks/results/batching.json``). Not where few pixels meet many weights, as deep in a residual network:
     most of the time goes into reading the weights there, which a kernel puts in order first.
     """
