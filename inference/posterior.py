@@ -17,6 +17,7 @@ from pseudocoreset.batching import map_stack
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import check_targets, input_struct, resolve_predict_on, stored_inputs
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -106,7 +107,7 @@ class Posterior:
             raise TypeError("split must be a Split or (x, y); got None")
         inputs, preprocessing = stored_inputs(split)
         struct = input_struct(inputs, preprocessing)
-        model = model.bind(struct, np.asarray(split.y))
+        model = model.bind(ModelInputs.of(split), np.asarray(split.y))
         targets = check_targets(model, struct, np.asarray(split.y), "split")
         shapes = {name: leaf.shape for name, leaf in jax.eval_shape(model.init, jax.random.key(0)).items()}
         kept = {name: array.shape[2:] for name, array in self.unconstrained.items()}

@@ -40,6 +40,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_integer, check_key
 
 __all__ = ["sample"]
@@ -165,7 +166,8 @@ def sample(
 
     source = resolve_data(data)
     struct = input_struct(source.inputs, source.preprocessing)
-    model = model.bind(struct, source.hard_targets)
+    inputs = ModelInputs(source.inputs, source.preprocessing, source.layout)
+    model = model.bind(inputs, source.hard_targets, learned_targets=source.is_weighted)
     targets = check_targets(model, struct, source.targets, "data")
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None

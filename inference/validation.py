@@ -13,6 +13,7 @@ from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.data.records import Inputs
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.inference.schedules import resolve_schedule
+from pseudocoreset.layout import InputLayout
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
@@ -44,13 +45,13 @@ class Source(NamedTuple):
     preprocessing: Any
     name: str = ""
     holds_probabilities: bool = False  # targets (n, num_classes) of a coreset
+    is_weighted: bool = False  # points with weights, whose targets may be learned
+    layout: InputLayout | None = None
 
     @property
-    def hard_targets(self) -> Any:
-        """Targets, or their shape and dtype, as the program observes them."""
-        if self.holds_probabilities:
-            return jax.ShapeDtypeStruct(self.targets.shape[:1], np.int32)
-        return self.targets
+    def hard_targets(self) -> np.ndarray:
+        """Targets as the program observes them; the likeliest classes where they are probabilities."""
+        return self.targets.argmax(axis=1).astype(np.int32) if self.holds_probabilities else self.targets
 
 
 def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +196,7 @@ def resolve_data(data: Any) -> Source:
             f"data must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {type(data).__name__}"
         )
     _check_pair(inputs, targets, "data")
+    is_weighted = weights is not None
     if weights is None:
         weights = np.ones(len(inputs), np.float32)
     if weights.shape != (len(inputs),):
@@ -205,7 +207,7 @@ def resolve_data(data: Any) -> Source:
         raise ValueError("data: all weights are zero; the posterior would be the prior")
     name = getattr(data, "name", None) or getattr(data, "metadata", {}).get("data", "")
     is_soft = hasattr(data, "targets") and targets.ndim == 2
-    return Source(inputs, targets, weights, preprocessing, str(name), is_soft)
+    return Source(inputs, targets, weights, preprocessing, str(name), is_soft, is_weighted)
 
 
 def resolve_predict_on(predict_on: Any, data: Any) -> Any:

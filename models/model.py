@@ -116,7 +116,7 @@ class Model:
         _check_signature(program)
         return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
-    def bind(self, x: Any, y: Any, *, learned_targets: bool = False) -> Model:
+    def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
         """The same model with the shape of one datum fixed, and the program tried on the data.
 
         With arrays, a few hundred milliseconds are spent on four checks at several parameter values: the log density is
@@ -126,6 +126,7 @@ class Model:
         Args:
             x: inputs (n, ...), a dictionary or tuple of them, or their shapes (``jax.ShapeDtypeStruct``).
             y: targets (n, ...), or their shapes; hard ones, not class probabilities.
+            check: whether to try the program on arrays.
             learned_targets: whether targets may be off the support of a discrete likelihood, as learned counts are.
 
         Raises:
@@ -157,7 +158,7 @@ class Model:
                 raise ValueError(
                     f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
                 )
-        if self.is_network or _has_no_values(x) or isinstance(y, jax.ShapeDtypeStruct):
+        if self.is_network or not check or _has_no_values((x, y)):
             return bound
         if not bound.is_proved:
             proof.check_program(bound, x, y)
@@ -517,9 +518,7 @@ def _length(x: Any) -> int:
 
 
 def _layout_of(x: Any) -> InputLayout | None:
-    if is_several(x):
-        return InputLayout.of(x)
-    return None
+    return InputLayout.of(x) if is_several(x) else getattr(x, "layout", None)
 
 
 def _integers(x: Any) -> InputLayout | None:
@@ -532,7 +531,9 @@ def _integers(x: Any) -> InputLayout | None:
 
 def _packed_struct(layout: InputLayout | None, x: Any) -> jax.ShapeDtypeStruct:
     """One datum as the library keeps it."""
-    if layout is None or (hasattr(x, "shape") and tuple(x.shape[1:]) == (layout.width,) and layout.kind != "array"):
+    if layout is None or getattr(x, "layout", None) == layout:
+        return datum_shape(x, "x")
+    if not is_several(x) and tuple(x.shape[1:]) == (layout.width,) and jnp.issubdtype(x.dtype, jnp.floating):
         return datum_shape(x, "x")
     given = InputLayout.of(x)
     wanted = [(leaf.name, leaf.shape) for leaf in layout.leaves]

@@ -35,6 +35,7 @@ from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wa
 from pseudocoreset.models import Model, Params
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -268,7 +269,7 @@ def train_experts(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
     mesh = check_mesh(mesh)
-    model = model.bind(data.train.struct, data.train.y)
+    model = model.bind(ModelInputs.of(data.train), data.train.y)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     training = _Training(model, float(learning_rate), float(momentum), float(weight_decay), batch_size, augmentation)
     groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))

@@ -82,6 +82,7 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
     # BlackJAX puts an array on the device when it is imported
     from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
     from pseudocoreset.inference.validation import check_targets, input_struct, resolve_data
+    from pseudocoreset.rows import ModelInputs
 
     if posterior.unconstrained is None:
         raise ValueError("posterior did not keep its weights; sample with keep='weights'")
@@ -96,7 +97,8 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
     def log_density(data: Any) -> np.ndarray:
         rows = resolve_data(data)
         struct = input_struct(rows.inputs, rows.preprocessing)
-        bound = model.bind(struct, rows.hard_targets)
+        inputs = ModelInputs(rows.inputs, rows.preprocessing, rows.layout)
+        bound = model.bind(inputs, rows.hard_targets, learned_targets=rows.is_weighted)
         targets = check_targets(bound, struct, rows.targets, "data")
         estimate = log_density_estimator(
             bound,

@@ -21,6 +21,7 @@ from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
 from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_choice, check_integer
 
 __all__ = ["finish", "gaussian_posteriors", "mass_of", "one_model", "quota_of", "ratio", "subset_of"]
@@ -40,7 +41,7 @@ def one_model(model: Model, data: Dataset) -> Model:
     """The model, bound; several are refused."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be one Model, whose log-likelihoods choose the points; got {model!r}")
-    return model.bind(data.train.struct, data.train.y)
+    return model.bind(ModelInputs.of(data.train), data.train.y)
 
 
 def gaussian_posteriors(model: Model, proxy: str | None, argument: str) -> Posteriors:

@@ -22,6 +22,7 @@ from pseudocoreset.memory import stop_at_plan
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
 
 __all__ = ["Common", "Optimizer", "adam", "as_models", "distillation_sgd", "published_sgd", "run", "snapshot_window"]
@@ -80,7 +81,7 @@ class Common:
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
-        bound = tuple(m.bind(self.data.train.struct, self.data.train.y) for m in models)
+        bound = tuple(m.bind(ModelInputs.of(self.data.train), self.data.train.y) for m in models)
         weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
