@@ -166,8 +166,8 @@ def sample(
 
     source = resolve_data(data)
     struct = input_struct(source.inputs, source.preprocessing)
-    inputs = ModelInputs(source.inputs, source.preprocessing, source.layout)
-    model = model.bind(inputs, source.hard_targets, learned_targets=source.is_weighted)
+    rows_seen = ModelInputs(source.inputs, source.preprocessing, source.layout)
+    model = model.bind(rows_seen, source.hard_targets, learned_targets=source.is_weighted)
     targets = check_targets(model, struct, source.targets, "data")
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None

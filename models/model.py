@@ -80,20 +80,20 @@ class Model:
 
         What the program may do:
 
-        * It takes ``x``, one array (n, ...) or a dictionary or tuple of arrays with that first axis, and ``y`` (n, ...).
-          Whatever else a row has (an offset, an exposure, a number of trials, a group) goes into ``x``. Arrays of
-          integers and booleans arrive as such.
+        * It takes ``x``, one array (n, ...) or a dictionary or tuple of arrays with that first axis, and ``y``
+          (n, ...). Whatever else a row has (an offset, an exposure, a number of trials, a group) goes into ``x``.
+          Arrays of integers and booleans arrive as such.
         * Its likelihood is one or more observed sites in a plate over the data, ``numpyro.plate("data", x.shape[0])``,
           and ``numpyro.factor`` of shape (n,). Rows may be masked (``handlers.mask``). The likelihood of a row may
           depend on everything in that row of ``x`` and ``y``, and on no other row.
         * Its latent sites are continuous, have proper priors, and are shared by all rows: groups have a plate of their
           own, of a size that the program knows. Priors, and factors of shape (), depend on neither ``x`` nor ``y``.
           Supports may depend on other sites.
-        * A deterministic site ``"f"`` of shape (n,) or (n, d), through which the parameters act on the likelihood, gives
-          the model function values; ``"features"`` of shape (n, d) gives it features, which distribution matching
-          compares. The likelihood goes on with what ``numpyro.deterministic`` returns.
-        * Handlers of NumPyro (``condition``, ``scale``, ``mask``, ``scope``, ``reparam``) may be around it. The scale of a
-          plate with a ``subsample_size`` is divided out, for batches are drawn outside of the program.
+        * A deterministic site ``"f"`` of shape (n,) or (n, d), through which the parameters act on the likelihood,
+          gives the model function values; ``"features"`` of shape (n, d) gives it features, which distribution
+          matching compares. The likelihood goes on with what ``numpyro.deterministic`` returns.
+        * Handlers of NumPyro (``condition``, ``scale``, ``mask``, ``scope``, ``reparam``) may be around it. The scale
+          of a plate with a ``subsample_size`` is divided out, for batches are drawn outside of the program.
 
         ``bind`` compares the program with this list on real rows, and names the site that does not fit.
 
@@ -204,7 +204,10 @@ class Model:
 
     @property
     def data_kinds(self) -> dict[str, str]:
-        """What a fit does with each array among the inputs: ``"learned"`` (floats) or ``"chosen"`` (integers, booleans)."""
+        """What a fit does with each array among the inputs.
+
+        ``"learned"``: floats, which an optimiser moves. ``"chosen"``: integers and booleans, which come from the data.
+        """
         if self.layout is None:
             return {"x": "learned"}
         return {leaf.name: "learned" if leaf.is_float else "chosen" for leaf in self.layout.leaves}
@@ -411,12 +414,11 @@ class Model:
 
         def likelihoods(trace: dict[str, Any]) -> list[Any]:
             terms = [trace[term.name] for term in self._bound.terms]
-            return [
-                leaf for site in terms for leaf in (*jax.tree.leaves(site["fn"]), site["fn"].log_prob(site["value"]))
-            ]
+            rows = [site["fn"].log_prob(site["value"]) for site in terms]
+            return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]
 
         pairs = zip(*map(likelihoods, traces), strict=True)
-        if all(bool(jnp.all((a == b) | (jnp.isnan(a) & jnp.isnan(b)))) for a, b in pairs):
+        if all(np.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs):
             raise ValueError(
                 f"the likelihood of {self.name!r} does not depend on its site 'f'; use what the site returns: "
                 "f = numpyro.deterministic('f', f), then the likelihood of f"
@@ -571,6 +573,6 @@ def _check_signature(program: Callable[..., Any]) -> None:
         )
     if len(names) < 2:
         raise TypeError(
-            f"program must take two arguments, program(x, y=None); it takes {', '.join(names) or 'none'}. A program that "
-            "observes its inputs leaves y alone"
+            f"program must take two arguments, program(x, y=None); it takes {', '.join(names) or 'none'}. A program "
+            "that observes its inputs leaves y alone"
         )
