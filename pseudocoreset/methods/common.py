@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
@@ -80,7 +81,15 @@ class Common:
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
-        bound = tuple(m.bind(self.data.train.struct, self.data.train.y) for m in models)
+        bound = tuple(bind_to(m, self.data) for m in models)
+        if self.coreset is not None:
+            check_start(
+                self.coreset,
+                self.data,
+                images_per_class=self.images_per_class,
+                size=self.size,
+                weights=self.weights,
+            )
         weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
