@@ -26,25 +26,31 @@ def soften(targets: jax.Array, num_classes: int | None) -> jax.Array:
     return hot * LABEL_PROBABILITY + (1 - hot) * rest
 
 
-def to_free(arrays: CoresetArrays, names: tuple[str, ...]) -> Free:
-    """What an optimiser acts on. Targets that are free must be soft already (``soften``)."""
+def to_free(arrays: CoresetArrays, names: tuple[str, ...], is_soft: bool) -> Free:
+    """What an optimiser acts on.
+
+    Args:
+        arrays: of the coreset; free class targets must be probabilities already (``soften``).
+        names: of the free leaves.
+        is_soft: whether free targets are class probabilities.
+    """
     free = {name: getattr(arrays, name) for name in names}
-    if "targets" in free and arrays.targets.ndim == 2:
+    if "targets" in free and is_soft:
         free["targets"] = jnp.log(jnp.clip(arrays.targets, 1e-6))
     return free
 
 
-def from_free(arrays: CoresetArrays, free: Free) -> CoresetArrays:
-    """``arrays`` with the free leaves replaced."""
+def from_free(arrays: CoresetArrays, free: Free, is_soft: bool) -> CoresetArrays:
+    """``arrays`` with the free leaves replaced; ``is_soft`` as in ``to_free``."""
     leaves = dict(free)
-    if "targets" in leaves and arrays.targets.ndim == 2:
+    if "targets" in leaves and is_soft:
         leaves["targets"] = jax.nn.softmax(leaves["targets"], axis=-1)
     return arrays._replace(**leaves)
 
 
-def pull_back(arrays: CoresetArrays, free: Free, gradient: dict[str, jax.Array]) -> Free:
-    """Gradient in the free numbers, from that in the leaves."""
-    _, pull = jax.vjp(lambda f: {name: getattr(from_free(arrays, f), name) for name in f}, free)
+def pull_back(arrays: CoresetArrays, free: Free, gradient: dict[str, jax.Array], is_soft: bool) -> Free:
+    """Gradient in the free numbers, from that in the leaves; ``is_soft`` as in ``to_free``."""
+    _, pull = jax.vjp(lambda f: {name: getattr(from_free(arrays, f, is_soft), name) for name in f}, free)
     return pull(gradient)[0]
 
 

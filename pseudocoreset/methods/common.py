@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
@@ -22,7 +23,6 @@ from pseudocoreset.memory import stop_at_plan
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
-from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
 
 __all__ = ["Common", "Optimizer", "adam", "as_models", "distillation_sgd", "published_sgd", "run", "snapshot_window"]
@@ -81,7 +81,15 @@ class Common:
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
-        bound = tuple(m.bind(ModelInputs.of(self.data.train), self.data.train.y) for m in models)
+        bound = tuple(bind_to(m, self.data) for m in models)
+        if self.coreset is not None:
+            check_start(
+                self.coreset,
+                self.data,
+                images_per_class=self.images_per_class,
+                size=self.size,
+                weights=self.weights,
+            )
         weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
