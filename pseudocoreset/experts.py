@@ -285,7 +285,7 @@ def train_experts(
         "batch_size": batch_size,
         "augment": None if augmentation is None else augmentation.strategy,
         "experts_per_group": experts_per_group,
-        "sites": {site.name: list(site.unconstrained_shape) for site in model._bound.sites},
+        "sites": {site.name: list(site.unconstrained_shape) for site in model.sites},
         "preprocessing": fingerprint(data),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }

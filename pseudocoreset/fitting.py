@@ -270,7 +270,7 @@ def _match_experts(
                 f"first_epoch={first} and last_epoch={objective.window.last}{further} do not fit experts of "
                 f"{one.num_epochs} epochs"
             )
-        wanted = {site.name: list(site.unconstrained_shape) for site in objective.model._bound.sites}
+        wanted = {site.name: list(site.unconstrained_shape) for site in objective.model.sites}
         if one.metadata["sites"] != wanted:
             raise ValueError(
                 f"experts were trained on another model ({one.metadata['model']}, {one.metadata['num_params']} "
