@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pseudocoreset.data.dataset import Dataset
     from pseudocoreset.models import Model
 
-__all__ = ["bind_to", "check_preprocessing", "check_start", "check_targets"]
+__all__ = ["bind_to", "bind_to_rows", "check_preprocessing", "check_start", "check_targets"]
 
 
 def bind_to(model: Model, data: Dataset) -> Model:
@@ -47,6 +47,41 @@ def bind_to(model: Model, data: Dataset) -> Model:
         if split is not None:
             check_targets(bound, jax.ShapeDtypeStruct(split.raw.shape, np.float32), split.y, name, takes_soft=False)
     return bound
+
+
+def bind_to_rows(
+    model: Model,
+    inputs: ModelInputs,
+    y: np.ndarray,
+    argument: str,
+    *,
+    is_soft: bool = False,
+    takes_soft: bool = True,
+    learned_targets: bool = False,
+) -> tuple[Model, np.ndarray]:
+    """The model bound to inputs and targets, and the targets as it scores them.
+
+    Args:
+        model: a model.
+        inputs: as stored, with their preprocessing.
+        y: targets.
+        argument: how errors call the pair.
+        is_soft: whether the targets are known to be class probabilities.
+        takes_soft: whether class probabilities (n, num_classes) may stand for labels.
+        learned_targets: whether targets may be off the support of a discrete likelihood.
+
+    Raises:
+        TypeError, ValueError: as ``check_targets`` and ``Model.bind``.
+    """
+    dtype = np.float32 if inputs.preprocessing is not None else inputs.dtype
+    struct = jax.ShapeDtypeStruct(inputs.shape, dtype)
+    if model.structure is not None:
+        # Before the program is tried on them: this says more of labels than that they have no likelihood.
+        y = check_targets(model, struct, y, argument, takes_soft=takes_soft)
+        is_soft = y.ndim > 1 + len(model.structure.y.shape)
+    hard = y.argmax(axis=1).astype(np.int32) if is_soft else y
+    bound = model.bind(inputs, hard, learned_targets=learned_targets)
+    return bound, check_targets(bound, struct, y, argument, takes_soft=takes_soft)
 
 
 def check_targets(
