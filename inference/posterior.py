@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
-from pseudocoreset.data.doors import check_preprocessing, check_targets
+from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
-from pseudocoreset.inference.validation import input_struct, resolve_predict_on, stored_inputs
+from pseudocoreset.inference.validation import resolve_predict_on, stored_inputs
 from pseudocoreset.layout import InputLayout
 from pseudocoreset.models import Model, Params
 from pseudocoreset.rows import ModelInputs
@@ -109,9 +109,7 @@ class Posterior:
         if split is None:
             raise TypeError("split must be a Split or (x, y); got None")
         inputs, preprocessing = stored_inputs(split)
-        struct = input_struct(inputs, preprocessing)
-        model = model.bind(ModelInputs.of(split), np.asarray(split.y))
-        targets = check_targets(model, struct, split.y, "split", takes_soft=False)
+        model, targets = bind_to_rows(model, ModelInputs.of(split), split.y, "split", takes_soft=False)
         check_preprocessing(
             self.metadata.get("preprocessing"),
             split.preprocessing.summary,

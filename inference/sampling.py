@@ -40,7 +40,6 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_integer, check_key
 
 __all__ = ["sample"]
@@ -171,10 +170,7 @@ def sample(
     num_samples = check_integer(num_samples, "num_samples")
 
     source = resolve_data(data, takes_bytes=not model.is_network)
-    struct = input_struct(source.inputs, source.preprocessing)
-    rows_seen = ModelInputs(source.inputs, source.preprocessing, source.layout)
-    model = model.bind(rows_seen, source.hard_targets, learned_targets=source.is_weighted)
-    targets = check_targets(model, struct, source.targets, "data")
+    model, targets = source.bind(model)
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None
     held_out_preprocessing = None
