@@ -56,6 +56,8 @@ class Objective:
         window: the expert snapshots that ``gradient`` takes, None if it takes none.
         settings: hyperparameters, JSON-able.
         free: the leaves of the coreset that it has a gradient for, among ``"inputs"``, ``"targets"``, ``"weights"``.
+        loss_is_value: whether the ``"loss"`` that ``gradient`` reports measures how good the coreset is, so that it can
+            be compared between steps; false where it is only something whose gradient is the right one.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Objective:
     window: SnapshotWindow | None
     settings: dict[str, Any]
     free: tuple[str, ...] = ("inputs",)
+    loss_is_value: bool = False
 
 
 def check_free(free: Sequence[str]) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def reverse_kl(
     }
     if estimator == "closed_form":
         exact = closed_form(posteriors, free, kl_divergence)
-        return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free)
+        return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free, True)
 
     def log_likelihoods(params: Params, coreset: CoresetArrays) -> jax.Array:
         return model.log_likelihood(params, coreset.inputs, coreset.targets)
@@ -133,4 +133,4 @@ def reverse_kl(
         info |= {"loss": jnp.std(each), "residual_mean": jnp.mean(each)}
         return leaves, state, info
 
-    return Objective("reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free)
+    return Objective("reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free, True)
