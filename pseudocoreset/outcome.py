@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.layout import InputLayout
 from pseudocoreset.objectives import CoresetArrays, Objective
 
 __all__ = ["MOST_SKIPPED", "FitResult", "Outcome", "Rise", "advise", "find_rise"]
@@ -151,7 +152,9 @@ def advise(
                 f"the {leaves} moved them to where it has none. Take a smaller step size, or leave out of free= what "
                 "must stay in its support."
             )
-    where = [f"{name}{_columns(mask)}" for name, mask in lost.items() if _any(mask)]
+    masks = {name: np.asarray(mask) for name, mask in lost.items()}
+    layout = objectives[0].model.layout
+    where = [name + _columns(mask, layout if name == "inputs" else None) for name, mask in masks.items() if mask.any()]
     younger = ", or younger experts" if any(o.window is not None for o in objectives) else ""
     if where:
         what = f"the gradient in the {' and the '.join(where)} was not finite; the likelihood was"
@@ -170,32 +173,25 @@ def _without_likelihood(objective: Objective, points: Any, key: jax.Array) -> np
     return np.flatnonzero(~np.isfinite(np.stack(values)).any(0))
 
 
-def _any(mask: Any) -> bool:
-    return any(bool(np.any(leaf)) for leaf in jax.tree.leaves(mask))
-
-
-def _columns(mask: Any) -> str:
-    """Which columns of a leaf, unless all or one without columns."""
-    said = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(mask)[0]:
-        found = np.asarray(leaf)
-        of = "".join(str(entry) for entry in path)
-        if not found.any():
-            continue
-        columns = found.any(0)
-        if found.ndim > 1 and not columns.all():
-            first = [", ".join(map(str, index)) for index in np.argwhere(columns)[:MOST_NAMED]]
-            said.append(f"{of} in {'column' if int(columns.sum()) == 1 else 'columns'} {_listed(first, columns.sum())}")
-        elif of:
-            said.append(of)
-    return " and".join(said)
+def _columns(mask: np.ndarray, layout: InputLayout | None) -> str:
+    """Which columns of a leaf, by name where they have one; empty for all of them."""
+    columns = mask.any(0)
+    if mask.ndim == 1 or columns.all():
+        return ""
+    names = [", ".join(map(str, index)) for index in np.argwhere(columns)]
+    if layout is not None and mask.ndim == 2:
+        owners = [next(leaf for leaf in layout.leaves if leaf.columns.stop > int(index)) for index in names]
+        names = [
+            repr(leaf.name) if leaf.width == 1 else f"{int(index) - leaf.start} of {leaf.name!r}"
+            for index, leaf in zip(names, owners, strict=True)
+        ]
+    return f" in {'column' if len(names) == 1 else 'columns'} {_listed(names)}"
 
 
 def _short(value: Any) -> str:
     return np.array2string(np.asarray(value), precision=4, threshold=6)
 
 
-def _listed(items: Sequence[Any] | np.ndarray, count: int | None = None) -> str:
-    total = len(items) if count is None else int(count)
+def _listed(items: Sequence[Any] | np.ndarray) -> str:
     named = ", ".join(str(item) for item in items[:MOST_NAMED])
-    return named + (f" and {total - MOST_NAMED} more" if total > MOST_NAMED else "")
+    return named + (f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else "")

@@ -190,7 +190,7 @@ def of(gradient, model=MODEL, free=("inputs",), loss_is_value=False):
         leaves, loss = gradient(key, coreset)
         return leaves, state, {"loss": loss}
 
-    return Objective("made", model, lambda key, coreset, data: (), whole, None, {}, free, loss_is_value)
+    return Objective("made", model, lambda key, coreset, data: (), whole, None, {}, free, loss_is_value=loss_is_value)
 
 
 def square(key, coreset):

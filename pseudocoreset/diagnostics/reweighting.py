@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.diagnostics.formatting import json_values, number, with_error
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
     """
     # BlackJAX puts an array on the device when it is imported
     from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
-    from pseudocoreset.inference.validation import check_targets, input_struct, resolve_data
+    from pseudocoreset.inference.validation import input_struct, resolve_data
+    from pseudocoreset.rows import ModelInputs
 
     if posterior.unconstrained is None:
         raise ValueError("posterior did not keep its weights; sample with keep='weights'")
@@ -110,11 +112,17 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
         raise ValueError(f"posterior has {count} draws; a tail needs at least {LEAST_DRAWS}")
     flat = {name: jnp.asarray(a.reshape(count, *a.shape[2:])) for name, a in posterior.unconstrained.items()}
 
-    def log_density(data: Any) -> np.ndarray:
-        rows = resolve_data(data)
+    sides = {name: resolve_data(data, takes_bytes=True) for name, data in {"source": source, "target": target}.items()}
+    check_preprocessing(
+        sides["source"].summary, sides["target"].summary, "source", "target", "Give both as the model saw the source"
+    )
+
+    def log_density(name: str) -> np.ndarray:
+        rows = sides[name]
         struct = input_struct(rows.inputs, rows.preprocessing)
-        bound = model.bind(struct, rows.hard_targets)
-        targets = check_targets(bound, struct, rows.targets, "data")
+        inputs = ModelInputs(rows.inputs, rows.preprocessing, rows.layout)
+        bound = model.bind(inputs, rows.hard_targets, learned_targets=rows.is_weighted)
+        targets = check_targets(bound, struct, rows.targets, name)
         estimate = log_density_estimator(
             bound,
             len(rows.inputs),
@@ -126,7 +134,7 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
         return np.asarray(values, np.float64)
 
     with np.errstate(invalid="ignore"):  # both infinite
-        log_ratios = log_density(target) - log_density(source)
+        log_ratios = log_density("target") - log_density("source")
     log_weights, pareto_k = _smoothed(log_ratios)
     weights = np.exp(log_weights)
     return Reweighting(

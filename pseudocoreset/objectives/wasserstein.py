@@ -45,9 +45,9 @@ def wasserstein(
     """The squared Wasserstein distance, for one model.
 
     For networks |theta_L - theta*_{t+E}|^2 / |theta*_t - theta*_{t+E}|^2, theta_L after L steps on the coreset from the
-    expert snapshot theta*_t; gradients flow through all L steps
-    (``objectives.unrolled``). For models with Gaussian posteriors (conjugate or
-    dense Laplace) the distance itself in closed form.
+    expert snapshot theta*_t; gradients flow through all L steps (``objectives.unrolled``). The steps go down a weighted
+    mean, so that the sum of the weights has no say, and ``fit`` keeps it. For models with Gaussian posteriors
+    (conjugate or dense Laplace) the distance itself in closed form.
 
     Args:
         model: a bound model.
@@ -66,7 +66,9 @@ def wasserstein(
     posteriors = bind_posteriors(model, proxy, training)
     if posteriors.gaussians is not None:
         exact = closed_form(posteriors, free, squared_wasserstein)
-        return Objective("wasserstein", model, posteriors.init, exact, None, posteriors.settings, free, True)
+        return Objective(
+            "wasserstein", model, posteriors.init, exact, None, posteriors.settings, free, loss_is_value=True
+        )
     if proxy not in (None, "isotropic"):
         raise ValueError(
             f"proxy={proxy!r}: fixed covariances leave the gradient of the Wasserstein distance as it is; use "
@@ -140,4 +142,4 @@ def _unrolled(
         return leaves, moved, {"loss": loss, "step_size": jnp.exp(state.log_value)}
 
     settings = {**inner.describe(), "learn_step_size": learn_step_size, "rematerialise": rematerialise}
-    return Objective(name, model, init, gradient, inner.window, settings, free, True)
+    return Objective(name, model, init, gradient, inner.window, settings, free, "kept", loss_is_value=True)
