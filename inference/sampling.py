@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
+from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
@@ -275,6 +276,8 @@ def sample(
         warn_of_heat(stats, plan, tuning, thinning)
         metadata = {
             "model": model.name,
+            "sites": identity["sites"],
+            "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
             "kernel": kernel,
             "temperature": temperature,
             "num_chains": num_chains,

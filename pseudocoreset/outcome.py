@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.coreset import Pseudocoreset, mass_note
 from pseudocoreset.layout import InputLayout
 from pseudocoreset.objectives import CoresetArrays, Objective
 
@@ -88,8 +88,9 @@ class FitResult:
         steps = len(next(iter(self.history.values()), ()))
         said = f"{steps} steps in {self.seconds:.1f} s. {self.outcome.value}"
         first = f"worse than its start: {self.rise}; " if self.rise is not None else ""
-        advice = f"\n{self.advice}" if self.advice else ""
-        return f"FitResult({first}{self.coreset!r}, {said}){advice}"
+        note = mass_note(self.coreset.mass, self.coreset.num_data)
+        lines = [f"FitResult({first}{self.coreset!r}, {said})", self.advice, note and f"Its {note}."]
+        return "\n".join(line for line in lines if line)
 
 
 def find_rise(objectives: Sequence[Objective], history: Mapping[str, np.ndarray]) -> Rise | None:

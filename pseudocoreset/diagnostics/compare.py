@@ -92,8 +92,8 @@ def compare_posteriors(
         importance weights, is with the first.
 
     Raises:
-        ValueError: No posterior, an unknown ``reference``, the name "uniform", a posterior without predictions on
-            ``split`` and without weights to make them, or ``sources`` that do not fit.
+        ValueError: A posterior of another model, no posterior, an unknown ``reference``, the name "uniform", a
+            posterior without predictions on ``split`` and without weights to make them, or ``sources`` that do not fit.
     """
     if not posteriors:
         raise ValueError("posteriors is empty; give at least one, {'coreset': posterior}")
@@ -134,6 +134,7 @@ def _compare(
     key: jax.Array,
 ) -> Comparison:
     model = bound(model, split)
+    _check_model(posteriors, model)
     evaluated = {name: _evaluated(name, posterior, model, split, split_name) for name, posterior in posteriors.items()}
     predictions = {name: predict(posterior, model) for name, posterior in evaluated.items()}
     if model.num_classes is not None:
@@ -191,6 +192,21 @@ def _distances_and_noise(
         if noise is not None:
             noises[name] = dataclasses.replace(noise, distances=distances)
     return found, noises
+
+
+def _check_model(posteriors: Mapping[str, Posterior], model: Model) -> None:
+    """Refuse posteriors of another model."""
+    wanted = {name: list(leaf.shape) for name, leaf in jax.eval_shape(model.init, jax.random.key(0)).items()}
+    for name, posterior in posteriors.items():
+        made = posterior.metadata.get("model", model.name)
+        kept = posterior.unconstrained
+        sites = None if kept is None else {site: list(array.shape[2:]) for site, array in kept.items()}
+        sites = posterior.metadata.get("sites", sites)
+        if made != model.name or sites not in (None, wanted):
+            raise ValueError(
+                f"the posterior {name!r} is of the model {made!r} with the sites {sites or 'not known'}; it is "
+                f"compared as one of {model.name!r} with the sites {wanted}. Give the model that it was sampled from"
+            )
 
 
 def _check_sources(

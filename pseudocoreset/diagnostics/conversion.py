@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -67,10 +68,12 @@ def to_arviz(
         ``xarray.DataTree`` with named dimensions; ``tree.to_netcdf(path, engine="h5netcdf")`` writes it.
 
     Raises:
-        ValueError: ``max_inputs`` below 1.
+        ValueError: ``max_inputs`` below 1, a ``coreset`` that was not sampled on, or names that clash.
     """
     import arviz_base
 
+    if coreset is not None:
+        check_coreset(coreset, [posterior.metadata])
     if max_inputs < 1:
         raise ValueError(f"max_inputs must be at least 1; got {max_inputs}")
     split = posterior.predict_on
@@ -124,6 +127,16 @@ def to_arviz(
     )
     tree.attrs.update(_attributes(posterior, coreset))
     return tree
+
+
+def check_coreset(coreset: Pseudocoreset, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a coreset that none of the posteriors was sampled on, by the metadata of those that know theirs."""
+    known = {made["coreset"]["digest"] for made in settings if made.get("coreset")}
+    if known and coreset.digest not in known:
+        raise ValueError(
+            f"coreset (objective {coreset.metadata.get('objective', 'unknown')!r}, {coreset.size} points) is not one "
+            "that these posteriors were sampled on: its inputs or targets differ. Give theirs, or none"
+        )
 
 
 def _run_key(posterior: Posterior) -> jax.Array | None:
