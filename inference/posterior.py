@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
-from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.coreset import mass_note
+from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import input_struct, resolve_predict_on, stored_inputs
 from pseudocoreset.models import Model, Params
@@ -56,9 +56,10 @@ class Posterior:
         function_values: (chain, draw, n, d) float32 on ``predict_on``, or None.
         log_likelihood: (chain, draw, n) of the targets of ``predict_on``, or None.
         sample_stats: (chain, draw) by ArviZ's names: ``lp`` the log density at temperature one
-            (``lp_estimate``, from a minibatch, where the kernel used minibatches), ``step_size``,
+            (``lp_estimate``, from a minibatch or augmented images, where the kernel used them), ``step_size``,
             ``acceptance_rate``, ``diverging``, ``energy``, ``n_steps``, ``tree_depth``, and
-            ``kinetic_temperature``, whose mean should be the temperature, as the kernel has them.
+            ``kinetic_temperature`` or ``configurational_temperature``, whose mean should be the temperature, as the
+            kernel has them.
         predict_on: the split that function values belong to, or None.
         metadata: model, its sites, the coreset sampled on, kernel, temperature, counts, options, versions, key,
             seconds: JSON-able.

@@ -7,10 +7,14 @@ import sys
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from safetensors.numpy import load_file
 
-from pseudocoreset import Dataset, Pseudocoreset, coreset_names, load_coreset, load_dataset
+from pseudocoreset import Dataset, Pseudocoreset, coreset_names, fit_herding, load_coreset, load_dataset
+from pseudocoreset.inference import sample
+from pseudocoreset.models import Model, logistic_regression
 from pseudocoreset.storage import CorruptFileError
 
 RNG = np.random.default_rng(0)
@@ -175,7 +179,9 @@ def test_class_balanced_points_carry_the_masses_of_the_classes():
         coreset = Pseudocoreset.from_data(data, images_per_class=5, key=jax.random.key(0), mass=mass)
         assert coreset.mass == pytest.approx(15 if mass == "ones" else 1000)
         whole = coreset.with_mass(3.0).with_mass("data")
-        np.testing.assert_allclose([whole.weights[whole.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5)
+        np.testing.assert_allclose(
+            [whole.weights[whole.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5
+        )
     chosen = fit_herding(None, data, images_per_class=5, weights="data", key=jax.random.key(0), progress=False).coreset
     np.testing.assert_allclose([chosen.weights[chosen.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5)
     even = Dataset.from_arrays(rng.normal(size=(30, 2)), np.arange(30) % 3)
@@ -188,7 +194,13 @@ def test_the_posterior_of_a_class_balanced_coreset_has_the_right_intercept():
     x = rng.normal(size=(4000, 1))
     y = (rng.random(4000) < 1 / (1 + np.exp(2.7 - 0.5 * x[:, 0]))).astype(int)
     data = Dataset.from_arrays(x, y)
-    model = logistic_regression(data)
+
+    def program(x, y=None):
+        slope, intercept = numpyro.sample("slope", dist.Normal(0, 5)), numpyro.sample("intercept", dist.Normal(0, 5))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Bernoulli(logits=intercept + slope * x[:, 0]), obs=y)
+
+    model = Model.from_numpyro(program)
     coreset = Pseudocoreset.from_data(data, images_per_class=150, key=jax.random.key(0), mass="data")
 
     def intercept(source):
