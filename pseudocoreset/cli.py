@@ -205,13 +205,13 @@ def fit(
     _check_free("--out", out, overwrite, "coreset.json")
     mesh = _mesh(devices, 1)  # a step trains one network, but for methods that share what is not its data
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    given = {"proxy": proxy, "steps": steps, "step_size": step_size, "weights": weights}
+    trained = None if experts_dir is None else Experts.load(experts_dir)
+    given = {"proxy": proxy, "steps": steps, "step_size": step_size, "weights": weights, "experts": trained}
     result = getattr(methods, f"fit_{method}")(
         model,
         dataset,
         images_per_class=images_per_class,
         key=jax.random.key(seed),
-        experts=None if experts_dir is None else Experts.load(experts_dir),
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
         **{name: value for name, value in given.items() if value is not None},

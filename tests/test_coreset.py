@@ -182,7 +182,9 @@ def test_class_balanced_points_carry_the_masses_of_the_classes():
         np.testing.assert_allclose(
             [whole.weights[whole.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5
         )
-    chosen = fit_herding(None, data, images_per_class=5, weights="data", key=jax.random.key(0), progress=False).coreset
+    chosen = fit_herding(
+        logistic_regression(data), data, images_per_class=5, weights="data", key=jax.random.key(0), progress=False
+    ).coreset
     np.testing.assert_allclose([chosen.weights[chosen.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5)
     even = Dataset.from_arrays(rng.normal(size=(30, 2)), np.arange(30) % 3)
     np.testing.assert_array_equal(Pseudocoreset.from_data(even, images_per_class=2, key=jax.random.key(0)).weights, 1.0)

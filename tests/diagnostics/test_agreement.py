@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import arviz_stats
@@ -287,3 +288,15 @@ def test_bad_arguments(softmax: tuple[Model, object], softmax_posterior: Posteri
         compare_posteriors({"uniform": softmax_posterior}, model, split, reference=None)
     with pytest.raises(TypeError, match=r"Split.*got Dataset"):
         compare_posteriors({"full": softmax_posterior}, model, images)
+
+
+def test_posteriors_of_another_model_are_refused(
+    softmax: tuple[Model, object], softmax_posterior: Posterior, tools: SimpleNamespace
+) -> None:
+    model, split = softmax
+    named = replace(softmax_posterior, metadata={"model": "probit"})
+    with pytest.raises(ValueError, match=r"'full' is of the model 'probit'.*as one of 'softmax_program'"):
+        compare_posteriors({"full": named}, model, split)
+    sites = replace(softmax_posterior, metadata={"sites": {"weights": [3, 3]}}, unconstrained=None)
+    with pytest.raises(ValueError, match=r"with the sites \{'weights': \[3, 3\]\}"):
+        compare_posteriors({"full": sites}, model, split)
