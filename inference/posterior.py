@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
+from pseudocoreset.coreset import mass_note
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import resolve_predict_on, stored_inputs
@@ -56,11 +57,13 @@ class Posterior:
         function_values: (chain, draw, n, d) float32 on ``predict_on``, or None.
         log_likelihood: (chain, draw, n) of the targets of ``predict_on``, or None.
         sample_stats: (chain, draw) by ArviZ's names: ``lp`` the log density at temperature one
-            (``lp_estimate``, from a minibatch, where the kernel used minibatches), ``step_size``,
+            (``lp_estimate``, from a minibatch or augmented images, where the kernel used them), ``step_size``,
             ``acceptance_rate``, ``diverging``, ``energy``, ``n_steps``, ``tree_depth``, and
-            ``kinetic_temperature``, whose mean should be the temperature, as the kernel has them.
+            ``kinetic_temperature`` or ``configurational_temperature``, whose mean should be the temperature, as the
+            kernel has them.
         predict_on: the split that function values belong to, or None.
-        metadata: model, kernel, temperature, counts, options, versions, key, seconds: JSON-able.
+        metadata: model, its sites, the coreset sampled on, kernel, temperature, counts, options, versions, key,
+            seconds: JSON-able.
         unconstrained: unconstrained values by site, kept with the weights; what ``evaluate`` needs.
     """
 
@@ -221,6 +224,9 @@ class Posterior:
         ]
         if "total_weight" in about:
             lines.append(f"  data: {about['num_data']} of total weight {about['total_weight']:g}")
+        coreset = about.get("coreset")
+        if coreset is not None and (note := mass_note(about["total_weight"], coreset["num_data"])):
+            lines.append(f"  {note}")
         sites = [f"{name} {array.shape[2:]}" for name, array in self.draws.items()]
         more = f" and {len(sites) - 4} more" if len(sites) > 4 else ""
         lines.append(f"  draws: {', '.join(sites[:4]) or 'none kept'}{more}")

@@ -16,12 +16,19 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
+from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
-from pseudocoreset.inference.guards import warn_of_augmentation, warn_of_divergences, warn_of_heat, warn_of_no_mode
+from pseudocoreset.inference.guards import (
+    warn_of_augmentation,
+    warn_of_divergences,
+    warn_of_heat,
+    warn_of_large_steps,
+    warn_of_no_mode,
+)
 from pseudocoreset.inference.posterior import (
     Posterior,
     library_versions,
@@ -154,8 +161,8 @@ def sample(
 
     Returns:
         ``Posterior``. Its ``sample_stats`` hold ``lp``, the log density at temperature one, or
-        ``lp_estimate`` where gradients come from minibatches; with thinning, ``diverging`` tells of any and
-        ``n_steps`` counts all steps since the draw before.
+        ``lp_estimate`` where gradients come from minibatches or augmented images; with thinning, ``diverging`` tells
+        of any and ``n_steps`` counts all steps since the draw before.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is compiled; or if ``directory`` holds
@@ -269,8 +276,11 @@ def sample(
         warn_of_divergences(stats, kernel)
         warn_of_no_mode(tuning)
         warn_of_heat(stats, plan, tuning, thinning)
+        warn_of_large_steps(stats, plan, tuning)
         metadata = {
             "model": model.name,
+            "sites": identity["sites"],
+            "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
             "kernel": kernel,
             "temperature": temperature,
             "num_chains": num_chains,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from pseudocoreset.validation import check_choice, check_integer, check_key
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset
 
-__all__ = ["Pseudocoreset", "coreset_names", "load_coreset"]
+__all__ = ["Pseudocoreset", "class_weights", "coreset_names", "load_coreset", "mass_note"]
 
 SCHEMA = 2
 SHIPPED = pathlib.Path(__file__).with_name("coresets")
@@ -116,6 +117,9 @@ class Pseudocoreset:
     ) -> Pseudocoreset:
         """A coreset of real data chosen at random: the usual starting point, and the baseline to beat.
 
+        With ``images_per_class`` the weights carry the masses of the classes: those of class c sum to n_c at mass n,
+        so that classes that are rare in the data stay rare. All are equal where all classes are.
+
         Args:
             data: the data set; the choice is made from its train split, without replacement.
             images_per_class: points of every class, ordered by class; for classes only.
@@ -133,7 +137,7 @@ class Pseudocoreset:
             inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
             layout=data.train.layout,
             targets=np.asarray(data.train.y[indices]),
-            weights=np.ones(len(indices), np.float32),
+            weights=class_weights(data, indices) if size is None else np.ones(len(indices), np.float32),
             preprocessing=data.preprocessing,
             num_data=data.train.num_data,
             class_names=data.class_names,
@@ -154,6 +158,15 @@ class Pseudocoreset:
     def mass(self) -> float:
         """Sum of the weights."""
         return float(np.sum(self.weights, dtype=np.float64))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of its inputs and targets: the same at every mass."""
+        digest = hashlib.sha256()
+        for array in (self.inputs, self.targets):
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def is_soft(self) -> bool:
@@ -240,6 +253,25 @@ class Pseudocoreset:
             f"Pseudocoreset({self.size} points of {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
             f"objective {self.metadata.get('objective', 'unknown')!r})"
         )
+
+
+def class_weights(data: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Weights of chosen data (m,), of sum m, that give every class its share of the data."""
+    labels = np.asarray(data.train.y)
+    members, chosen = np.bincount(labels), np.bincount(labels[indices], minlength=labels.max() + 1)
+    own = labels[indices]
+    present = members[chosen > 0].sum()
+    return (members[own] * len(indices) / (chosen[own] * present)).astype(np.float32)
+
+
+def mass_note(mass: float, num_data: int) -> str:
+    """What to know of a mass far from that of the data; empty if it is near, or the data are not known."""
+    if num_data < 1 or mass > num_data / 2:
+        return ""
+    return (
+        f"mass {mass:g} stands for {num_data} data: the posterior is wider than the full-data one, as if there were "
+        f"{mass:g} of them. coreset.with_mass('data') (the command's --mass data) gives it their scale"
+    )
 
 
 def coreset_names() -> tuple[str, ...]:

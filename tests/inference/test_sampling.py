@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 from pseudocoreset.inference import sample
-from pseudocoreset.models import MLP, Model, bnn
+from pseudocoreset.models import MLP, Model, bnn, logistic_regression
 from tests.inference.statistics import threshold
 
 NUM_CHAINS = 200
@@ -147,6 +147,37 @@ def test_heat_of_gradient_noise_is_warned_of(regression) -> None:
     with pytest.warns(UserWarning, match=r"kinetic temperature.*larger batch_size"):
         posterior = run(regression, batch_size=2, step_size=0.005, temperature=0.1, thinning=10)
     assert posterior.sample_stats["kinetic_temperature"].mean() > 0.13
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_sgld_reports_the_inflation_of_its_variances(regression, batch_size: int | None) -> None:
+    """In a thousand independent draws' worth: the trace of P Cov, over d T, is the configurational temperature / T."""
+    with pytest.warns(UserWarning, match=r"configurational temperature.*smaller step_size"):
+        posterior = run(
+            regression, kernel="sgld", batch_size=batch_size, step_size=0.006 if batch_size is None else 0.002,
+            preconditioner=None,
+        )  # fmt: skip
+    draws = draws_of(posterior).reshape(-1, 3).astype(float) - regression.mean
+    # -E[theta . g] / d by the draws, against what the gradients say
+    wanted = np.mean(np.sum(draws @ regression.precision * draws, axis=1)) / 3
+    assert wanted > 1.25
+    assert posterior.sample_stats["configurational_temperature"].mean() == pytest.approx(wanted, rel=0.1)
+
+
+def test_unstable_steps_of_sgld_are_warned_of() -> None:
+    """A logistic regression, whose gradient is bounded: nothing overflows, draws are hundreds of times too wide."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2)).astype(np.float32)
+    y = (rng.random(200) < 1 / (1 + np.exp(-x[:, 0]))).astype(np.int32)
+    settings = dict(
+        kernel="sgld", num_chains=4, num_warmup=50, num_samples=100, batch_size=None, progress=False,
+        preconditioner=None, key=jax.random.key(0),
+    )  # fmt: skip
+    model = logistic_regression(num_classes=2).bind(x, y)
+    with pytest.warns(UserWarning, match=r"configurational temperature of the chains is \S+ times"):
+        wide = sample(model, (x, y), step_size=1.0, **settings)
+    right = sample(model, (x, y), step_size=1e-3, **settings)  # without a warning
+    assert np.std(wide.draws["coefficients"]) > 30 * np.std(right.draws["coefficients"])
 
 
 def test_weights_act_as_multiplicities(regression) -> None:
