@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
+from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
@@ -31,7 +32,6 @@ from pseudocoreset.inference.setup import set_up
 from pseudocoreset.inference.streaming import StoredRows
 from pseudocoreset.inference.tuning import reported_options
 from pseudocoreset.inference.validation import (
-    check_targets,
     input_struct,
     resolve_data,
     resolve_keep,
@@ -40,6 +40,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_integer, check_key
 
 __all__ = ["sample"]
@@ -169,9 +170,10 @@ def sample(
     num_chains = check_integer(num_chains, "num_chains")
     num_samples = check_integer(num_samples, "num_samples")
 
-    source = resolve_data(data)
+    source = resolve_data(data, takes_bytes=not model.is_network)
     struct = input_struct(source.inputs, source.preprocessing)
-    model = model.bind(struct, source.hard_targets)
+    rows_seen = ModelInputs(source.inputs, source.preprocessing, source.layout)
+    model = model.bind(rows_seen, source.hard_targets, learned_targets=source.is_weighted)
     targets = check_targets(model, struct, source.targets, "data")
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None
@@ -179,7 +181,14 @@ def sample(
     if split is not None:
         inputs, held_out_preprocessing = stored_inputs(split)
         held_out_struct = input_struct(inputs, held_out_preprocessing)
-        held_out = inputs[:], check_targets(model, held_out_struct, np.asarray(split.y), "predict_on")
+        held_out = inputs[:], check_targets(model, held_out_struct, split.y, "predict_on", takes_soft=False)
+        check_preprocessing(
+            source.summary,
+            split.preprocessing.summary,
+            "data",
+            "predict_on",
+            "Load both alike, or give predict_on=(x, y) with x as the model is to see them",
+        )
     setup = set_up(
         model,
         kernel,
@@ -276,6 +285,7 @@ def sample(
             "total_weight": total_weight,
             "batch_size": plan.batch_size,
             "augment": None if plan.augment is None else plan.augment.strategy,
+            "preprocessing": source.summary,
             "step_size": np.asarray(tuning["step_size"]).tolist(),
             "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
