@@ -29,7 +29,7 @@ from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["FitResult", "Outcome", "fit"]
 
@@ -194,7 +194,7 @@ def fit(
         "data_fingerprint": fingerprint(data),
         "experts": [None if e is None else e.metadata for e in expert_sets],
         "steps": steps,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
     }
     checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, run)
     try:
