@@ -5,14 +5,52 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import pathlib
+import sys
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 __all__ = ["app", "main"]
 
+GOES_ON = "The same command goes on where this one was stopped."
+AFTER_INTERRUPT = {
+    "experts": GOES_ON,
+    "sample": GOES_ON,
+    "fit": f"{GOES_ON[:-1]} if it has --checkpoint-dir; without, it begins again.",
+}
+
+
+class _Commands(typer.core.TyperGroup):
+    """Commands that say after Ctrl-C how they go on, and end with 130 as shells expect."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            said = AFTER_INTERRUPT.get(ctx.invoked_subcommand, "")
+            typer.echo(f"\nInterrupted. {said}".rstrip(), err=True)
+            raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    """Print what is on disk already: the command has done its work, whether or not somebody can read it."""
+    try:
+        typer.echo(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # Else the interpreter tries again at its end.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="pseudocoreset",
     help="Learn a few synthetic data whose Bayesian posterior matches that of the whole data set, and check it.",
     no_args_is_help=True,
@@ -80,11 +118,11 @@ def demo(
     from pseudocoreset.demo import run_demo
 
     metrics = run_demo(out, key=jax.random.key(seed))
-    typer.echo(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
+    _say(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for name, label in (("full", "all data"), ("fbpc", "FBPC coreset"), ("random", "random images")):
         row = metrics[name]
-        typer.echo(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
-    typer.echo(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
+        _say(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
+    _say(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
 
 
 @app.command()
@@ -121,7 +159,7 @@ def experts(
         directory=out,
         mesh=mesh,
     )
-    typer.echo(repr(trained))
+    _say(repr(trained))
 
 
 METHODS = (
@@ -190,7 +228,7 @@ def fit(
         **{name: value for name, value in given.items() if value is not None},
     )
     result.coreset.save(out)
-    typer.echo(repr(result))
+    _say(repr(result))
 
 
 @app.command()
@@ -246,7 +284,7 @@ def sample(
         directory=out,
         mesh=mesh,
     )
-    typer.echo(repr(posterior))
+    _say(repr(posterior))
 
 
 @app.command()
@@ -367,7 +405,7 @@ def report(
     pictured = None if coreset is None else _coreset(coreset)
     comparison, loaded = _compared(posteriors, reference, dataset, model)
     write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, model=model, title=title)
-    typer.echo(f"wrote {out}")
+    _say(f"wrote {out}")
 
 
 def main() -> None:
@@ -376,8 +414,10 @@ def main() -> None:
     from rich.logging import RichHandler
     from rich.markup import escape
 
+    from pseudocoreset.progress import keep_running
     from pseudocoreset.storage import CorruptFileError
 
+    keep_running()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
     logger = logging.getLogger("pseudocoreset")
     logger.addHandler(handler)

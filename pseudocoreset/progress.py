@@ -12,7 +12,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 from pseudocoreset.meshes import is_writer
 
@@ -49,6 +49,8 @@ class Display(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Pass the text on, or drop it."""
+        if not isinstance(text, str):  # click asks so whether a stream takes bytes
+            raise TypeError(f"text must be a str; got {type(text).__name__}")
         with contextlib.suppress(Exception):
             if self._descriptor is None:
                 if self._stream is not None:
@@ -142,7 +144,7 @@ def keep_running() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which the next file would get otherwise
-    sys.stderr = standard_error()  # type: ignore[assignment]
+    sys.stderr = standard_error()
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -168,7 +170,7 @@ def progress_bar(description: str, total: int, *, enabled: bool, completed: int 
     )
     display = standard_error()
     try:
-        with Progress(*columns, console=Console(file=display), refresh_per_second=4) as progress:
+        with Progress(*columns, console=Console(file=cast(TextIO, display)), refresh_per_second=4) as progress:
             task = progress.add_task(f"{description:<24}", total=total, completed=completed, note="")
 
             def advance(steps: int, note: str = "") -> None:

@@ -87,8 +87,11 @@ class _Plan:
         )
         assert f is not None
 
+        # A protocol of published papers, for networks, whose likelihood sees the inputs through f alone.
+        unread = jnp.zeros((f.shape[0], *model.datum_shape), f.dtype)
+
         def of_class(label: jax.Array) -> jax.Array:
-            return model.function_log_likelihood(params, f, jnp.full(f.shape[0], label))
+            return model.function_log_likelihood(params, f, unread, jnp.full(f.shape[0], label))
 
         return jax.vmap(of_class, out_axes=1)(jnp.arange(model.num_classes)), log_likelihood
 

@@ -137,7 +137,7 @@ def diagonal_laplace(model: Model, params: Params, batch: Batch, scale: float | 
         values, pull = jax.vjp(lambda p: model.apply(p, x_one)[0], params)
 
         def loss(f: jax.Array) -> jax.Array:
-            return -model.function_log_likelihood(params, f[None], y_one)[0]
+            return -model.function_log_likelihood(params, f[None], x_one, y_one)[0]
 
         eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(loss)(values))
         columns = (vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0.0))).T
