@@ -47,7 +47,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
 
@@ -265,7 +265,8 @@ def sample(
         "augment": repr(plan.augment),
         "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
+        "enable_x64": uses_x64(),
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
@@ -295,7 +296,10 @@ def sample(
             "step_size": np.asarray(tuning["step_size"]).tolist(),
             "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
-            "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
+            "key": {
+                "implementation": str(jax.random.key_impl(key)),
+                "data": np.asarray(jax.random.key_data(key)).tolist(),
+            },
             "backend": jax.default_backend(),
             "versions": library_versions(),
             "seconds": {

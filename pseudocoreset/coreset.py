@@ -14,6 +14,20 @@ import numpy as np
 from pseudocoreset.data.coercion import as_numbers, as_several
 from pseudocoreset.data.preprocessing import Preprocessing
 from pseudocoreset.layout import InputLayout, is_several
+from pseudocoreset.schema import (
+    COUNT,
+    FLAG,
+    POSITIVE_COUNT,
+    RECORD,
+    TEXT,
+    VERSION,
+    Field,
+    check_record,
+    fits_together,
+    listing,
+    maybe,
+    optional,
+)
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -33,6 +47,20 @@ __all__ = ["Pseudocoreset", "class_weights", "coreset_names", "load_coreset", "m
 SCHEMA = 2
 SHIPPED = pathlib.Path(__file__).with_name("coresets")
 MASSES = ("ones", "data")
+RECORD_FIELDS = {
+    "schema": VERSION,
+    "num_data": COUNT,
+    "class_names": maybe(listing(TEXT)),
+    "preprocessing": RECORD,
+    "metadata": RECORD,
+    "holds_probabilities": optional(maybe(FLAG)),
+}
+METADATA_FIELDS: dict[str, Field] = {
+    "steps": optional(maybe(COUNT)),
+    "steps_done": optional(COUNT),
+    "outcome": optional(TEXT),
+    "images_per_class": optional(maybe(POSITIVE_COUNT)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,29 +250,32 @@ class Pseudocoreset:
             CorruptFileError: if a file is missing, truncated or altered.
             ValueError: if a newer version of this package wrote it.
         """
-        folder = verify(path)
-        record = read_json(folder / "coreset.json")
+        folder = verify(path, "coreset.json", "coreset.safetensors")
+        record = check_record(read_json(folder / "coreset.json"), {"schema": VERSION}, folder / "coreset.json")
         if record["schema"] > SCHEMA:
             raise ValueError(
                 f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
             )
+        check_record(record, RECORD_FIELDS, folder / "coreset.json")
+        check_record(record["metadata"], METADATA_FIELDS, f"{folder / 'coreset.json'}, metadata")
         arrays = read_arrays(folder / "coreset.safetensors")
         missing = {"inputs", "targets", "weights"} - arrays.keys()
         if missing:
             raise CorruptFileError(f"{path} lacks {', '.join(sorted(missing))}")
         prefix = "preprocessing/"
         parts = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-        return cls(
-            inputs=arrays["inputs"],
-            targets=arrays["targets"],
-            weights=arrays["weights"],
-            preprocessing=Preprocessing.from_parts(parts, record["preprocessing"]),
-            num_data=record["num_data"],
-            class_names=None if record["class_names"] is None else tuple(record["class_names"]),
-            metadata=record["metadata"],
-            holds_probabilities=record.get("holds_probabilities"),
-            layout=None if record.get("layout") is None else InputLayout.from_metadata(record["layout"]),
-        )
+        with fits_together(folder):
+            return cls(
+                inputs=arrays["inputs"],
+                targets=arrays["targets"],
+                weights=arrays["weights"],
+                preprocessing=Preprocessing.from_parts(parts, record["preprocessing"]),
+                num_data=int(record["num_data"]),
+                class_names=None if record["class_names"] is None else tuple(record["class_names"]),
+                metadata=record["metadata"],
+                holds_probabilities=record.get("holds_probabilities"),
+                layout=None if record.get("layout") is None else InputLayout.from_metadata(record["layout"]),
+            )
 
     def __repr__(self) -> str:
         shape = f"shape {'x'.join(map(str, self.packed.shape[1:]))}" if self.layout is None else str(self.layout)

@@ -30,7 +30,7 @@ from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
 from pseudocoreset.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["FitResult", "Outcome", "fit"]
 
@@ -178,7 +178,7 @@ def fit(
         "data_fingerprint": fingerprint(data),
         "experts": [None if e is None else e.metadata for e in expert_sets],
         "steps": steps,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
     } | ({"fixed": list(fixed)} if fixed else {})
     checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, run)
     try:
