@@ -40,6 +40,18 @@ def warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, th
         )
 
 
+def warn_of_no_mode(tuning: Tuning) -> None:
+    """Warn if chains found no mode whose curvature would tell a step size."""
+    lost = np.flatnonzero(~to_host(tuning["has_mode"])) if "has_mode" in tuning else ()
+    if len(lost):
+        warnings.warn(
+            f"{_chains(lost)} found no mode of the posterior, as where a scale of a hierarchy goes to zero: their "
+            "step size is a rule of thumb, and their draws may be far off. Take kernel='nuts', which needs no mode, "
+            "write the hierarchy with standard normal effects times the scale, or give step_size and preconditioner",
+            stacklevel=3,
+        )
+
+
 def warn_of_augmentation(plan: Plan) -> None:
     """Warn that an augmentation inside the likelihood changes the posterior."""
     if plan.augment is not None:

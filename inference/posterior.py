@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
+from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
-from pseudocoreset.inference.validation import check_targets, input_struct, resolve_predict_on, stored_inputs
+from pseudocoreset.inference.validation import input_struct, resolve_predict_on, stored_inputs
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -94,7 +96,8 @@ class Posterior:
             split: ``Split``, or ``(x, y)``.
 
         Raises:
-            ValueError: if the weights were not kept, or the model has other sites.
+            ValueError: if the weights were not kept, the model has other sites, or the split was preprocessed
+                otherwise than the data that were sampled on.
         """
         if self.unconstrained is None:
             raise ValueError(
@@ -106,8 +109,15 @@ class Posterior:
             raise TypeError("split must be a Split or (x, y); got None")
         inputs, preprocessing = stored_inputs(split)
         struct = input_struct(inputs, preprocessing)
-        model = model.bind(struct, np.asarray(split.y))
-        targets = check_targets(model, struct, np.asarray(split.y), "split")
+        model = model.bind(ModelInputs.of(split), np.asarray(split.y))
+        targets = check_targets(model, struct, split.y, "split", takes_soft=False)
+        check_preprocessing(
+            self.metadata.get("preprocessing"),
+            split.preprocessing.summary,
+            "what this posterior was sampled on",
+            "split",
+            "Load both alike, or give (x, y) with x as the model is to see them",
+        )
         shapes = {name: leaf.shape for name, leaf in jax.eval_shape(model.init, jax.random.key(0)).items()}
         kept = {name: array.shape[2:] for name, array in self.unconstrained.items()}
         if shapes != kept:

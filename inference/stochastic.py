@@ -132,12 +132,12 @@ def _sgld_move(
     if inverse_mass is None:
         new = kernel(key, state, lambda position, minibatch: gradient, None, tuning["step_size"], tuning["temperature"])
         return new, stats
-    # The move of theta / G^(1/2) by BlackJAX, from zero so that nothing is rounded on the way to it and back.
-    scale = jax.tree.map(jnp.sqrt, inverse_mass)
-    scaled = jax.tree.map(jnp.multiply, gradient, scale)
+    # The move of theta in units of G^(1/2) by BlackJAX, from zero so that nothing is rounded on the way to it and back.
+    scaled = sghmc.into_units(gradient, inverse_mass)
     zeros = jax.tree.map(jnp.zeros_like, state)
     moved = kernel(key, zeros, lambda position, minibatch: scaled, None, tuning["step_size"], tuning["temperature"])
-    return jax.tree.map(lambda q, s, m: (q + s * m).astype(q.dtype), state, scale, moved), stats
+    move = sghmc.out_of_units(moved, inverse_mass)
+    return jax.tree.map(lambda q, m: (q + m).astype(q.dtype), state, move), stats
 
 
 def _blackjax_sghmc_step(
@@ -156,7 +156,7 @@ def _blackjax_sghmc_step(
     return new, {"step_size": tuning["step_size"]}
 
 
-_GRADIENT_OPTIONS = {"schedule": Constant(), "preconditioner": None, "control_variate": False}
+_GRADIENT_OPTIONS = {"schedule": Constant(), "preconditioner": "auto", "control_variate": "auto"}
 
 SGHMC = KernelSpec(
     init=_with_squares(_sghmc_init),

@@ -80,20 +80,20 @@ class Model:
 
         What the program may do:
 
-        * It takes ``x``, one array (n, ...) or a dictionary or tuple of arrays with that first axis, and ``y`` (n, ...).
-          Whatever else a row has (an offset, an exposure, a number of trials, a group) goes into ``x``. Arrays of
-          integers and booleans arrive as such.
+        * It takes ``x``, one array (n, ...) or a dictionary or tuple of arrays with that first axis, and ``y``
+          (n, ...). Whatever else a row has (an offset, an exposure, a number of trials, a group) goes into ``x``.
+          Arrays of integers and booleans arrive as such.
         * Its likelihood is one or more observed sites in a plate over the data, ``numpyro.plate("data", x.shape[0])``,
           and ``numpyro.factor`` of shape (n,). Rows may be masked (``handlers.mask``). The likelihood of a row may
           depend on everything in that row of ``x`` and ``y``, and on no other row.
         * Its latent sites are continuous, have proper priors, and are shared by all rows: groups have a plate of their
           own, of a size that the program knows. Priors, and factors of shape (), depend on neither ``x`` nor ``y``.
           Supports may depend on other sites.
-        * A deterministic site ``"f"`` of shape (n,) or (n, d), through which the parameters act on the likelihood, gives
-          the model function values; ``"features"`` of shape (n, d) gives it features, which distribution matching
-          compares. The likelihood goes on with what ``numpyro.deterministic`` returns.
-        * Handlers of NumPyro (``condition``, ``scale``, ``mask``, ``scope``, ``reparam``) may be around it. The scale of a
-          plate with a ``subsample_size`` is divided out, for batches are drawn outside of the program.
+        * A deterministic site ``"f"`` of shape (n,) or (n, d), through which the parameters act on the likelihood,
+          gives the model function values; ``"features"`` of shape (n, d) gives it features, which distribution
+          matching compares. The likelihood goes on with what ``numpyro.deterministic`` returns.
+        * Handlers of NumPyro (``condition``, ``scale``, ``mask``, ``scope``, ``reparam``) may be around it. The scale
+          of a plate with a ``subsample_size`` is divided out, for batches are drawn outside of the program.
 
         ``bind`` compares the program with this list on real rows, and names the site that does not fit.
 
@@ -116,7 +116,7 @@ class Model:
         _check_signature(program)
         return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
-    def bind(self, x: Any, y: Any, *, learned_targets: bool = False) -> Model:
+    def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
         """The same model with the shape of one datum fixed, and the program tried on the data.
 
         With arrays, a few hundred milliseconds are spent on four checks at several parameter values: the log density is
@@ -126,6 +126,7 @@ class Model:
         Args:
             x: inputs (n, ...), a dictionary or tuple of them, or their shapes (``jax.ShapeDtypeStruct``).
             y: targets (n, ...), or their shapes; hard ones, not class probabilities.
+            check: whether to try the program on arrays.
             learned_targets: whether targets may be off the support of a discrete likelihood, as learned counts are.
 
         Raises:
@@ -157,7 +158,7 @@ class Model:
                 raise ValueError(
                     f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
                 )
-        if self.is_network or _has_no_values(x) or isinstance(y, jax.ShapeDtypeStruct):
+        if self.is_network or not check or _has_no_values((x, y)):
             return bound
         if not bound.is_proved:
             proof.check_program(bound, x, y)
@@ -203,7 +204,10 @@ class Model:
 
     @property
     def data_kinds(self) -> dict[str, str]:
-        """What a fit does with each array among the inputs: ``"learned"`` (floats) or ``"chosen"`` (integers, booleans)."""
+        """What a fit does with each array among the inputs.
+
+        ``"learned"``: floats, which an optimiser moves. ``"chosen"``: integers and booleans, which come from the data.
+        """
         if self.layout is None:
             return {"x": "learned"}
         return {leaf.name: "learned" if leaf.is_float else "chosen" for leaf in self.layout.leaves}
@@ -410,12 +414,11 @@ class Model:
 
         def likelihoods(trace: dict[str, Any]) -> list[Any]:
             terms = [trace[term.name] for term in self._bound.terms]
-            return [
-                leaf for site in terms for leaf in (*jax.tree.leaves(site["fn"]), site["fn"].log_prob(site["value"]))
-            ]
+            rows = [site["fn"].log_prob(site["value"]) for site in terms]
+            return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]
 
         pairs = zip(*map(likelihoods, traces), strict=True)
-        if all(bool(jnp.all((a == b) | (jnp.isnan(a) & jnp.isnan(b)))) for a, b in pairs):
+        if all(np.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs):
             raise ValueError(
                 f"the likelihood of {self.name!r} does not depend on its site 'f'; use what the site returns: "
                 "f = numpyro.deterministic('f', f), then the likelihood of f"
@@ -517,9 +520,7 @@ def _length(x: Any) -> int:
 
 
 def _layout_of(x: Any) -> InputLayout | None:
-    if is_several(x):
-        return InputLayout.of(x)
-    return None
+    return InputLayout.of(x) if is_several(x) else getattr(x, "layout", None)
 
 
 def _integers(x: Any) -> InputLayout | None:
@@ -532,7 +533,9 @@ def _integers(x: Any) -> InputLayout | None:
 
 def _packed_struct(layout: InputLayout | None, x: Any) -> jax.ShapeDtypeStruct:
     """One datum as the library keeps it."""
-    if layout is None or (hasattr(x, "shape") and tuple(x.shape[1:]) == (layout.width,) and layout.kind != "array"):
+    if layout is None or getattr(x, "layout", None) == layout:
+        return datum_shape(x, "x")
+    if not is_several(x) and tuple(x.shape[1:]) == (layout.width,) and jnp.issubdtype(x.dtype, jnp.floating):
         return datum_shape(x, "x")
     given = InputLayout.of(x)
     wanted = [(leaf.name, leaf.shape) for leaf in layout.leaves]
@@ -570,6 +573,6 @@ def _check_signature(program: Callable[..., Any]) -> None:
         )
     if len(names) < 2:
         raise TypeError(
-            f"program must take two arguments, program(x, y=None); it takes {', '.join(names) or 'none'}. A program that "
-            "observes its inputs leaves y alone"
+            f"program must take two arguments, program(x, y=None); it takes {', '.join(names) or 'none'}. A program "
+            "that observes its inputs leaves y alone"
         )

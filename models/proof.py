@@ -56,9 +56,9 @@ def check_program(model: Model, x: Any, y: Any) -> None:
     if np.any(differs):
         i = int(np.argmax(differs))
         raise ProgramError(
-            f"the log density of {model.name!r} is {ours[i]:.6g} as the sum of its prior and its rows, and {theirs[i]:.6g} "
-            "by NumPyro on the same rows; the program does something that cannot be taken apart in this way. Does it draw "
-            "random numbers by itself?"
+            f"the log density of {model.name!r} is {ours[i]:.6g} as the sum of its prior and its rows, and "
+            f"{theirs[i]:.6g} by NumPyro on the same rows; the program does something that cannot be taken apart in "
+            "this way. Does it draw random numbers by itself?"
         )
 
 
@@ -148,8 +148,8 @@ def _check_prior(model: Model, what: str, versions: np.ndarray) -> None:
     i = int(np.argwhere(~same)[0, 0])
     raise ProgramError(
         f"{what} of {model.name!r} depends on x or y: its log density is {versions[i, 1]:.6g} with some rows and "
-        f"{versions[i, 2]:.6g} with others. A prior must not change with the data, for a coreset has other rows. Compute "
-        "what it needs before and let the program close over it; a factor that belongs to rows has shape (n,)"
+        f"{versions[i, 2]:.6g} with others. A prior must not change with the data, for a coreset has other rows. "
+        "Compute what it needs before and let the program close over it; a factor that belongs to rows has shape (n,)"
     )
 
 
@@ -203,14 +203,14 @@ def _refuse_row(model: Model, name: str, row: int, x: Any, y: Any) -> None:
     value = np.array2string(np.asarray(y[row]), precision=6, threshold=8)
     if next(term for term in model.terms if term.name == name).is_factor:
         raise ValueError(
-            f"data: row {row}, with y = {value}, has no finite value of the factor {name!r} of {model.name!r} at any of "
-            "five parameter values; check what the factor computes of that row"
+            f"data: row {row}, with y = {value}, has no finite value of the factor {name!r} of {model.name!r} at any "
+            "of five parameter values; check what the factor computes of that row"
         )
     support = _in_words(without_mask(site["fn"]).support)
     raise ValueError(
         f"data: row {row} has no likelihood at the site {name!r} of {model.name!r}: y = {value}, which "
-        f"{_family(site['fn'])} with support {support} gives no probability at any of five parameter values. Correct or "
-        "drop such rows, or take another likelihood; check x in that row too"
+        f"{_family(site['fn'])} with support {support} gives no probability at any of five parameter values. Correct "
+        "or drop such rows, or take another likelihood; check x in that row too"
     )
 
 

@@ -54,8 +54,8 @@ class Term:
         name: of the site.
         is_factor: a ``numpyro.factor`` rather than an observed site.
         axis: of the log-probability that counts the data, from the end.
-        is_subsampled: whether a plate with a ``subsample_size`` scales it. That scale is divided out: the data are given
-            weights here, not by the plate.
+        is_subsampled: whether a plate with a ``subsample_size`` scales it. That scale is divided out: the library
+            weights the data, not the plate.
     """
 
     name: str
@@ -210,8 +210,8 @@ def inspect_program(
     first, second = runs
     if set(first) != set(second):
         raise ProgramError(
-            f"the program has other sites for {SIZES[0]} data ({sorted(first)}) than for {SIZES[1]} ({sorted(second)}); "
-            "its sites must not depend on the number of data"
+            f"the program has the sites {sorted(first)} for {SIZES[0]} data and {sorted(second)} for {SIZES[1]}; its "
+            "sites must not depend on the number of data"
         )
     terms, shared = [], []
     for name, seen in first.items():
@@ -227,8 +227,8 @@ def inspect_program(
     if not terms or terms[0].is_factor:
         found = f"; found {shared}, with one log-probability for all data" if shared else "; found none"
         raise ProgramError(
-            "the program must have an observed site, numpyro.sample(..., obs=y), with one log-probability per datum, in "
-            f"numpyro.plate('data', x.shape[0]){found}. Put vector targets under .to_event(1)"
+            "the program must have an observed site, numpyro.sample(..., obs=y), with one log-probability per datum, "
+            f"in numpyro.plate('data', x.shape[0]){found}. Put vector targets under .to_event(1)"
         )
     data_plates = {
         plate
@@ -250,7 +250,7 @@ def inspect_program(
         raise ProgramError(f"the site 'f' must have shape (n,) or (n, d); with n={SIZES[0]} it has {function_shape}")
     # A site of another kind or shape is the program's own business until somebody asks for features.
     features = first.get(FEATURES_SITE)
-    has_features = features is not None and features.kind == "deterministic" and len(features.shape) == 2
+    width = features.shape[1:] if features is not None and features.kind == "deterministic" else ()
     return Structure(
         sites=tuple(sites),
         terms=tuple(terms),
@@ -262,9 +262,7 @@ def inspect_program(
         num_classes=first[terms[0].name].num_classes if len(terms) == 1 else None,
         function_ndim=None if function_shape is None else len(function_shape),
         function_size=None if function_shape is None else (1 if len(function_shape) == 1 else function_shape[1]),
-        num_features=features.shape[1]
-        if features is not None and has_features and features.shape[0] == SIZES[0]
-        else None,
+        num_features=width[0] if len(width) == 1 and features is not None and features.shape[0] == SIZES[0] else None,
         x=x,
         y=y,
         layout=layout,
@@ -327,15 +325,15 @@ def _data_axis(name: str, seen: _Seen, other: _Seen) -> int | None:
     axes = [i for i in range(len(one)) if one[i] != two[i]] if len(one) == len(two) else [-1, -1]
     if len(axes) > 1:
         raise ProgramError(
-            f"the {what} {name!r} has a log-probability of shape {one} for {SIZES[0]} data, and {two} for {SIZES[1]}: it "
-            "couples every datum with every other. Look for shapes (n,) and (n, 1) that meet; the posterior of a coreset "
-            "needs one log-probability per datum"
+            f"the {what} {name!r} has a log-probability of shape {one} for {SIZES[0]} data, and {two} for {SIZES[1]}: "
+            "it couples every datum with every other. Look for shapes (n,) and (n, 1) that meet; the posterior of a "
+            "coreset needs one log-probability per datum"
         )
     if axes:
         if (one[axes[0]], two[axes[0]]) != SIZES:
             raise ProgramError(
-                f"the {what} {name!r} has a log-probability of shape {one} for {SIZES[0]} data; wanted one log-probability "
-                "per datum"
+                f"the {what} {name!r} has a log-probability of shape {one} for {SIZES[0]} data; wanted one "
+                "log-probability per datum"
             )
         return axes[0] - len(one)
     if seen.plate_scale != 1.0 and not seen.is_factor:
@@ -354,7 +352,8 @@ def _data_axis(name: str, seen: _Seen, other: _Seen) -> int | None:
 def _latent(name: str, seen: _Seen, other: _Seen, data_plates: set[str]) -> Site:
     if data_plates:
         raise ProgramError(
-            f"the latent site {name!r} is inside the plate over the data; a coreset needs parameters that all data share"
+            f"the latent site {name!r} is inside the plate over the data; a coreset needs parameters that all data "
+            "share"
         )
     if seen.shape != other.shape:
         raise ProgramError(
@@ -386,8 +385,8 @@ def _why_it_fails(error: Exception, run: Callable[[int], Any], n: int, num_data:
         except Exception:  # the same at the size at hand: what the program said is the reason
             return _failed(error)
         return (
-            f"the program runs with the {num_data} data at hand, but not with {n}; a coreset has fewer. Take the number of "
-            f"data from its arguments: numpyro.plate('data', x.shape[0]). It said: {message.splitlines()[0]}"
+            f"the program runs with the {num_data} data at hand, but not with {n}; a coreset has fewer. Take the "
+            f"number of data from its arguments: numpyro.plate('data', x.shape[0]). It said: {message.splitlines()[0]}"
         )
     return _failed(error)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.data.preprocessing import Preprocessing
 from pseudocoreset.storage import (
     CorruptFileError,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pseudocoreset", "coreset_names", "load_coreset"]
 
-SCHEMA = 1
+SCHEMA = 2
 SHIPPED = pathlib.Path(__file__).with_name("coresets")
 MASSES = ("ones", "data")
 
@@ -42,23 +43,37 @@ class Pseudocoreset:
 
     Attributes:
         inputs: (m, *feature_shape) float32, as the model sees them: preprocessed already.
-        targets: (m,) labels or real values, or (m, num_classes) class probabilities.
+        targets: (m,) labels, (m, ...) real values, or (m, num_classes) class probabilities.
         weights: (m,) float32, non-negative.
-        preprocessing: what turned stored data into model inputs; ``invert`` gives pictures.
+        preprocessing: what turned stored data into model inputs; ``invert`` gives pictures. By default not known, and
+            compared with that of no data.
         num_data: n, the size of the data set that this stands for.
         class_names: names of the classes, if there are classes.
         metadata: objective, hyperparameters, versions, key: JSON-able.
+        holds_probabilities: whether targets (m, d) are class probabilities, not real values; None for yes where every
+            row is non-negative and sums to one.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(is_known=False))
     num_data: int = 0
     class_names: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    holds_probabilities: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets", "weights"):
+            array = as_numbers(getattr(self, name), name)
+            if array.ndim == 0:
+                raise ValueError(f"{name} must have one entry a point, got a scalar")
+            object.__setattr__(self, name, array)
+        if self.inputs.dtype.kind != "f":
+            raise TypeError(
+                f"inputs must be floating point, as the model sees them; got {self.inputs.dtype}: "
+                "preprocessing.apply(inputs) makes model inputs of stored images"
+            )
         m = len(self.inputs)
         if m == 0:
             raise ValueError("inputs is empty; a coreset has at least one point")
@@ -106,6 +121,7 @@ class Pseudocoreset:
             num_data=data.train.num_data,
             class_names=data.class_names,
             metadata={"objective": "random", "data": data.name, "images_per_class": images_per_class},
+            holds_probabilities=False if data.train.y.ndim == 2 else None,
         )
         return coreset.with_mass(mass)
 
@@ -118,6 +134,15 @@ class Pseudocoreset:
     def mass(self) -> float:
         """Sum of the weights."""
         return float(np.sum(self.weights, dtype=np.float64))
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the targets are class probabilities (m, num_classes)."""
+        if self.targets.ndim != 2:
+            return False
+        if self.holds_probabilities is not None:
+            return self.holds_probabilities
+        return bool(np.all(self.targets >= 0) and np.allclose(self.targets.sum(axis=1), 1, atol=1e-3))
 
     def with_mass(self, mass: str | float) -> Pseudocoreset:
         """The same points with weights rescaled to a total.
@@ -144,7 +169,9 @@ class Pseudocoreset:
             arrays = {"inputs": self.inputs, "targets": self.targets, "weights": self.weights}
             write_arrays(folder / "coreset.safetensors", arrays | preprocessing)
             record = {
-                "schema": SCHEMA,
+                # Versions that read schema 1 alone take all targets (m, d) for class probabilities.
+                "schema": SCHEMA if self.targets.ndim != 1 and not self.is_soft else 1,
+                "holds_probabilities": self.holds_probabilities,
                 "num_data": self.num_data,
                 "class_names": None if self.class_names is None else list(self.class_names),
                 "preprocessing": self.preprocessing.metadata(),
@@ -181,11 +208,12 @@ class Pseudocoreset:
             num_data=record["num_data"],
             class_names=None if record["class_names"] is None else tuple(record["class_names"]),
             metadata=record["metadata"],
+            holds_probabilities=record.get("holds_probabilities"),
         )
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.inputs.shape[1:]))
-        kind = "soft targets" if self.targets.ndim == 2 else "targets"
+        kind = "soft targets" if self.is_soft else "targets"
         return (
             f"Pseudocoreset({self.size} points of shape {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
             f"objective {self.metadata.get('objective', 'unknown')!r})"

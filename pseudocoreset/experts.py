@@ -29,6 +29,7 @@ from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data import Dataset, Split
+from pseudocoreset.data.doors import bind_to
 from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wait_for_all
@@ -268,7 +269,7 @@ def train_experts(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
     mesh = check_mesh(mesh)
-    model = model.bind(data.train.struct, data.train.y)
+    model = bind_to(model, data)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     training = _Training(model, float(learning_rate), float(momentum), float(weight_decay), batch_size, augmentation)
     groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))

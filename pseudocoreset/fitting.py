@@ -22,9 +22,10 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.leaves import Free, from_free, project, pull_back, soften, to_free
+from pseudocoreset.leaves import Free, KeptMass, from_free, kept_mass, project, pull_back, soften, to_free
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
@@ -95,7 +96,7 @@ def fit(
     steps: int,
     optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
     experts: Experts | Sequence[Experts] | None = None,
-    weights: str = "ones",
+    weights: str | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     block_size: int = 10,
@@ -105,7 +106,8 @@ def fit(
     """Optimise the free leaves of a coreset under one objective, or under the sum of several (one a model).
 
     Steps run in compiled blocks without a return to the host. Free weights are projected onto non-negative numbers
-    after each step; free class targets become probabilities, 0.9 on the label at the start, learned through their
+    after each step, and keep their mass, or that of each class, where the objective does not determine it
+    (``Objective.mass``); free class targets become probabilities, 0.9 on the label at the start, learned through their
     logits. A step whose gradient is not finite, or that leaves no weight above zero, is skipped. With a
     ``checkpoint_dir`` the whole state is written between blocks, and a run that was stopped, called again with the
     same arguments, ends with the same bits as one that was not.
@@ -121,7 +123,7 @@ def fit(
         optimizer: acts on a dictionary of the free leaves, ``{"inputs": array}``; or one optimiser for each of them,
             by name.
         experts: snapshots for objectives that take them, one set for each objective.
-        weights: mass of the weights of the start, ``"ones"`` or ``"data"``.
+        weights: mass of the weights of the start, ``"ones"`` or ``"data"``; None for ones, or for those of ``coreset``.
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
         block_size: most steps a compiled block.
@@ -157,14 +159,18 @@ def fit(
     init_key, loop_key, expert_key, state_key = jax.random.split(key, 4)
     if coreset is None:
         coreset = Pseudocoreset.from_data(
-            data, images_per_class=images_per_class, size=size, key=init_key, mass=weights
+            data, images_per_class=images_per_class, size=size, key=init_key, mass=weights or "ones"
         )
     elif images_per_class is not None or size is not None:
         raise ValueError("give either a coreset to start from or the size of one (images_per_class, size), not both")
-    elif coreset.inputs.shape[1:] != data.train.feature_shape:
-        raise ValueError(
-            f"coreset has inputs of shape {coreset.inputs.shape[1:]}; the data have {data.train.feature_shape}"
-        )
+    else:
+        check_start(coreset, data, weights=weights)
+        if not coreset.preprocessing.is_known:
+            coreset = replace(coreset, preprocessing=data.preprocessing)
+    is_soft = coreset.is_soft or data.num_classes is not None
+    if coreset.targets.ndim == 2:
+        # Said once: real targets in training may come to look like probabilities.
+        coreset = replace(coreset, holds_probabilities=coreset.is_soft)
 
     arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
     if "targets" in names:
@@ -173,17 +179,18 @@ def fit(
     state_keys = jax.random.split(state_key, len(objectives))
     starts = [functools.partial(o.init, k, arrays) for o, k in zip(objectives, state_keys, strict=True)]
     states = tuple(jax.eval_shape(start, device) if planning else start(device) for start in starts)
-    free = to_free(arrays, names)
+    free = to_free(arrays, names, is_soft)
+    kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
     loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32))
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
     choices = [
         None if o.window is None or e is None else _snapshot_choices(jax.random.fold_in(expert_key, i), o, e, steps)
         for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
     ]
-    run_block = _compile_block(objectives, optimizer)
+    run_block = _compile_block(objectives, optimizer, is_soft)
     if not planning:
         loop = replicate(loop, mesh)
-    inspect_block(run_block, (loop, loop_key, np.arange(block)), device, objectives, planning=planning)
+    inspect_block(run_block, (loop, kept, loop_key, np.arange(block)), device, objectives, planning=planning)
     history: dict[str, list[np.ndarray]] = {}
     outcome, done = Outcome.COMPLETED, 0
     record = functools.partial(_with_arrays, coreset, objectives)
@@ -210,7 +217,7 @@ def fit(
                     () if e is None or c is None else _snapshots(o, e, c[done : done + block])
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
-                loop, report = run_block(loop, loop_key, np.arange(done, done + block), snapshots, device)
+                loop, report = run_block(loop, kept, loop_key, np.arange(done, done + block), snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)
@@ -323,11 +330,13 @@ def _choose(key: jax.Array, steps: int, num_experts: int, first: int, last: int)
 
 @functools.lru_cache(maxsize=16)
 def _compile_block(
-    objectives: tuple[Objective, ...], optimizer: optax.GradientTransformation
+    objectives: tuple[Objective, ...], optimizer: optax.GradientTransformation, is_soft: bool
 ) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
     """The compiled block; the same objectives and optimiser, as objects, compile once for each shape."""
 
-    def one_step(loop: _Loop, item: Any, key: jax.Array, data: DeviceData) -> tuple[_Loop, dict[str, jax.Array]]:
+    def one_step(
+        loop: _Loop, item: Any, kept: KeptMass | None, key: jax.Array, data: DeviceData
+    ) -> tuple[_Loop, dict[str, jax.Array]]:
         step, snapshots = item
         total: dict[str, jax.Array] = {}
         states = []
@@ -338,12 +347,13 @@ def _compile_block(
             total = {name: total[name] + leaf if total else leaf for name, leaf in gradient.items()}
             states.append(state)
             report |= {name if len(objectives) == 1 else f"{name}_{i}": value for name, value in info.items()}
-        total = pull_back(loop.arrays, loop.free, total)
+        total = pull_back(loop.arrays, loop.free, total, is_soft, kept)
         updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
-        free = project(optax.apply_updates(loop.free, updates))
-        arrays = from_free(loop.arrays, free)
+        free = project(optax.apply_updates(loop.free, updates), kept)
+        arrays = from_free(loop.arrays, free, is_soft)
         proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped))
         finite = jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
+        finite = finite if kept is None else finite & kept.is_imposed(arrays.weights)
         stay = loop._replace(skipped=loop.skipped + 1)
         report["gradient_norm"] = optax.tree.norm(total)
         report["inputs_rms"] = jnp.sqrt(jnp.mean(arrays.inputs**2))
@@ -354,9 +364,9 @@ def _compile_block(
 
     @jax.jit
     def run_block(
-        loop: _Loop, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
+        loop: _Loop, kept: KeptMass | None, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
     ) -> tuple[_Loop, dict[str, jax.Array]]:
-        done = jax.lax.scan(lambda carry, item: one_step(carry, item, key, data), loop, (numbers, snapshots))
+        done = jax.lax.scan(lambda carry, item: one_step(carry, item, kept, key, data), loop, (numbers, snapshots))
         return replicate(done, data.mesh)
 
     return run_block

@@ -56,7 +56,7 @@ _FBPC_TABLE_4 = {
 _ELSEWHERE = FBPCRecipe(1, 0.1, 0.05, 0.01, 1000, 100.0, None)
 
 
-def fbpc_recipe(data_name: str, images_per_class: int | None) -> FBPCRecipe:
+def fbpc_recipe(data_name: str, images_per_class: float | None) -> FBPCRecipe:
     """The published recipe for a data set, at the nearest published number of images a class; sensible elsewhere.
 
     Args:
@@ -68,21 +68,31 @@ def fbpc_recipe(data_name: str, images_per_class: int | None) -> FBPCRecipe:
 
 @dataclass(frozen=True)
 class BPCRecipe:
-    """Training of networks on the coreset in the reference code of Kim et al. 2022.
+    """Settings for networks in the reference code of Kim et al. 2022.
 
     Attributes:
         num_inner_steps: L.
         inner_learning_rate: alpha.
+        starts: epochs that may be a start: 0 to one less.
+        wasserstein_epochs: E of BPC-W; the others have 1.
+        reverse_kl_draws: S of BPC-rKL; BPC-fKL has 30.
     """
 
     num_inner_steps: int
     inner_learning_rate: float
+    starts: int
+    wasserstein_epochs: int
+    reverse_kl_draws: int
 
 
-_BPC = {1: BPCRecipe(50, 0.01), 10: BPCRecipe(30, 0.03), 20: BPCRecipe(30, 0.03)}
+_BPC = {
+    1: BPCRecipe(50, 0.01, 2, 2, 10),
+    10: BPCRecipe(30, 0.03, 20, 1, 30),
+    20: BPCRecipe(30, 0.03, 30, 2, 10),
+}
 
 
-def bpc_recipe(images_per_class: int | None) -> BPCRecipe:
+def bpc_recipe(images_per_class: float | None) -> BPCRecipe:
     """The recipe of the nearest number of images a class; that of 10 for coresets not counted by class."""
     return _BPC[_closest(_BPC, 10 if images_per_class is None else images_per_class)]
 
@@ -120,7 +130,7 @@ _MTT = {
 _MTT_ELSEWHERE = TrajectoryRecipe(30, 2, 20, 100.0, 0.01)
 
 
-def trajectory_recipe(data_name: str, images_per_class: int | None) -> TrajectoryRecipe:
+def trajectory_recipe(data_name: str, images_per_class: float | None) -> TrajectoryRecipe:
     """The recipe for a data set, at the nearest published number of images a class; sensible elsewhere.
 
     Args:
@@ -133,7 +143,7 @@ def trajectory_recipe(data_name: str, images_per_class: int | None) -> Trajector
 _GRADIENT_MATCHING = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
-def gradient_matching_recipe(images_per_class: int | None) -> tuple[int, int]:
+def gradient_matching_recipe(images_per_class: float | None) -> tuple[int, int]:
     """Matches of a network, and steps on the coreset between two of them, in the code of DC (Zhao et al. 2021).
 
     Those of the nearest number of images a class; of 10 for coresets not counted by class.
@@ -141,7 +151,7 @@ def gradient_matching_recipe(images_per_class: int | None) -> tuple[int, int]:
     return _GRADIENT_MATCHING[_closest(_GRADIENT_MATCHING, 10 if images_per_class is None else images_per_class)]
 
 
-def _nearest(table: dict[tuple[str, int], T], data_name: str, images_per_class: int | None, elsewhere: T) -> T:
+def _nearest(table: dict[tuple[str, int], T], data_name: str, images_per_class: float | None, elsewhere: T) -> T:
     """The row of a data set at the closest number of images a class, or ``elsewhere``."""
     published = [count for name, count in table if name == data_name]
     if not published or images_per_class is None:
@@ -149,5 +159,5 @@ def _nearest(table: dict[tuple[str, int], T], data_name: str, images_per_class: 
     return table[data_name, _closest(published, images_per_class)]
 
 
-def _closest(published: Iterable[int], count: int) -> int:
+def _closest(published: Iterable[int], count: float) -> int:
     return min(published, key=lambda one: abs(one - count))

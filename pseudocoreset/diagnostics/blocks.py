@@ -18,6 +18,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from pseudocoreset.models.structure import class_log_probabilities, without_mask
+from pseudocoreset.rows import ModelInputs
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
@@ -47,7 +48,7 @@ def held_out(posterior: Posterior) -> Split:
 
 def bound(model: Model, split: Split) -> Model:
     """The model with the shape of a datum fixed; a split that does not fit it is refused."""
-    return model.bind(jax.ShapeDtypeStruct(split.raw.shape, jnp.float32), split.y)
+    return model.bind(ModelInputs.of(split), split.y, check=False)
 
 
 def same_data(left: Split, right: Split) -> bool:

@@ -262,7 +262,7 @@ def calibrate(
 
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
     positions, tuning, _ = setup.start(init_key, total_weight)
-    if setup.has_control_variate:
+    if setup.has_control_variate or setup.has_curvature:
         positions, tuning = simulation.centre(setup, at_once, positions, tuning, rows)
     rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
     warmup_keys = replicate(jax.random.split(warmup_key, num_simulations), mesh)

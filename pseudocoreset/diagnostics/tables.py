@@ -173,16 +173,18 @@ def _reweighting(comparison: Comparison) -> tuple[Table, str]:
             name,
             with_error(row.pareto_k, row.pareto_k_standard_error),
             number(row.threshold),
+            number(row.spread, 1),
             number(row.effective_draws, 1),
             number(row.log_weights.size),
             "yes" if row.is_reliable else "no",
         ]
         for name, row in comparison.reweighting.items()
     ]
-    columns = ["Pareto k", "may be up to", "effective draws", "draws", "reliable"]
+    columns = ["Pareto k", "may be up to", "spread (nats)", "effective draws", "draws", "reliable"]
     note = (
         "Draws of a posterior can be weighted to be draws of the reference's. The tail index k of the weights says "
-        "whether averages under them may be trusted; from 1 on the two posteriors hardly overlap where the draws are."
+        "whether averages under them may be trusted; from 1 on the two posteriors hardly overlap where the draws are. The spread is "
+        "the standard deviation of the log ratios over draws: tens of nats or more are posteriors far apart."
     )
     return (f"Importance weights to {comparison.reference!r}", columns, rows), note
 

@@ -166,7 +166,8 @@ def _reweighting(comparison: Comparison, name: str) -> str:
     return (
         f"Importance weights {can} turn its draws into draws of {comparison.reference!r}: Pareto k "
         f"{with_error(found.pareto_k, found.pareto_k_standard_error)}, up to {number(found.threshold)} may be trusted; "
-        f"{number(found.effective_draws, 1)} effective draws of {found.log_weights.size}."
+        f"{number(found.effective_draws, 1)} effective draws of {found.log_weights.size}; the log ratios spread by "
+        f"{number(found.spread, 1)} nats."
     )
 
 

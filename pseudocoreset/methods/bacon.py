@@ -69,7 +69,8 @@ def fit_bacon(
         optimizer: as in ``fit_gradient_matching``.
         step_size: of the optimiser; 0.2 for networks, 0.1 for other models.
         augment: of data and coreset alike.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
+            keep the mass of each class, of which the objective says nothing.
         variant: ``"paper"`` or ``"released"``.
         weight: lambda.
         likelihood_scale: of the variant ``"paper"``.

@@ -16,15 +16,17 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
-from pseudocoreset.methods.common import Common, Optimizer, adam, published_sgd, run
+from pseudocoreset.methods.common import Common, Optimizer, adam, last_start, published_sgd, run
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import Chains, InnerTraining, Objective, forward_kl, reverse_kl, wasserstein
 from pseudocoreset.proxies import Covariance
-from pseudocoreset.recipes import bpc_recipe
+from pseudocoreset.recipes import BPCRecipe, bpc_recipe
+from pseudocoreset.validation import check_integer
 
 __all__ = ["fit_bpc_fkl", "fit_bpc_rkl", "fit_bpc_w"]
 
 ALL_DATA_UP_TO, BATCH_BEYOND = 10_000, 1_000
+PUBLISHED_STEP_SIZE = 1000.0
 Proxy = str | Covariance | Chains | None
 
 
@@ -62,6 +64,9 @@ def fit_bpc_rkl(
 ) -> FitResult:
     """Reverse KL: PSVI (Manousakas et al. 2020) for any model, BPC-rKL (Kim et al. 2022) for networks.
 
+    Defaults for networks that are None are those of the reference code at its nearest number of points of each class
+    (1, 10 or 20), which it runs for 5,000 steps; with ``target="tempered"`` the rest is the reference's too.
+
     Args:
         model: a model, or several (multi-architecture: their gradients are summed).
         data: the data set.
@@ -79,18 +84,19 @@ def fit_bpc_rkl(
         step_size: of the optimiser; 0.1, or 1,000 with ``target="tempered"``.
         augment: of the coreset in the training of networks; ``"auto"``, a strategy, an ``Augmentation`` or None.
         weights: ``"learned"`` (from n / m each), ``"data"`` (n / m each) or ``"ones"``; None learns them, and takes
-            ones for networks (Kim et al. 2022).
+            ones for networks (Kim et al. 2022). Learned weights keep their mass, n, where the objective does not
+            determine it: around MAP solutions of networks, and with ``target="tempered"``.
         targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
-        num_draws: S, draws a step; 100, and 10 for networks.
-        batch_size: B, data that the residual is estimated from at a step. By default all of them up to 10,000 and
-            1,000 beyond, 256 for networks; the noise of a batch is what keeps the divergence from zero.
+        num_draws: S, draws per step; 100, and 10 or 30 for networks.
+        batch_size: B, data that the residual is estimated from in a step. By default all of them up to 10,000 and
+            1,000 beyond, always 1,000 for networks; the noise of a batch is what keeps the divergence from zero.
         estimator: ``"monte_carlo"``, or ``"closed_form"`` where both posteriors are Gaussian.
         target: ``"posterior"``, or ``"tempered"``, as published for networks; see ``objectives.reverse_kl``.
         num_inner_steps: L, of networks on the coreset.
         inner_learning_rate: alpha, of networks on the coreset.
         expert_epochs: E, from the snapshot where this starts to the next.
         first_epoch: the earliest start.
-        last_epoch: the latest start.
+        last_epoch: the latest start; 1, 19 or 29, or what the experts allow.
         num_experts: experts to train if none are given.
         num_expert_epochs: their epochs.
         coreset: where to start instead of random real data.
@@ -109,10 +115,11 @@ def fit_bpc_rkl(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
         num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
-    inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
+    recipe = bpc_recipe(common.points_per_class)
+    inner = _inner(common, recipe, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
 
     def build(one: Model) -> Objective:
-        draws = (10 if one.is_network else 100) if num_draws is None else num_draws
+        draws = (recipe.reverse_kl_draws if one.is_network else 100) if num_draws is None else num_draws
         return reverse_kl(
             one,
             proxy=proxy,
@@ -124,7 +131,7 @@ def fit_bpc_rkl(
             free=common.free,
         )
 
-    default = published_sgd(common, 1000.0, momentum=0.0) if target == "tempered" else adam(common)
+    default = published_sgd(common, PUBLISHED_STEP_SIZE, momentum=0.0) if target == "tempered" else adam(common)
     return run("bpc_rkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -177,7 +184,8 @@ def fit_bpc_fkl(
         optimizer: SGD with momentum 0.5 on the inputs of networks by default, Adam elsewhere.
         step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
         augment: of the coreset, in the training of networks and, one a draw, in both terms of the gradient.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
+            keep their mass where the objective does not determine it (around MAP solutions of networks).
         targets: ``"fixed"`` or ``"learned"``.
         num_draws: S, draws a step; memory does not grow with it.
         estimator: ``"monte_carlo"``, or ``"closed_form"`` where both posteriors are Gaussian.
@@ -204,7 +212,8 @@ def fit_bpc_fkl(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
         num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
-    inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
+    recipe = bpc_recipe(common.points_per_class)
+    inner = _inner(common, recipe, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
     given = _stacked(data_draws)
 
     def build(one: Model) -> Objective:
@@ -220,7 +229,7 @@ def fit_bpc_fkl(
         )
 
     networks = all(m.is_network for m in common.models)
-    default = published_sgd(common, 1000.0, momentum=0.5) if networks else adam(common)
+    default = published_sgd(common, PUBLISHED_STEP_SIZE, momentum=0.5) if networks else adam(common)
     return run("bpc_fkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
@@ -243,7 +252,7 @@ def fit_bpc_w(
     inner_learning_rate: float | None = None,
     learn_step_size: float = 1e-3,
     rematerialise: str = "step",
-    expert_epochs: int = 2,
+    expert_epochs: int | None = None,
     first_epoch: int = 0,
     last_epoch: int | None = None,
     num_experts: int = 10,
@@ -268,15 +277,16 @@ def fit_bpc_w(
         experts: for networks.
         proxy: ``"conjugate"``, ``"laplace"``, or ``"isotropic"`` for networks; by default what suits the model.
         optimizer: SGD with momentum 0.5 on the inputs of networks by default, Adam elsewhere.
-        step_size: of the optimiser; 100 for networks, 0.1 elsewhere.
+        step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
         augment: of the coreset in the training of networks.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
+            keep their mass where the objective does not determine it (around MAP solutions of networks).
         targets: ``"fixed"`` or ``"learned"``.
         num_inner_steps: L; gradients flow through all of them.
         inner_learning_rate: alpha at the start.
         learn_step_size: Adam step size on the logarithm of alpha; 0 keeps it.
         rematerialise: ``"step"`` or ``"sqrt"``; see ``objectives.wasserstein``.
-        expert_epochs: E.
+        expert_epochs: E; 1 or 2, by the table of the reference.
         first_epoch: the earliest start.
         last_epoch: the latest start.
         num_experts: experts to train if none are given.
@@ -297,7 +307,9 @@ def fit_bpc_w(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
         num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
-    inner = _inner(common, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
+    recipe = bpc_recipe(common.points_per_class)
+    ahead = recipe.wasserstein_epochs if expert_epochs is None else expert_epochs
+    inner = _inner(common, recipe, num_inner_steps, inner_learning_rate, ahead, first_epoch, last_epoch)
 
     def build(one: Model) -> Objective:
         return wasserstein(
@@ -310,12 +322,13 @@ def fit_bpc_w(
         )
 
     networks = all(m.is_network for m in common.models)
-    default = published_sgd(common, 100.0, momentum=0.5) if networks else adam(common)
+    default = published_sgd(common, PUBLISHED_STEP_SIZE, momentum=0.5) if networks else adam(common)
     return run("bpc_w", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
 def _inner(
     common: Common,
+    recipe: BPCRecipe,
     num_steps: int | None,
     learning_rate: float | None,
     expert_epochs: int,
@@ -323,7 +336,10 @@ def _inner(
     last_epoch: int | None,
 ) -> InnerTraining:
     """Settings of the training on the coreset, by the reference's table where they are not given."""
-    recipe = bpc_recipe(common.images_per_class)
+    check_integer(expert_epochs, "expert_epochs")
+    check_integer(first_epoch, "first_epoch", minimum=0)
+    if last_epoch is None:
+        last_epoch = last_start(common, first_epoch, recipe.starts - 1, expert_epochs)
     return InnerTraining(
         num_steps=recipe.num_inner_steps if num_steps is None else num_steps,
         learning_rate=recipe.inner_learning_rate if learning_rate is None else learning_rate,
@@ -336,9 +352,7 @@ def _inner(
 
 def _residual_batch(model: Model, data: Dataset) -> int | None:
     """Data for the residual of the reverse KL, None for all."""
-    if model.is_network:
-        return 256
-    return None if data.train.num_data <= ALL_DATA_UP_TO else BATCH_BEYOND
+    return None if data.train.num_data <= ALL_DATA_UP_TO and not model.is_network else BATCH_BEYOND
 
 
 def _stacked(draws: Any) -> Params | None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
@@ -24,7 +25,17 @@ from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
 
-__all__ = ["Common", "Optimizer", "adam", "as_models", "distillation_sgd", "published_sgd", "run", "snapshot_window"]
+__all__ = [
+    "Common",
+    "Optimizer",
+    "adam",
+    "as_models",
+    "distillation_sgd",
+    "last_start",
+    "published_sgd",
+    "run",
+    "snapshot_window",
+]
 
 logger = logging.getLogger(__name__)
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
@@ -80,7 +91,15 @@ class Common:
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
-        bound = tuple(m.bind(self.data.train.struct, self.data.train.y) for m in models)
+        bound = tuple(bind_to(m, self.data) for m in models)
+        if self.coreset is not None:
+            check_start(
+                self.coreset,
+                self.data,
+                images_per_class=self.images_per_class,
+                size=self.size,
+                weights=self.weights,
+            )
         weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
@@ -103,6 +122,17 @@ class Common:
         """The leaves to learn."""
         chosen = {"inputs": True, "targets": self.targets == "learned", "weights": self.weights == "learned"}
         return tuple(name for name, is_free in chosen.items() if is_free)
+
+    @property
+    def points_per_class(self) -> float | None:
+        """Points of each class, by which published settings are chosen; on average where a size was given.
+
+        None without classes.
+        """
+        if self.coreset is None and self.images_per_class is not None:
+            return self.images_per_class
+        count = self.size if self.coreset is None else self.coreset.size
+        return None if self.data.num_classes is None or count is None else count / self.data.num_classes
 
 
 def run(
@@ -195,6 +225,23 @@ def snapshot_window(common: Common, first: int, last: int | None) -> SnapshotWin
     """Where objectives that do without experts take networks from: the experts, if there are any."""
     check_integer(first, "first_epoch", minimum=0)
     return None if common.experts is None else SnapshotWindow(first, last)
+
+
+def last_start(common: Common, first: int, published: int, ahead: int) -> int:
+    """The latest epoch where training on the coreset starts: the published one, or what the experts have.
+
+    Args:
+        common: the shared arguments, checked.
+        first: the earliest.
+        published: by the table of the method.
+        ahead: epochs from the start to the snapshot that is to be met.
+    """
+    if common.experts is None:
+        epochs = EXPERT_EPOCHS if common.num_expert_epochs is None else common.num_expert_epochs
+    else:
+        sets = (common.experts,) if isinstance(common.experts, Experts) else common.experts
+        epochs = min(one.num_epochs for one in sets)
+    return max(first, min(published, epochs - ahead))
 
 
 def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]:

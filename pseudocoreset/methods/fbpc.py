@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import optax
@@ -57,8 +58,8 @@ def fit_fbpc(
 ) -> FitResult:
     """Function space Bayesian pseudocoreset (FBPC; Kim, Lee and Lee 2023, Algorithm 1).
 
-    Defaults that are None come from Table 4 of the paper for the data sets it names (nearest number of images a
-    class), and are sensible elsewhere.
+    Defaults that are None come from Table 4 of the paper for the data sets that it names, at its nearest number of
+    images of each class (1, 10 or 50), and are sensible elsewhere.
 
     Args:
         model: a model with function values, or several (multi-architecture: their gradients are summed).
@@ -75,7 +76,8 @@ def fit_fbpc(
         step_size: alpha.
         augment: ``"auto"``, a strategy, an ``Augmentation`` or None (see ``resolve_augmentation``).
         weights: mass of the weights, ``"ones"`` (as published) or ``"data"``, which does not change the fit, whose
-            gradient is divided by it, but is carried by the coreset into its posterior; or ``"learned"``.
+            gradient is divided by it, but is carried by the coreset into its posterior; or ``"learned"`` from n / m
+            each, which keeps their mass n: the objective does not determine it.
         targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
         num_draws: S, draws of the function values a step.
         num_networks: pairs of an expert and a network trained on the coreset, over which each step averages: one as
@@ -101,14 +103,13 @@ def fit_fbpc(
     Raises:
         ValueError: for arguments out of range or that do not go together.
     """
-    recipe = fbpc_recipe(data.name, images_per_class)
     common = Common(
         model=model,
         data=data,
         images_per_class=images_per_class,
         size=size,
         key=key,
-        steps=recipe.steps if steps is None else steps,
+        steps=1 if steps is None else steps,  # until the recipe is known
         experts=experts,
         augment=augment,
         weights=weights,
@@ -121,6 +122,9 @@ def fit_fbpc(
         progress=progress,
         mesh=mesh,
     ).checked()
+    recipe = fbpc_recipe(data.name, common.points_per_class)
+    if steps is None:
+        common = replace(common, steps=recipe.steps)
     first = recipe.first_epoch if first_epoch is None else check_integer(first_epoch, "first_epoch", minimum=0)
     if proxy == "trajectory":
         proxy = Trajectory(

@@ -17,7 +17,7 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
-from pseudocoreset.methods.common import EXPERT_EPOCHS, Common, Optimizer, distillation_sgd, run, snapshot_window
+from pseudocoreset.methods.common import Common, Optimizer, distillation_sgd, last_start, run, snapshot_window
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining, Objective, trajectory_matching
 from pseudocoreset.objectives.distribution_matching import distribution_matching
@@ -73,7 +73,8 @@ def fit_gradient_matching(
             networks and Adam of step 0.01 on other leaves; Adam with cosine decay for other models.
         step_size: of the optimiser; 0.1.
         augment: of data and coreset alike; ``"auto"``, a strategy, an ``Augmentation`` or None.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
+            keep the mass of each class (without ``by_class``, in all), of which the objective says nothing.
         targets: ``"fixed"`` or ``"learned"``.
         distance: ``"cosine"`` or ``"squared"``; see ``objectives.gradient_matching``.
         num_inner_steps: steps on the coreset between two matches; by the table of the reference.
@@ -100,7 +101,7 @@ def fit_gradient_matching(
         augment=augment, weights=weights, targets=targets, coreset=coreset, callbacks=callbacks,
         checkpoint_dir=checkpoint_dir, progress=progress, mesh=mesh,
     ).checked()  # fmt: skip
-    outer, inner = gradient_matching_recipe(images_per_class)
+    outer, inner = gradient_matching_recipe(common.points_per_class)
 
     def build(one: Model) -> Objective:
         return gradient_matching(
@@ -166,7 +167,8 @@ def fit_trajectory_matching(
         optimizer: as in ``fit_gradient_matching``.
         step_size: of the optimiser; 100 to 10,000 for networks, 0.1 for other models.
         augment: of the coreset in the training of networks.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
+            keep their mass, of which the objective says nothing.
         targets: ``"fixed"`` or ``"learned"``.
         num_inner_steps: L; gradients flow through all of them.
         inner_learning_rate: alpha at the start.
@@ -193,11 +195,11 @@ def fit_trajectory_matching(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
         num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
     ).checked()  # fmt: skip
-    recipe = trajectory_recipe(data.name, images_per_class)
+    recipe = trajectory_recipe(data.name, common.points_per_class)
     ahead = recipe.expert_epochs if expert_epochs is None else check_integer(expert_epochs, "expert_epochs")
     check_integer(first_epoch, "first_epoch", minimum=0)
     if last_epoch is None:
-        last_epoch = max(first_epoch, min(recipe.starts - 1, _num_epochs(common) - ahead))
+        last_epoch = last_start(common, first_epoch, recipe.starts - 1, ahead)
     inner = InnerTraining(
         num_steps=recipe.num_inner_steps if num_inner_steps is None else num_inner_steps,
         learning_rate=recipe.inner_learning_rate if inner_learning_rate is None else inner_learning_rate,
@@ -247,7 +249,8 @@ def fit_distribution_matching(
         optimizer: as in ``fit_gradient_matching``.
         step_size: of the optimiser; 1 for networks, 10 from 100 images a class on, 0.1 for other models.
         augment: of data and coreset alike.
-        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks.
+        weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
+            keep the mass of each class, of which the objective says nothing.
         batch_size: data of each class a step.
         coreset: where to start instead of random real data.
         callbacks: called between blocks.
@@ -270,13 +273,5 @@ def fit_distribution_matching(
     def build(one: Model) -> Objective:
         return distribution_matching(one, batch_size=batch_size, augment=common.augmentation, free=common.free)
 
-    default = distillation_sgd(common, 1.0 if images_per_class is None or images_per_class < 100 else 10.0)
+    default = distillation_sgd(common, 10.0 if (common.points_per_class or 0) >= 100 else 1.0)
     return run("distribution_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
-
-
-def _num_epochs(common: Common) -> int:
-    """Epochs of the experts given, or of those that will be trained."""
-    if common.experts is None:
-        return EXPERT_EPOCHS if common.num_expert_epochs is None else common.num_expert_epochs
-    sets = (common.experts,) if isinstance(common.experts, Experts) else common.experts
-    return min(one.num_epochs for one in sets)

@@ -58,7 +58,7 @@ def fit_random(
     del progress
     check_key(key)
     began = time.perf_counter()
-    mass = mass_of(model, weights)
+    mass = mass_of(model, data, weights)
     chosen = Pseudocoreset.from_data(data, images_per_class=images_per_class, size=size, key=key, mass=mass)
     return finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
 
@@ -156,7 +156,7 @@ def _by_features(
     progress: bool,
 ) -> FitResult:
     check_key(key)
-    mass = mass_of(model, weights)
+    mass = mass_of(model, data, weights)
     groups, quota = quota_of(data, images_per_class, size)
     if features is not None and not callable(features):
         features = _checked_features(features, data.train.num_data)

@@ -266,7 +266,7 @@ def bacon(
         "augment": None if augment is None else augment.strategy,
         "window": None if window is None else [window.first, window.last],
     }
-    return Objective("bacon", model, init, gradient, window, settings, free)
+    return Objective("bacon", model, init, gradient, window, settings, free, "kept by class")
 
 
 def _accuracy(model: Model, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -11,9 +11,19 @@ import jax
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 
-__all__ = ["LEAVES", "CoresetArrays", "Gradient", "Objective", "SnapshotWindow", "check_free", "differentiate"]
+__all__ = [
+    "LEAVES",
+    "MASSES",
+    "CoresetArrays",
+    "Gradient",
+    "Objective",
+    "SnapshotWindow",
+    "check_free",
+    "differentiate",
+]
 
 LEAVES = ("inputs", "targets", "weights")
+MASSES = ("learned", "kept", "kept by class")
 
 
 class CoresetArrays(NamedTuple):
@@ -56,6 +66,8 @@ class Objective:
         window: the expert snapshots that ``gradient`` takes, None if it takes none.
         settings: hyperparameters, JSON-able.
         free: the leaves of the coreset that it has a gradient for, among ``"inputs"``, ``"targets"``, ``"weights"``.
+        mass: whether its minimum determines the sum of the weights: ``"learned"`` if it does; ``"kept"`` if it says
+            nothing of the sum, or ``"kept by class"`` of that of each class, which ``fit`` then keeps as it was.
     """
 
     name: str
@@ -65,6 +77,7 @@ class Objective:
     window: SnapshotWindow | None
     settings: dict[str, Any]
     free: tuple[str, ...] = ("inputs",)
+    mass: str = "learned"
 
 
 def check_free(free: Sequence[str]) -> tuple[str, ...]:

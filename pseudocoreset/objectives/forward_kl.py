@@ -43,7 +43,8 @@ def forward_kl(
     """The forward KL divergence from the full-data to the coreset posterior, for one model.
 
     The gradient is divided by the mass of the weights, so that step sizes do not depend on it, as in the published
-    recipes; memory does not grow with the number of draws.
+    recipes; memory does not grow with the number of draws. Around MAP solutions of networks the sum of the weights is
+    not determined, and ``fit`` keeps it.
 
     Args:
         model: a bound model.
@@ -112,4 +113,4 @@ def forward_kl(
         info |= {"loss": both[0] - both[1], "data_loss": both[0], "coreset_loss": both[1]}
         return leaves, state, info
 
-    return Objective("forward_kl", model, posteriors.init, gradient, posteriors.window, settings, free)
+    return Objective("forward_kl", model, posteriors.init, gradient, posteriors.window, settings, free, posteriors.mass)

@@ -304,4 +304,5 @@ def function_kl(
         "augment": None if augment is None else augment.strategy,
     }
     window = SnapshotWindow(first_epoch, last_epoch, per_step=None if num_networks == 1 else num_networks)
-    return Objective("function_kl", model, init, gradient, window, settings, free)
+    # The network trained on the coreset minimises a mean loss: nothing here determines the sum of the weights.
+    return Objective("function_kl", model, init, gradient, window, settings, free, "kept")

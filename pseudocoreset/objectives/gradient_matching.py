@@ -188,6 +188,7 @@ def gradient_matching(
         leaves, info = sum_over_classes(loss_fn, coreset, free, slots, items, data, params, mesh=data.mesh)
         return leaves, state, info | report
 
+    mass = "kept by class" if by_class else "kept"  # gradients are those of weighted means
     settings = {
         "distance": distance,
         "num_inner_steps": num_inner_steps,
@@ -198,4 +199,4 @@ def gradient_matching(
         "augment": None if augment is None else augment.strategy,
         "window": None if window is None else [window.first, window.last],
     }
-    return Objective("gradient_matching", model, init, gradient, window, settings, free)
+    return Objective("gradient_matching", model, init, gradient, window, settings, free, mass)

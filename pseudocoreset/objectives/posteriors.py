@@ -140,6 +140,9 @@ class Posteriors(NamedTuple):
         Expert snapshots that ``draws`` takes.
     settings
         JSON-able.
+    mass
+        ``Objective.mass`` of an objective that compares them: ``"kept"`` around MAP solutions, which minimise a mean
+        loss that does not depend on the sum of the weights.
     """
 
     init: Callable[..., Any]
@@ -147,6 +150,7 @@ class Posteriors(NamedTuple):
     gaussians: Callable[..., tuple[Gaussian, Gaussian]] | None
     window: SnapshotWindow | None
     settings: dict[str, Any]
+    mass: str = "learned"
 
 
 def bind_posteriors(
@@ -285,7 +289,7 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
             full = gaussian_draws(model, around, keys)
         return gaussian_draws(model, small, keys), full, state, info
 
-    return Posteriors(init, draws, None, inner.window, {**covariance.describe(), **inner.describe()})
+    return Posteriors(init, draws, None, inner.window, {**covariance.describe(), **inner.describe()}, "kept")
 
 
 def closed_form(

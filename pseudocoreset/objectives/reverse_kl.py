@@ -6,6 +6,11 @@ r(theta) = sum_i l(theta; x_i) - sum_j w_j l(theta; u_j),
     grad_w KL = -Cov[ (l(theta; u_j))_j, r(theta) ],    grad_{u_j} KL = -w_j Cov[ grad_u l(theta; u_j), r(theta) ],
 
 covariances under the coreset posterior: exact identities, for any model.
+
+The published code for networks (Kim et al. 2022) takes means in the place of both sums of the residual. That is the
+gradient for another target, the posterior of the data weighted down to the mass M = sum_j w_j of the coreset,
+
+    pi_x^(M/n) ~ pi_0(theta) exp( (M / n) sum_i l(theta; x_i) ),   r(theta) / M = mean_i l_i - sum_j w_j l_j / M.
 """
 
 from __future__ import annotations
@@ -46,8 +51,10 @@ def reverse_kl(
 ) -> Objective:
     """The reverse KL divergence between the coreset and the full-data posterior, for one model.
 
-    Derived for weights that sum to about n, learned or fixed: the coreset posterior is compared with the full-data
-    posterior itself.
+    With ``target="posterior"`` the coreset posterior is compared with the full-data posterior itself, for weights that
+    sum to about n, learned or fixed. With ``target="tempered"`` it is compared with the posterior of the data weighted
+    down to the mass of the coreset; that says nothing of the mass, which ``fit`` keeps where weights are learned, as it
+    does around MAP solutions of networks.
 
     Args:
         model: a bound model.
@@ -58,9 +65,9 @@ def reverse_kl(
         batch_size: B, data that the residual is estimated from at a step; None for all.
         estimator: ``"monte_carlo"``, the identities above, or ``"closed_form"`` where both posteriors are Gaussian
             (conjugate or dense Laplace): exact, no draws.
-        target: ``"posterior"``, or ``"tempered"``: both sums of the residual become means, as published for networks
-            (Kim et al. 2022, code), which makes data and coreset weigh the same; the gradient is that of a tempered
-            posterior then.
+        target: ``"posterior"``, or ``"tempered"``: (weighted) means in the residual, as published for networks. The
+            gradient is that of the tempered divergence, the mass M held fixed, times m / M^2: for weights of one the
+            published one, and around MAP solutions the same at any mass.
         inner: training of networks on the coreset; its defaults are those of the reference.
         free: leaves of the coreset to differentiate.
 
@@ -72,6 +79,8 @@ def reverse_kl(
     check_choice(target, "target", TARGETS)
     if batch_size is not None:
         check_integer(batch_size, "batch_size")
+    if estimator == "closed_form" and target == "tempered":
+        raise ValueError("target='tempered' has no closed form here; use estimator='monte_carlo'")
     free = check_free(free)
     posteriors = bind_posteriors(
         model, proxy, InnerTraining() if inner is None else inner, wants_data=estimator == "closed_form"
@@ -108,10 +117,10 @@ def reverse_kl(
                 """r(theta), of one draw."""
                 params = to_params(item)
                 full = jnp.mean(model.log_likelihood(params, *rows))
-                small = log_likelihoods(params, points)
+                small = jnp.sum(points.weights * log_likelihoods(params, points))
                 if target == "tempered":
-                    return full - jnp.mean(small)
-                return n * full - jnp.sum(points.weights * small)
+                    return full - small / jnp.sum(points.weights)
+                return n * full - small
 
             return jax.lax.map(residual, part) if model.is_network else jax.vmap(residual)(part)
 
@@ -119,13 +128,14 @@ def reverse_kl(
         each = spread(residuals, data.mesh, draws.items, draws.to_params, (x, y), fixed)
         count = each.shape[0]
         centred = (each - jnp.mean(each)) * (count / (count - 1))
+        if target == "tempered":
+            centred = centred / jnp.mean(fixed.weights)
 
         def leaves_of(item: Any, points: CoresetArrays, to_params: Partial) -> dict[str, jax.Array]:
             params, factor = to_params(item[0]), item[1]
 
             def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
-                weights = jnp.ones_like(arrays.weights) if target == "tempered" else arrays.weights
-                return -factor * jnp.sum(weights * log_likelihoods(params, arrays)), None
+                return -factor * jnp.sum(arrays.weights * log_likelihoods(params, arrays)), None
 
             return differentiate(loss_fn, points, free)[1]
 
@@ -133,4 +143,5 @@ def reverse_kl(
         info |= {"loss": jnp.std(each), "residual_mean": jnp.mean(each)}
         return leaves, state, info
 
-    return Objective("reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free)
+    mass = "kept" if target == "tempered" else posteriors.mass
+    return Objective("reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free, mass)

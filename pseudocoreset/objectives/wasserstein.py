@@ -45,9 +45,9 @@ def wasserstein(
     """The squared Wasserstein distance, for one model.
 
     For networks |theta_L - theta*_{t+E}|^2 / |theta*_t - theta*_{t+E}|^2, theta_L after L steps on the coreset from the
-    expert snapshot theta*_t; gradients flow through all L steps
-    (``objectives.unrolled``). For models with Gaussian posteriors (conjugate or
-    dense Laplace) the distance itself in closed form.
+    expert snapshot theta*_t; gradients flow through all L steps (``objectives.unrolled``). The steps go down a weighted
+    mean, so that the sum of the weights has no say, and ``fit`` keeps it. For models with Gaussian posteriors
+    (conjugate or dense Laplace) the distance itself in closed form.
 
     Args:
         model: a bound model.
@@ -140,4 +140,4 @@ def _unrolled(
         return leaves, moved, {"loss": loss, "step_size": jnp.exp(state.log_value)}
 
     settings = {**inner.describe(), "learn_step_size": learn_step_size, "rematerialise": rematerialise}
-    return Objective(name, model, init, gradient, inner.window, settings, free)
+    return Objective(name, model, init, gradient, inner.window, settings, free, "kept")

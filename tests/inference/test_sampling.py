@@ -158,7 +158,7 @@ def test_weights_act_as_multiplicities(regression) -> None:
         weighted = run(regression, data=(x, y, weights), **settings)
         repeated = run(regression, data=(x[indices], y[indices]), **settings)
         different = run(regression, data=(x, y), **settings)
-    np.testing.assert_allclose(draws_of(weighted), draws_of(repeated), rtol=1e-4)
+    np.testing.assert_allclose(draws_of(weighted), draws_of(repeated), rtol=1e-4, atol=1e-4)
     assert np.max(np.abs(draws_of(weighted) - draws_of(different))) > 0.01
 
 
@@ -206,7 +206,7 @@ def test_a_run_compiles_each_part_once(regression, caplog) -> None:
             if message.startswith(f"Compiling jit({part})")
         ]
 
-    assert compilations(num_warmup=77) == ["initial_positions", "_start", "run_block"]
+    assert compilations(num_warmup=77, step_size=0.02) == ["initial_positions", "_start", "run_block"]
     assert compilations(num_warmup=200, temperature=0.5, thinning=2, step_size=0.01) == []
 
 
@@ -222,11 +222,11 @@ def test_start_at_given_parameters(regression) -> None:
 
 def test_default_steps_are_free_of_the_scale_of_the_data(regression) -> None:
     data = (regression.x, regression.y, np.full(40, 10.0))
-    sghmc = run(regression, data=data)
+    sghmc = run(regression, data=data, preconditioner=None)
     step_size = 0.1 / np.sqrt(400)
     assert sghmc.metadata["step_size"] == pytest.approx([step_size] * NUM_CHAINS)
     assert np.exp(-sghmc.metadata["options"]["friction"] * step_size) == pytest.approx(0.9)
-    sgld = run(regression, kernel="sgld", data=data)
+    sgld = run(regression, kernel="sgld", data=data, preconditioner=None)
     assert sgld.metadata["step_size"] == pytest.approx([0.01 / 400] * NUM_CHAINS)
 
 

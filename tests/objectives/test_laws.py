@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from pseudocoreset import Dataset, fit, train_experts
+from pseudocoreset import Dataset, Pseudocoreset, fit, train_experts
 from pseudocoreset.device import DeviceData
 from pseudocoreset.fitting import Outcome
 from pseudocoreset.models import MLP, bnn, linear_regression
@@ -48,6 +48,7 @@ NETWORKS = {
         NETWORK, proxy=Linearized("laplace"), num_draws=2, inner_max_steps=5, **k
     ),
     "reverse_kl": lambda **k: reverse_kl(NETWORK, inner=INNER, num_draws=4, **k),
+    "reverse_kl_tempered": lambda **k: reverse_kl(NETWORK, inner=INNER, num_draws=4, target="tempered", **k),
     "reverse_kl_laplace": lambda **k: reverse_kl(NETWORK, proxy=Laplace("diagonal"), inner=INNER, num_draws=4, **k),
     "forward_kl": lambda **k: forward_kl(NETWORK, inner=INNER, num_draws=4, **k),
     "forward_kl_trajectory": lambda **k: forward_kl(
@@ -78,6 +79,10 @@ LEAVES = {name: ("inputs", "targets", "weights") for name in OBJECTIVES}
 LEAVES |= {name: ("inputs", "weights") for name in ("distribution_matching", "bacon")}  # of features, not of targets
 # Of those with state; tests/test_fitting.py resumes one without.
 RESUMED = ("wasserstein", "reverse_kl_dense_laplace", "gradient_matching")
+# Weights enter through means alone: of all points, or of the points of a class.
+MEANS = {"reverse_kl_tempered", "function_kl", "function_kl_trajectory", "forward_kl", "forward_kl_trajectory"}
+MEANS |= {"wasserstein", "trajectory_matching"}
+KEPT = {name: "kept" for name in NETWORKS} | {name: "kept by class" for name in MATCHING}
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +160,45 @@ def test_order_halves_and_zeros(name, experts):
         joined[1] += halves[leaf][3]
         close({leaf: whole[leaf][:3]}, {leaf: joined})
     close({"weights": whole["weights"][[0, 1, 2, 1]]}, {"weights": halves["weights"]})
+
+
+@pytest.mark.parametrize("name", sorted(MEANS | set(MATCHING)))
+def test_the_mass_has_no_say_in_means(name, experts):
+    """The gradient in the points is the same at three times the weights; of matching, of those of one class."""
+    scale = np.where(np.arange(4) % 3 == 0, 3.0, 1.0) if name in MATCHING else np.full(4, 3.0)  # points 0, 3: class 0
+    one = gradient_of(name, experts, coreset_of(name))
+    other = gradient_of(name, experts, coreset_of(name, weights=scale * (1.0, 2.0, 0.5, 1.5)))
+    close({"inputs": one["inputs"]}, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("forward_kl", "gradient_matching", "reverse_kl_conjugate") else slow
+        for name in OBJECTIVES
+        for slow in [pytest.param(name, marks=pytest.mark.slow)]
+    ],
+)
+def test_learned_weights_keep_a_mass_that_the_objective_does_not_determine(name, experts):
+    """The weights move, and their sum with them where the objective determines it."""
+    objective, _, _ = compiled(name)
+    data = CLASSES if name in CLASSIFIERS else REALS
+    start = Pseudocoreset.from_data(data, size=6, key=jax.random.key(3), mass="data")
+    start = dataclasses.replace(start, weights=start.weights * np.float32([0.2, 1.0, 1.5, 0.5, 2.0, 0.8]))
+    end = fit(
+        objective, data, coreset=start, key=jax.random.key(3), steps=30, optimizer=optax.adam(2.0),
+        experts=None if objective.window is None else experts, progress=False,
+    ).coreset  # fmt: skip
+    assert objective.mass == KEPT.get(name, "learned")
+    assert np.abs(end.weights - start.weights).max() > 1
+    if objective.mass == "learned":
+        assert abs(end.mass - start.mass) > 1
+        return
+    assert end.mass == pytest.approx(start.mass, rel=1e-5)
+    if objective.mass == "kept by class":
+        for label in np.unique(start.targets):
+            own = start.targets == label
+            assert np.sum(end.weights[own]) == pytest.approx(np.sum(start.weights[own]), rel=1e-5)
 
 
 @pytest.mark.slow
