@@ -131,7 +131,7 @@ def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, inputs_move: 
 
 def given_function(model: Model, p: Any, x: Any, y: Any) -> dict[str, Any]:
     f = model.apply(p, x)
-    one, moved, order = slice(1, 2), f + 0.3, np.arange(len(y))[::-1]
+    one, moved, order = slice(1, 2), 1.2 * f + 0.3, np.arange(len(y))[::-1]
     found = {
         "apply": f,
         "given f": model.function_log_likelihood(p, f, x, y),
