@@ -42,7 +42,7 @@ def warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, th
 
 def warn_of_no_mode(tuning: Tuning) -> None:
     """Warn if chains found no mode whose curvature would tell a step size."""
-    lost = np.flatnonzero(~to_host(tuning["has_mode"])) if "has_mode" in tuning else ()
+    lost = np.flatnonzero(~to_host(tuning["has_mode"])) if "has_mode" in tuning else np.arange(0)
     if len(lost):
         warnings.warn(
             f"{_chains(lost)} found no mode of the posterior, as where a scale of a hierarchy goes to zero: their "

@@ -17,6 +17,7 @@ from pseudocoreset.batching import map_stack
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import resolve_predict_on, stored_inputs
+from pseudocoreset.layout import InputLayout
 from pseudocoreset.models import Model, Params
 from pseudocoreset.rows import ModelInputs
 from pseudocoreset.storage import (
@@ -163,7 +164,7 @@ class Posterior:
         """What stands beside the arrays in a file; ``run`` identifies what ``sample`` writes by itself."""
         return {
             "schema": SCHEMA,
-            "preprocessing": None if predict_on is None else predict_on.preprocessing.metadata(),
+            "preprocessing": None if predict_on is None else _split_metadata(predict_on),
             "metadata": metadata,
             "run": run,
         }
@@ -259,7 +260,15 @@ def _restored_split(arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray],
         return None
     from pseudocoreset.data import Preprocessing, Split
 
-    return Split(raw=arrays["raw"], y=arrays["y"], preprocessing=Preprocessing.from_parts(parts, metadata))
+    layout = None if (metadata or {}).get("layout") is None else InputLayout.from_metadata(metadata["layout"])
+    rest = {name: value for name, value in metadata.items() if name != "layout"}
+    return Split(arrays["raw"], arrays["y"], Preprocessing.from_parts(parts, rest), layout)
+
+
+def _split_metadata(split: Split) -> dict[str, Any]:
+    """How the inputs of a split are preprocessed and laid out; without a layout what versions before it wrote."""
+    layout = {} if split.layout is None else {"layout": split.layout.metadata()}
+    return split.preprocessing.metadata() | layout
 
 
 def split_arrays(split: Split) -> dict[str, np.ndarray]:

@@ -392,7 +392,10 @@ def _why_it_fails(error: Exception, run: Callable[[int], Any], n: int, num_data:
 
 
 def _failed(error: Exception) -> str:
-    return f"the program cannot be run on these shapes: {type(error).__name__}: {error}"
+    remedy = ""
+    if isinstance(error, TypeError) and "integer" in str(error):
+        remedy = ". Arrays of integers reach the program as integers in a dictionary: x = {'group': ids, ...}"
+    return f"the program cannot be run on these shapes: {type(error).__name__}: {error}{remedy}"
 
 
 def _num_classes(distribution: dist.Distribution) -> int | None:

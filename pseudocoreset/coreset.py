@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from pseudocoreset.data.coercion import as_numbers
+from pseudocoreset.data.coercion import as_numbers, as_several
 from pseudocoreset.data.preprocessing import Preprocessing
+from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -42,7 +43,8 @@ class Pseudocoreset:
     (``"ones"``) the convention of the network papers.
 
     Attributes:
-        inputs: (m, *feature_shape) float32, as the model sees them: preprocessed already.
+        inputs: (m, *feature_shape) float32, or a dictionary or tuple of arrays, as the program takes them: preprocessed
+            already.
         targets: (m,) labels, (m, ...) real values, or (m, num_classes) class probabilities.
         weights: (m,) float32, non-negative.
         preprocessing: what turned stored data into model inputs; ``invert`` gives pictures. By default not known, and
@@ -52,9 +54,10 @@ class Pseudocoreset:
         metadata: objective, hyperparameters, versions, key: JSON-able.
         holds_probabilities: whether targets (m, d) are class probabilities, not real values; None for yes where every
             row is non-negative and sums to one.
+        layout: of inputs of several kinds; None for one array. With a layout ``inputs`` may be given as its matrix.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     targets: np.ndarray
     weights: np.ndarray
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(is_known=False))
@@ -62,13 +65,26 @@ class Pseudocoreset:
     class_names: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     holds_probabilities: bool | None = None
+    layout: InputLayout | None = None
 
     def __post_init__(self) -> None:
+        if is_several(self.inputs):
+            matrix, layout = as_several(self.inputs, "inputs", self.layout)
+            object.__setattr__(self, "inputs", matrix)
+            object.__setattr__(self, "layout", layout)
         for name in ("inputs", "targets", "weights"):
             array = as_numbers(getattr(self, name), name)
             if array.ndim == 0:
                 raise ValueError(f"{name} must have one entry a point, got a scalar")
             object.__setattr__(self, name, array)
+        self._check()
+        object.__setattr__(self, "packed", self.inputs)
+        if self.layout is not None:
+            object.__setattr__(self, "inputs", self.layout.unpack(self.inputs))
+
+    def _check(self) -> None:
+        if self.layout is not None and self.inputs.shape[1:] != (self.layout.width,):
+            raise ValueError(f"inputs have shape {self.inputs.shape}; their layout wants (m, {self.layout.width})")
         if self.inputs.dtype.kind != "f":
             raise TypeError(
                 f"inputs must be floating point, as the model sees them; got {self.inputs.dtype}: "
@@ -115,6 +131,7 @@ class Pseudocoreset:
         indices = _choose(data, images_per_class, size, key)
         coreset = cls(
             inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
+            layout=data.train.layout,
             targets=np.asarray(data.train.y[indices]),
             weights=np.ones(len(indices), np.float32),
             preprocessing=data.preprocessing,
@@ -125,10 +142,13 @@ class Pseudocoreset:
         )
         return coreset.with_mass(mass)
 
+    # (m, *feature_shape) inputs as the library keeps them: those of a dictionary or tuple in one matrix.
+    packed: np.ndarray = field(init=False, repr=False)
+
     @property
     def size(self) -> int:
         """Number of points m."""
-        return len(self.inputs)
+        return len(self.packed)
 
     @property
     def mass(self) -> float:
@@ -166,15 +186,16 @@ class Pseudocoreset:
         """Write a directory: ``coreset.safetensors``, ``coreset.json``, ``manifest.json``; whole or not at all."""
         preprocessing = {f"preprocessing/{name}": a for name, a in self.preprocessing.arrays().items()}
         with atomic_directory(path) as folder:
-            arrays = {"inputs": self.inputs, "targets": self.targets, "weights": self.weights}
+            arrays = {"inputs": self.packed, "targets": self.targets, "weights": self.weights}
             write_arrays(folder / "coreset.safetensors", arrays | preprocessing)
             record = {
                 # Versions that read schema 1 alone take all targets (m, d) for class probabilities.
-                "schema": SCHEMA if self.targets.ndim != 1 and not self.is_soft else 1,
+                "schema": SCHEMA if self.layout is not None or (self.targets.ndim != 1 and not self.is_soft) else 1,
                 "holds_probabilities": self.holds_probabilities,
                 "num_data": self.num_data,
                 "class_names": None if self.class_names is None else list(self.class_names),
                 "preprocessing": self.preprocessing.metadata(),
+                "layout": None if self.layout is None else self.layout.metadata(),
                 "metadata": self.metadata,
             }
             write_json(folder / "coreset.json", record)
@@ -209,13 +230,14 @@ class Pseudocoreset:
             class_names=None if record["class_names"] is None else tuple(record["class_names"]),
             metadata=record["metadata"],
             holds_probabilities=record.get("holds_probabilities"),
+            layout=None if record.get("layout") is None else InputLayout.from_metadata(record["layout"]),
         )
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.inputs.shape[1:]))
+        shape = f"shape {'x'.join(map(str, self.packed.shape[1:]))}" if self.layout is None else str(self.layout)
         kind = "soft targets" if self.is_soft else "targets"
         return (
-            f"Pseudocoreset({self.size} points of shape {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
+            f"Pseudocoreset({self.size} points of {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
             f"objective {self.metadata.get('objective', 'unknown')!r})"
         )
 

@@ -203,8 +203,12 @@ def check_start(
     Raises:
         ValueError: naming the argument.
     """
-    if coreset.inputs.shape[1:] != data.feature_shape:
-        raise ValueError(f"coreset has inputs of shape {coreset.inputs.shape[1:]}; the data have {data.feature_shape}")
+    if coreset.layout != data.train.layout:
+        raise ValueError(
+            f"coreset has the inputs {coreset.layout or 'of one array'}; the data have {data.train.layout}"
+        )
+    if coreset.packed.shape[1:] != data.feature_shape:
+        raise ValueError(f"coreset has inputs of shape {coreset.packed.shape[1:]}; the data have {data.feature_shape}")
     check_preprocessing(
         coreset.preprocessing.summary,
         data.preprocessing.summary,

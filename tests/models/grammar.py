@@ -293,7 +293,7 @@ FAMILIES = {
 
 
 def slopes(*lines: str, value: Callable[..., Any] = lambda v, c: v["w"], reparam: str = "") -> Latent:
-    return Latent(lines, value, any(("{shape}" in line for line in lines)), reparam)
+    return Latent(lines, value, any("{shape}" in line for line in lines), reparam)
 
 
 def site(distribution: str) -> str:

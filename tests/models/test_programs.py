@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import pytest
 
-from tests.models.contract import REFUSALS, check, check_single_precision
-from tests.models.programs import Case, Recipe, build, plainest, random_case
+from tests.models.contract import REFUSALS, check
+from tests.models.programs import Case, build, plainest, random_case
 
 FAST, MANY = range(100), range(1_000, 2_000)
 
