@@ -59,7 +59,7 @@ def warn_of_large_steps(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tun
 
 def warn_of_no_mode(tuning: Tuning) -> None:
     """Warn if chains found no mode whose curvature would tell a step size."""
-    lost = np.flatnonzero(~to_host(tuning["has_mode"])) if "has_mode" in tuning else np.arange(0)
+    lost = np.flatnonzero(~to_host(tuning.get("has_mode", np.ones(1, bool))))
     if len(lost):
         warnings.warn(
             f"{_chains(lost)} found no mode of the posterior, as where a scale of a hierarchy goes to zero: their "

@@ -47,8 +47,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.rows import ModelInputs
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
 
@@ -178,10 +177,7 @@ def sample(
     num_samples = check_integer(num_samples, "num_samples")
 
     source = resolve_data(data, takes_bytes=not model.is_network)
-    struct = input_struct(source.inputs, source.preprocessing)
-    rows_seen = ModelInputs(source.inputs, source.preprocessing, source.layout)
-    model = model.bind(rows_seen, source.hard_targets, learned_targets=source.is_weighted)
-    targets = check_targets(model, struct, source.targets, "data")
+    model, targets = source.bind(model)
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None
     held_out_preprocessing = None
@@ -269,7 +265,8 @@ def sample(
         "augment": repr(plan.augment),
         "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
+        "enable_x64": uses_x64(),
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
@@ -299,7 +296,10 @@ def sample(
             "step_size": np.asarray(tuning["step_size"]).tolist(),
             "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
-            "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
+            "key": {
+                "implementation": str(jax.random.key_impl(key)),
+                "data": np.asarray(jax.random.key_data(key)).tolist(),
+            },
             "backend": jax.default_backend(),
             "versions": library_versions(),
             "seconds": {

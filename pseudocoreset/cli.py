@@ -6,14 +6,52 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
+import sys
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 __all__ = ["app", "main"]
 
+GOES_ON = "The same command goes on where this one was stopped."
+AFTER_INTERRUPT = {
+    "experts": GOES_ON,
+    "sample": GOES_ON,
+    "fit": f"{GOES_ON[:-1]} if it has --checkpoint-dir; without, it begins again.",
+}
+
+
+class _Commands(typer.core.TyperGroup):
+    """Commands that say after Ctrl-C how they go on, and end with 130 as shells expect."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            said = AFTER_INTERRUPT.get(ctx.invoked_subcommand, "")
+            typer.echo(f"\nInterrupted. {said}".rstrip(), err=True)
+            raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    """Print what is on disk already: the command has done its work, whether or not somebody can read it."""
+    try:
+        typer.echo(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # Else the interpreter tries again at its end.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="pseudocoreset",
     help="Learn a few synthetic data whose Bayesian posterior matches that of the whole data set, and check it.",
     no_args_is_help=True,
@@ -83,11 +121,11 @@ def demo(
 
     _check_free("--out", out, overwrite, "metrics.json")
     metrics = run_demo(out, key=jax.random.key(seed))
-    typer.echo(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
+    _say(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for name, label in (("full", "all data"), ("fbpc", "FBPC coreset"), ("random", "random images")):
         row = metrics[name]
-        typer.echo(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
-    typer.echo(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
+        _say(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
+    _say(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
 
 
 @app.command()
@@ -124,7 +162,7 @@ def experts(
         directory=out,
         mesh=mesh,
     )
-    typer.echo(repr(trained))
+    _say(repr(trained))
 
 
 METHODS = (
@@ -220,7 +258,7 @@ def fit(
         # What published evaluations score does not depend on the mass; a posterior does.
         result = dataclasses.replace(result, coreset=result.coreset.with_mass("data"))
     result.coreset.save(out)
-    typer.echo(repr(result))
+    _say(repr(result))
 
 
 @app.command()
@@ -276,7 +314,7 @@ def sample(
         directory=out,
         mesh=mesh,
     )
-    typer.echo(repr(posterior))
+    _say(repr(posterior))
 
 
 @app.command()
@@ -402,7 +440,7 @@ def report(
     pictured = None if coreset is None else _coreset(coreset)
     comparison, loaded = _compared(posteriors, reference, dataset, model)
     write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, model=model, title=title)
-    typer.echo(f"wrote {out}")
+    _say(f"wrote {out}")
 
 
 def main() -> None:
@@ -411,8 +449,10 @@ def main() -> None:
     from rich.logging import RichHandler
     from rich.markup import escape
 
+    from pseudocoreset.progress import keep_running
     from pseudocoreset.storage import CorruptFileError
 
+    keep_running()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
     logger = logging.getLogger("pseudocoreset")
     logger.addHandler(handler)

@@ -24,18 +24,22 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.leaves import Free, KeptMass, from_free, kept_mass, project, pull_back, soften, to_free
+from pseudocoreset.leaves import Box, Free, KeptMass, from_free, kept_mass, project, pull_back, soften, to_free
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
 from pseudocoreset.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["FitResult", "Outcome", "fit"]
 
 logger = logging.getLogger(__name__)
 Callback = Callable[[int, Pseudocoreset, dict[str, float]], bool | None]
+
+
+# What learned weights keep of their mass, and where learned inputs may go.
+_Limits = tuple[KeptMass | None, Box | None]
 
 
 class _Loop(NamedTuple):
@@ -63,6 +67,7 @@ def fit(
     optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
     experts: Experts | Sequence[Experts] | None = None,
     weights: str | None = None,
+    fixed: Sequence[str | int] = (),
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     block_size: int = 10,
@@ -90,6 +95,9 @@ def fit(
             by name.
         experts: snapshots for objectives that take them, one set for each objective.
         weights: mass of the weights of the start, ``"ones"`` or ``"data"``; None for ones, or for those of ``coreset``.
+        fixed: inputs to hold as they are in the points of the start: arrays of a dictionary by name, or columns of one
+            array (n, p) by position. Integers and booleans in a dictionary never move. Of models that are no networks,
+            a column that is nowhere negative (or nowhere positive) in the data stays on its side of zero.
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
         block_size: most steps a compiled block.
@@ -138,7 +146,7 @@ def fit(
         # Said once: real targets in training may come to look like probabilities.
         coreset = replace(coreset, holds_probabilities=coreset.is_soft)
 
-    arrays = CoresetArrays(*map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights)))
+    arrays = CoresetArrays(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
     if "targets" in names:
         arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
     device = DeviceData.shapes_of(data, mesh) if planning else DeviceData.from_dataset(data, mesh)
@@ -147,6 +155,8 @@ def fit(
     states = tuple(jax.eval_shape(start, device) if planning else start(device) for start in starts)
     free = to_free(arrays, names, is_soft)
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
+    is_bounded = not any(o.model.is_network for o in objectives)
+    box = Box.of(data.train, fixed, is_bounded=is_bounded) if "inputs" in names else None
     nothing = {name: jnp.zeros(getattr(arrays, name).shape, bool) for name in names}
     loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32), arrays, nothing)
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
@@ -157,7 +167,7 @@ def fit(
     run_block = _compile_block(objectives, optimizer, is_soft)
     if not planning:
         loop = replicate(loop, mesh)
-    inspect_block(run_block, (loop, kept, loop_key, np.arange(block)), device, objectives, planning=planning)
+    inspect_block(run_block, (loop, (kept, box), loop_key, np.arange(block)), device, objectives, planning=planning)
     history: dict[str, list[np.ndarray]] = {}
     outcome, done = Outcome.COMPLETED, 0
     record = functools.partial(_with_arrays, coreset, objectives)
@@ -168,8 +178,8 @@ def fit(
         "data_fingerprint": fingerprint(data),
         "experts": [None if e is None else e.metadata for e in expert_sets],
         "steps": steps,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-    }
+        "key": key_record(key),
+    } | ({"fixed": list(fixed)} if fixed else {})
     checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, run)
     try:
         saved = None if checkpoints is None else checkpoints.restore(loop)
@@ -184,7 +194,7 @@ def fit(
                     () if e is None or c is None else _snapshots(o, e, c[done : done + block])
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
-                loop, report = run_block(loop, kept, loop_key, np.arange(done, done + block), snapshots, device)
+                loop, report = run_block(loop, (kept, box), loop_key, np.arange(done, done + block), snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)
@@ -315,9 +325,9 @@ def _compile_block(
     """The compiled block; the same objectives and optimiser, as objects, compile once for each shape."""
 
     def one_step(
-        loop: _Loop, item: Any, kept: KeptMass | None, key: jax.Array, data: DeviceData
+        loop: _Loop, item: Any, limits: _Limits, key: jax.Array, data: DeviceData
     ) -> tuple[_Loop, dict[str, jax.Array]]:
-        step, snapshots = item
+        (step, snapshots), (kept, box) = item, limits
         total: dict[str, jax.Array] = {}
         states = []
         losses = []
@@ -329,12 +339,16 @@ def _compile_block(
             losses.append(info.get("loss", jnp.zeros(())))
             states.append(state)
             report |= {name if len(objectives) == 1 else f"{name}_{i}": value for name, value in info.items()}
+        if box is not None:
+            total["inputs"] = box.slope(total["inputs"])
         lost = {name: ~jnp.isfinite(leaf) for name, leaf in total.items()}
         is_good = jnp.isfinite(optax.tree.norm((total, losses)))
         good = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), loop.arrays, loop.good)
         total = pull_back(loop.arrays, loop.free, total, is_soft, kept)
         updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
         free = project(optax.apply_updates(loop.free, updates), kept)
+        if box is not None:
+            free["inputs"] = box.enter(free["inputs"], loop.free["inputs"])
         arrays = from_free(loop.arrays, free, is_soft)
         proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped), good, lost)
         finite = is_good & jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
@@ -349,9 +363,9 @@ def _compile_block(
 
     @jax.jit
     def run_block(
-        loop: _Loop, kept: KeptMass | None, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
+        loop: _Loop, limits: _Limits, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
     ) -> tuple[_Loop, dict[str, jax.Array]]:
-        done = jax.lax.scan(lambda carry, item: one_step(carry, item, kept, key, data), loop, (numbers, snapshots))
+        done = jax.lax.scan(lambda carry, item: one_step(carry, item, limits, key, data), loop, (numbers, snapshots))
         return replicate(done, data.mesh)
 
     return run_block

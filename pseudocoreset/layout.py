@@ -111,7 +111,7 @@ class InputLayout:
 
     @property
     def width(self) -> int:
-        """Number of columns."""
+        """Number of columns of the matrix."""
         return self.leaves[-1].columns.stop
 
     def structs(self, n: int) -> Any:
@@ -188,6 +188,9 @@ class InputLayout:
         structs = {name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, shape, dtype in record["leaves"]}
         made = cls.of(structs)
         return dataclasses.replace(made, kind=str(record["kind"]))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{leaf.name} {leaf.shape} {leaf.dtype}" for leaf in self.leaves)
 
     def _items(self, x: Any, argument: str) -> list[Any]:
         if self.kind == "dict":

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.data.doors import check_preprocessing, check_targets
+from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.diagnostics.formatting import json_values, number, with_error
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
     """
     # BlackJAX puts an array on the device when it is imported
     from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
-    from pseudocoreset.inference.validation import input_struct, resolve_data
-    from pseudocoreset.rows import ModelInputs
+    from pseudocoreset.inference.validation import resolve_data
 
     if posterior.unconstrained is None:
         raise ValueError("posterior did not keep its weights; sample with keep='weights'")
@@ -119,10 +118,7 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
 
     def log_density(name: str) -> np.ndarray:
         rows = sides[name]
-        struct = input_struct(rows.inputs, rows.preprocessing)
-        inputs = ModelInputs(rows.inputs, rows.preprocessing, rows.layout)
-        bound = model.bind(inputs, rows.hard_targets, learned_targets=rows.is_weighted)
-        targets = check_targets(bound, struct, rows.targets, name)
+        bound, targets = rows.bind(model, name)
         estimate = log_density_estimator(
             bound,
             len(rows.inputs),
