@@ -221,7 +221,7 @@ def fit(
     rise, advice = find_rise(objectives, series), ""
     if outcome is Outcome.NON_FINITE:
         first = done - int(loop.skipped) + 1
-        advice = advise(objectives, coreset, loop.arrays, loop.lost, first, jax.random.fold_in(key, done))
+        advice = advise(objectives, coreset, loop.arrays, loop.lost, series, first, jax.random.fold_in(key, done))
     elif rise is not None:
         advice = (
             "The coreset is further from the full posterior than where it started. Take a smaller step size, or use "
