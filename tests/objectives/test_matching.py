@@ -170,6 +170,25 @@ def test_rows_of_a_convolution_are_its_filters_and_dead_ones_have_a_derivative()
     assert not np.any(slopes["bias"])
 
 
+def test_of_norms_only_those_over_whole_images_count():
+    """Their scale and shift have an entry for each pixel; as in the reference, a cosine for each channel."""
+    model = bnn(ConvNet(depth=1, width=4, norm="layer"), PICTURES)
+    one, other = ({k: np.asarray(v) for k, v in quick(model.init)(jax.random.key(i)).items()} for i in (0, 1))
+    images = [name for name, site in one.items() if site.shape == (8, 8, 4)]
+    assert len(images) == 2
+    one |= {name: RNG.normal(size=(8, 8, 4)) for name in images}
+    other |= {name: RNG.normal(size=(8, 8, 4)) for name in images}
+    wanted = 0.0
+    for name in images:
+        g, h = one[name].reshape(64, 4), other[name].reshape(64, 4)
+        wanted += 4 - np.sum((g * h).sum(0) / (np.linalg.norm(g, axis=0) * np.linalg.norm(h, axis=0)))
+    rest = {name: site for name, site in one.items() if name not in images}
+    found = cosine_distance(one, other) - cosine_distance(rest, other)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    vectors = {name: site for name, site in rest.items() if site.ndim == 1}
+    assert float(cosine_distance(vectors, other)) == 0.0
+
+
 def test_equinox_counts_output_units_first():
     network = equinox.nn.MLP(4, 3, 6, 1, key=jax.random.key(3))
     assert not bnn(network, input_shape=(4,), num_outputs=3).outputs_last
@@ -417,9 +436,7 @@ def test_bacon_with_soft_targets_and_four_images_a_point():
 
     with jax.enable_x64(True):
         model = Model.from_numpyro(softmax_program).bind(real, labels)
-        objective = bacon(
-            model, variant="released", window=SnapshotWindow(0), formation=2, batch_size=ALL, free=LEAVES
-        )
+        objective = bacon(model, variant="released", window=SnapshotWindow(0), formation=2, batch_size=ALL, free=LEAVES)
         data = DeviceData(jnp.asarray(real), jnp.asarray(labels), Float64())
         point = CoresetArrays(*map(jnp.asarray, (u, soft, w)))
         gradient, _, info = step(objective, point, data, (jax.tree.map(jnp.asarray, theta),))
