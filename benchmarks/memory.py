@@ -132,7 +132,7 @@ def compile_cell(name: str, size: int) -> dict[str, Any]:
 
 def stored_experts(model: Model) -> pc.Experts:
     """Two snapshots of one expert that was never trained."""
-    sites = {site.name: list(site.unconstrained_shape) for site in model._bound.sites}
+    sites = {site.name: list(site.unconstrained_shape) for site in model.sites}
     metadata = {"model": model.name, "num_params": model.num_params, "sites": sites}
     memory = {}
     for epoch in range(2):

@@ -232,7 +232,9 @@ def start_chains(
             lost = np.flatnonzero(~found).tolist()
             raise ValueError(f"init_params: the log density is not finite for chains {lost}")
         keys = jax.random.split(jax.random.fold_in(init_key, attempt), num_chains)
-        positions = _where(found, positions, initial_positions(plan, keys))
+        # Nearer to zero each time: with columns on raw scales a start of order one can overflow.
+        nearer = jax.tree.map(lambda leaf, by=0.8**attempt: by * leaf, initial_positions(plan, keys))
+        positions = _where(found, positions, nearer)
     raise ValueError(
         f"no starting point with a finite log density in {INIT_ATTEMPTS} attempts for chains "
         f"{np.flatnonzero(~found).tolist()}; check that the data lie in the support of the likelihood, "
@@ -351,10 +353,10 @@ def one_step(
 def summary_of_state(
     plan: Plan, key: jax.Array, state: Any, stats: Stats, density: Density, held_out: HeldOut
 ) -> dict[str, Any]:
-    """What ``summarise`` keeps of a draw, with its log density or, where there are minibatches, that of one."""
+    """What ``summarise`` keeps of a draw, with its log density, or that of a minibatch or of augmented views."""
     params = plan.spec.position(state)
     if "lp" not in stats:
-        name = "lp" if plan.batch_size is None else "lp_estimate"
+        name = "lp" if plan.batch_size is None and plan.augment is None else "lp_estimate"
         stats = {name: density.log_density(params, density.minibatch(key)), **stats}
     return summarise(plan, params, stats, held_out)
 

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
 from pseudocoreset.chunks import data_at_once, in_chunks
 from pseudocoreset.meshes import all_rows, summed_over_data
 from pseudocoreset.models import Model, Params
-from pseudocoreset.models.structure import is_factor, scaled
 
 __all__ = [
     "Minibatch",
@@ -212,18 +210,8 @@ def log_density_terms(
             if splits_data:
                 assert num_data is not None
                 likelihood = all_rows(likelihood, num_data)
-            return {"likelihood": likelihood, **prior(params)}
-
-    def prior(params: Params) -> dict[str, Any]:
-        trace, log_det = model._trace(params, *model._placeholders(1))
-        of_sites = {}
-        for name, site in trace.items():
-            if site["type"] == "sample" and (not site["is_observed"] or is_factor(site)):
-                elements = site["fn"]
-                while isinstance(elements, dist.Independent):
-                    elements = elements.base_dist
-                of_sites[name] = scaled(elements.log_prob(site["value"]), site)
-        return {"prior": of_sites, "constraints": log_det}
+            of_sites, log_det = model.prior_terms(params)
+            return {"likelihood": likelihood, "prior": of_sites, "constraints": log_det}
 
     return terms
 
@@ -273,7 +261,7 @@ def function_summary(
         if not model.has_function:
             return None, model.log_likelihood(params, x, rows[1])
         f = model.apply(params, x)
-        return f, model.function_log_likelihood(params, f, rows[1])
+        return f, model.function_log_likelihood(params, f, x, rows[1])
 
     return _of_each(evaluate, (inputs, targets), chunk_size)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.inference.chains import Plan
+from pseudocoreset.inference.curvature import MAX_PARAMS
 from pseudocoreset.inference.schedules import Constant, arrange
 from pseudocoreset.inference.validation import resolve_init_params
 
@@ -26,6 +27,7 @@ def resolve_run_options(
     num_warmup: int,
     num_samples: int,
     thinning: int,
+    is_on_disk: bool,
 ) -> dict[str, Any]:
     """Options that fit the run, arrays among them in the shapes that kernels take.
 
@@ -41,21 +43,48 @@ def resolve_run_options(
     if "diagonal_preconditioning" in options and plan.model.num_params < 2:
         raise ValueError("microcanonical kernels need at least two parameters; take kernel='nuts'")
     arrange(options.get("schedule", Constant()), num_samples, thinning)
-    if options.get("preconditioner") is not None:
-        resolved["preconditioner"] = _preconditioner(options["preconditioner"], shapes, step_size, num_warmup)
+    if "preconditioner" in options:
+        given = options["preconditioner"]
+        if isinstance(given, str) and given == "auto":
+            given = "curvature" if _takes_curvature(plan, step_size, is_on_disk) else None
+        elif given is not None:
+            given = _preconditioner(given, plan, shapes, step_size, num_warmup)
+        resolved["preconditioner"] = given
     if "control_variate" in options:
-        resolved["control_variate"] = _control_variate(options["control_variate"], plan, dict(shapes), num_chains)
+        wanted = options["control_variate"]
+        if isinstance(wanted, str) and wanted == "auto":
+            wanted = isinstance(given, str) and given == "curvature" and plan.batch_size is not None
+        resolved["control_variate"] = _control_variate(wanted, plan, dict(shapes), num_chains)
     return resolved
 
 
+def _takes_curvature(plan: Plan, step_size: float | None, is_on_disk: bool) -> bool:
+    """Whether the curvature at the mode is the default: for few parameters that are no network's, and all data."""
+    is_small = not plan.model.is_network and plan.model.num_params <= MAX_PARAMS
+    return is_small and step_size is None and plan.augment is None and not is_on_disk
+
+
 def _preconditioner(
-    given: Any, shapes: Mapping[str, Any], step_size: float | None, num_warmup: int
+    given: Any, plan: Plan, shapes: Mapping[str, Any], step_size: float | None, num_warmup: int
 ) -> str | dict[str, np.ndarray]:
-    """``"rmsprop"``, or a positive array a site that broadcasts against it."""
+    """``"curvature"``, ``"rmsprop"``, or for each site a positive array that broadcasts against it."""
     if isinstance(given, str):
-        if given != "rmsprop":
-            raise ValueError(f"preconditioner={given!r} is unknown; use None, 'rmsprop', a dictionary or a vector")
-        if num_warmup == 0:
+        if given not in ("curvature", "rmsprop"):
+            raise ValueError(
+                f"preconditioner={given!r} is unknown; use None, 'auto', 'curvature', 'rmsprop', a dictionary or a "
+                "vector"
+            )
+        if given == "curvature" and plan.model.num_params > MAX_PARAMS:
+            raise ValueError(
+                f"preconditioner='curvature' is a matrix of all parameters, for at most {MAX_PARAMS} of them; the "
+                f"model has {plan.model.num_params}. Take 'rmsprop'"
+            )
+        if given == "curvature" and plan.augment is not None:
+            raise ValueError(
+                "preconditioner='curvature' is that of the data as they are, not of their augmentations; leave augment "
+                "out, or take 'rmsprop'"
+            )
+        if given == "rmsprop" and num_warmup == 0:
             raise ValueError("preconditioner='rmsprop' is estimated during the warmup; num_warmup=0 leaves it none")
         return given
     if isinstance(given, Mapping):

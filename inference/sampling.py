@@ -16,11 +16,19 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
-from pseudocoreset.inference.guards import warn_of_augmentation, warn_of_divergences, warn_of_heat
+from pseudocoreset.inference.guards import (
+    warn_of_augmentation,
+    warn_of_divergences,
+    warn_of_heat,
+    warn_of_large_steps,
+    warn_of_no_mode,
+)
 from pseudocoreset.inference.posterior import (
     Posterior,
     library_versions,
@@ -31,7 +39,6 @@ from pseudocoreset.inference.setup import set_up
 from pseudocoreset.inference.streaming import StoredRows
 from pseudocoreset.inference.tuning import reported_options
 from pseudocoreset.inference.validation import (
-    check_targets,
     input_struct,
     resolve_data,
     resolve_keep,
@@ -40,7 +47,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
 
@@ -102,9 +109,11 @@ def sample(
             images through a new one, so that the chain samples the posterior whose log-likelihood is the mean over
             augmentations, as the coreset papers evaluate, and not that of the model, which a warning says; for the
             stochastic gradient kernels only. None by default.
-        step_size: of the integrator, positive. By default all kernels but SGHMC and SGLD adapt it. With W the sum of
-            all weights, SGHMC takes 0.1 / sqrt(max(W, 1)) and SGLD 0.01 / max(W, 1): the curvature of a
-            log-likelihood grows like W, so that step times curvature does not depend on how many data there
+        step_size: of the integrator, positive. By default all kernels but SGHMC and SGLD adapt it. For a model of at
+            most 300 parameters that is no network these two take it, and a preconditioner, from the curvature of the
+            posterior at its mode and the noise of minibatches: right whatever the units of the columns are. Otherwise,
+            with W the sum of all weights, SGHMC takes 0.1 / sqrt(max(W, 1)) and SGLD 0.01 / max(W, 1): the curvature of
+            a log-likelihood grows like W, so that step times curvature does not depend on how many data there
             are (SGHMC's step squared is what optimisers call learning rate on the summed loss; W times it is
             0.01, as customary for networks). Where the prior of a network is narrower than the data call for,
             the steps are cut so that curvature times the step (squared) is at most 1 for SGHMC and 0.1 for
@@ -139,17 +148,21 @@ def sample(
             SGHMC: ``friction`` (-log(0.9) / step_size, so that the momentum keeps a factor 0.9 a step).
             SGHMC and SGLD: ``schedule``, how the step size changes: ``"constant"``, ``"polynomial"``, ``"cyclical"`` or
             one of ``pseudocoreset.inference.schedules``; draws of a decreasing step size are to be weighted by it.
-            ``preconditioner``, a diagonal inverse mass: positive arrays by site or one vector, given with
-            ``step_size``, or ``"rmsprop"``, for each site the least root mean square gradient of any site divided by
-            its own, estimated during the warmup and then frozen. ``control_variate``: True, or a point
-            ``{site: array}``: gradients of minibatches are corrected by those at a centre, which for True L-BFGS
-            finds from where the chain starts; chains then start at the centre.
+            ``preconditioner``: ``"curvature"``, the inverse of the negative Hessian of the log density at the mode that
+            Newton's method finds from where the chain starts (at most 300 parameters; the chain starts there);
+            ``"rmsprop"``, for each site the least root mean square gradient of any site divided by its own, estimated
+            during the warmup and then frozen; a diagonal inverse mass, positive arrays by site or one vector, given
+            with ``step_size``; None; or ``"auto"``, the default: curvature where ``step_size`` has its default, the
+            model is no network of more, and nothing is augmented or on disk, else None. ``control_variate``: True, or a
+            point ``{site: array}``: gradients of minibatches are corrected by those at a centre, which for True L-BFGS
+            finds from where the chain starts, or the mode of the curvature; chains then start at the centre. By default
+            with that curvature alone.
             ``"blackjax_sghmc"``: ``friction`` and ``num_integration_steps``.
 
     Returns:
         ``Posterior``. Its ``sample_stats`` hold ``lp``, the log density at temperature one, or
-        ``lp_estimate`` where gradients come from minibatches; with thinning, ``diverging`` tells of any and
-        ``n_steps`` counts all steps since the draw before.
+        ``lp_estimate`` where gradients come from minibatches or augmented images; with thinning, ``diverging`` tells
+        of any and ``n_steps`` counts all steps since the draw before.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is compiled; or if ``directory`` holds
@@ -163,17 +176,22 @@ def sample(
     num_chains = check_integer(num_chains, "num_chains")
     num_samples = check_integer(num_samples, "num_samples")
 
-    source = resolve_data(data)
-    struct = input_struct(source.inputs, source.preprocessing)
-    model = model.bind(struct, source.hard_targets)
-    targets = check_targets(model, struct, source.targets, "data")
+    source = resolve_data(data, takes_bytes=not model.is_network)
+    model, targets = source.bind(model)
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None
     held_out_preprocessing = None
     if split is not None:
         inputs, held_out_preprocessing = stored_inputs(split)
         held_out_struct = input_struct(inputs, held_out_preprocessing)
-        held_out = inputs[:], check_targets(model, held_out_struct, np.asarray(split.y), "predict_on")
+        held_out = inputs[:], check_targets(model, held_out_struct, split.y, "predict_on", takes_soft=False)
+        check_preprocessing(
+            source.summary,
+            split.preprocessing.summary,
+            "data",
+            "predict_on",
+            "Load both alike, or give predict_on=(x, y) with x as the model is to see them",
+        )
     setup = set_up(
         model,
         kernel,
@@ -195,6 +213,7 @@ def sample(
         keep_weights=resolve_keep(keep, model, split is not None),
         augment=augment,
         data_name=source.name,
+        is_on_disk=isinstance(source.inputs, StoredImages),
     )
     plan, shapes = setup.plan, setup.shapes
     num_warmup, thinning, temperature = setup.num_warmup, setup.thinning, setup.temperature
@@ -246,7 +265,8 @@ def sample(
         "augment": repr(plan.augment),
         "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
+        "enable_x64": uses_x64(),
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
@@ -255,9 +275,13 @@ def sample(
         earlier = seconds.pop("earlier")
         stats = {name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}
         warn_of_divergences(stats, kernel)
+        warn_of_no_mode(tuning)
         warn_of_heat(stats, plan, tuning, thinning)
+        warn_of_large_steps(stats, plan, tuning)
         metadata = {
             "model": model.name,
+            "sites": identity["sites"],
+            "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
             "kernel": kernel,
             "temperature": temperature,
             "num_chains": num_chains,
@@ -268,10 +292,14 @@ def sample(
             "total_weight": total_weight,
             "batch_size": plan.batch_size,
             "augment": None if plan.augment is None else plan.augment.strategy,
+            "preprocessing": source.summary,
             "step_size": np.asarray(tuning["step_size"]).tolist(),
             "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
-            "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
+            "key": {
+                "implementation": str(jax.random.key_impl(key)),
+                "data": np.asarray(jax.random.key_data(key)).tolist(),
+            },
             "backend": jax.default_backend(),
             "versions": library_versions(),
             "seconds": {

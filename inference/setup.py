@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.inference.chains import Plan, initial_positions
+from pseudocoreset.inference.curvature import tune_by_curvature
 from pseudocoreset.inference.data import Minibatch, default_chunk_size, held_out_chunk_size
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.run_options import resolve_run_options
@@ -118,14 +119,38 @@ class Setup:
             raise ValueError(f"{wanted}; give batch_size, less than the {self.plan.num_data} data")
         if self.has_control_variate:
             raise ValueError(f"{wanted}; control_variate takes the gradient of all of them at its centre")
+        if self.has_curvature:
+            raise ValueError(f"{wanted}; preconditioner='curvature' takes that of all of them")
 
     @property
     def has_control_variate(self) -> bool:
         """Whether gradients are corrected; with all data in every batch there is no variance to control."""
         return bool(self.options.get("control_variate")) and self.plan.batch_size is not None
 
+    @property
+    def has_curvature(self) -> bool:
+        """Whether the preconditioner is the curvature of the posterior at its mode."""
+        preconditioner = self.options.get("preconditioner")
+        return isinstance(preconditioner, str) and preconditioner == "curvature"
+
     def centred(self, positions: Params, tuning: Tuning, rows: Minibatch) -> tuple[Params, Tuning]:
-        """Positions and tuning of chains on ``rows``, with centres for control variates where they were asked for."""
+        """Positions and tuning of chains on ``rows``: centres of control variates and curvature where they are wanted.
+
+        Chains then start at the centres. Those without a mode keep their positions, as ``has_mode`` of the tuning says.
+        """
+        if self.has_curvature:
+            modes, tuning, has_mode = tune_by_curvature(
+                self.plan,
+                positions,
+                tuning,
+                rows,
+                has_control=self.has_control_variate,
+                has_step=self.step_size is not None,
+                friction=self.options.get("friction"),
+            )
+            tuning = {**tuning, "has_mode": has_mode}
+            positions = tuning["centre"] if isinstance(self.options["control_variate"], dict) else modes
+            return positions, tuning
         if not self.has_control_variate:
             return positions, tuning
         tuning = centre_gradients(self.plan, positions, tuning, rows)
@@ -155,6 +180,7 @@ def set_up(
     augment: Augmentation | str | None = None,
     data_name: str = "",
     mesh: Mesh | None = None,
+    is_on_disk: bool = False,
 ) -> Setup:
     """Check what is asked of a kernel on a model and data; nothing is compiled.
 
@@ -179,6 +205,7 @@ def set_up(
         augment: of every gradient's inputs, as given.
         data_name: by which ``augment="auto"`` chooses.
         mesh: devices, checked.
+        is_on_disk: whether the data are read from disk, minibatch by minibatch.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -208,7 +235,9 @@ def set_up(
         mesh=mesh,
     )
     length = {"num_warmup": num_warmup, "num_samples": num_samples, "thinning": thinning}
-    options = resolve_run_options(options, plan, shapes, step_size=step_size, num_chains=num_chains, **length)
+    options = resolve_run_options(
+        options, plan, shapes, step_size=step_size, num_chains=num_chains, is_on_disk=is_on_disk, **length
+    )
     return Setup(
         plan=plan,
         options=options,

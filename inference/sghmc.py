@@ -15,9 +15,9 @@ The positions after the second A are those of the BAOAB scheme (Leimkuhler and M
 gradient a step: with exact gradients they have the right law on a Gaussian target for every stable step size
 (h^2 times the largest curvature below 4), temperature and friction, and are second order in h elsewhere.
 
-With a diagonal mass M the same is done to M^(1/2) theta, whose mass is one: the gradient in B and the momentum in A are
-multiplied by M^(-1/2), and the momentum keeps its law. A mass that does not depend on theta leaves the stationary law
-as it is; it changes how fast that is reached and which step sizes are stable.
+With a mass M, M^-1 = L L^T, the same is done to L^-1 theta, whose mass is one: the gradient in B is multiplied by L^T
+and the momentum in A by L, and the momentum keeps its law. A mass that does not depend on theta leaves the stationary
+law as it is; it changes how fast that is reached and which step sizes are stable.
 
 BlackJAX 1.7.1 draws momentum of unit variance at every call and integrates by explicit Euler, which inflates
 the variance of the draws, tenfold at T = 0.1; this kernel takes BlackJAX's form and its gradient estimators.
@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from blackjax.base import SamplingAlgorithm
     from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
-__all__ = ["SGHMCInfo", "SGHMCState", "as_top_level_api", "build_kernel", "init"]
+__all__ = [
+    "Factor",
+    "SGHMCInfo",
+    "SGHMCState",
+    "as_top_level_api",
+    "build_kernel",
+    "init",
+    "into_units",
+    "out_of_units",
+]
 
 
 class SGHMCState(NamedTuple):
@@ -52,6 +61,16 @@ class SGHMCState(NamedTuple):
 
     position: ArrayTree
     momentum: ArrayTree
+
+
+class Factor(NamedTuple):
+    """A dense inverse mass by its factor.
+
+    matrix
+        L (d, d) with M^-1 = L L^T, of the position as the vector that ``ravel_pytree`` makes of it.
+    """
+
+    matrix: Array
 
 
 class SGHMCInfo(NamedTuple):
@@ -83,7 +102,8 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
     Returns:
         ``kernel(rng_key, state, grad_estimator, minibatch, step_size, friction, temperature=1.0, inverse_mass=None)``,
         which returns the next state and an ``SGHMCInfo``. ``inverse_mass`` is the diagonal of M^-1 in the structure of
-        the position, its leaves broadcasting against those; ones by default. Exactly one gradient estimate is made.
+        the position, its leaves broadcasting against those, or a ``Factor``; ones by default. Exactly one gradient
+        estimate is made.
     """
 
     def kernel(
@@ -104,17 +124,12 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
         gradient = grad_estimator(position, minibatch)
         noise = _gaussian_noise(rng_key, momentum)
 
-        def in_units(tree: ArrayTree) -> ArrayTree:
-            if inverse_mass is None:
-                return tree
-            return jax.tree.map(lambda leaf, inverse: jnp.sqrt(inverse) * leaf, tree, inverse_mass)
-
-        momentum = _axpy(step_size, in_units(gradient), momentum)  # B
-        position = _axpy(0.5 * step_size, in_units(momentum), position)  # A
+        momentum = _axpy(step_size, into_units(gradient, inverse_mass), momentum)  # B
+        position = _axpy(0.5 * step_size, out_of_units(momentum, inverse_mass), position)  # A
         momentum = jax.tree.map(  # O
             lambda p, n: (decay * p + noise_scale * n).astype(p.dtype), momentum, noise
         )
-        position = _axpy(0.5 * step_size, in_units(momentum), position)  # A
+        position = _axpy(0.5 * step_size, out_of_units(momentum, inverse_mass), position)  # A
 
         info = SGHMCInfo(
             kinetic_temperature=_sum_of_squares(momentum) / _size(momentum),
@@ -123,6 +138,29 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
         return SGHMCState(position, momentum), info
 
     return kernel
+
+
+def into_units(gradient: ArrayTree, inverse_mass: ArrayTree | None) -> ArrayTree:
+    """L^T times a gradient, M^-1 = L L^T: that of the log density in L^-1 theta."""
+    if inverse_mass is None:
+        return gradient
+    if isinstance(inverse_mass, Factor):
+        return _times(inverse_mass.matrix.T, gradient)
+    return jax.tree.map(lambda leaf, inverse: jnp.sqrt(inverse) * leaf, gradient, inverse_mass)
+
+
+def out_of_units(move: ArrayTree, inverse_mass: ArrayTree | None) -> ArrayTree:
+    """L times a move of L^-1 theta, M^-1 = L L^T: that of theta."""
+    if inverse_mass is None:
+        return move
+    if isinstance(inverse_mass, Factor):
+        return _times(inverse_mass.matrix, move)
+    return jax.tree.map(lambda leaf, inverse: jnp.sqrt(inverse) * leaf, move, inverse_mass)
+
+
+def _times(matrix: jax.Array, tree: ArrayTree) -> ArrayTree:
+    flat, unravel = ravel_pytree(tree)
+    return unravel((matrix @ flat).astype(flat.dtype))
 
 
 def _gaussian_noise(rng_key: PRNGKey, tree: ArrayLikeTree) -> ArrayTree:

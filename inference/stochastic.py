@@ -124,20 +124,37 @@ def _position_init(key: jax.Array, position: Params, tuning: Tuning, density: De
     return position
 
 
+def _configurational_temperature(gradient: Params, inverse_mass: Params | None, tuning: Tuning) -> jax.Array:
+    """T + e |g|^2 / (2 d), g the gradient estimate in units of the mass: its stationary mean is -E[theta . g] / d.
+
+    A step keeps E |theta|^2 where that is so. For the exact dynamics it is T; on a Gaussian it is T times the mean
+    over parameters of the factor by which the step size and the noise of gradients inflate their variances.
+    """
+    squares = jax.tree.map(jnp.square, gradient)
+    if inverse_mass is not None:
+        squares = jax.tree.map(jnp.multiply, squares, inverse_mass)
+    total = jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, squares))
+    count = sum(leaf.size for leaf in jax.tree.leaves(gradient))
+    return tuning["temperature"] + tuning["step_size"] * total / (2 * count)
+
+
 def _sgld_move(
     key: jax.Array, state: Params, gradient: Params, inverse_mass: Params | None, tuning: Tuning
 ) -> tuple[Params, Stats]:
     kernel = load_blackjax().sgld.build_kernel()
-    stats = {"step_size": tuning["step_size"]}
+    stats = {
+        "configurational_temperature": _configurational_temperature(gradient, inverse_mass, tuning),
+        "step_size": tuning["step_size"],
+    }
     if inverse_mass is None:
         new = kernel(key, state, lambda position, minibatch: gradient, None, tuning["step_size"], tuning["temperature"])
         return new, stats
-    # The move of theta / G^(1/2) by BlackJAX, from zero so that nothing is rounded on the way to it and back.
-    scale = jax.tree.map(jnp.sqrt, inverse_mass)
-    scaled = jax.tree.map(jnp.multiply, gradient, scale)
+    # The move of theta in units of G^(1/2) by BlackJAX, from zero so that nothing is rounded on the way to it and back.
+    scaled = sghmc.into_units(gradient, inverse_mass)
     zeros = jax.tree.map(jnp.zeros_like, state)
     moved = kernel(key, zeros, lambda position, minibatch: scaled, None, tuning["step_size"], tuning["temperature"])
-    return jax.tree.map(lambda q, s, m: (q + s * m).astype(q.dtype), state, scale, moved), stats
+    move = sghmc.out_of_units(moved, inverse_mass)
+    return jax.tree.map(lambda q, m: (q + m).astype(q.dtype), state, move), stats
 
 
 def _blackjax_sghmc_step(
@@ -156,7 +173,7 @@ def _blackjax_sghmc_step(
     return new, {"step_size": tuning["step_size"]}
 
 
-_GRADIENT_OPTIONS = {"schedule": Constant(), "preconditioner": None, "control_variate": False}
+_GRADIENT_OPTIONS = {"schedule": Constant(), "preconditioner": "auto", "control_variate": "auto"}
 
 SGHMC = KernelSpec(
     init=_with_squares(_sghmc_init),

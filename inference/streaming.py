@@ -83,7 +83,7 @@ def run_stored_block(
 ) -> tuple[Any, Any, jax.Array]:
     """What ``chains.run_block`` does; the summaries have ``last - first`` draws, and there are none of a warmup."""
     assert plan.batch_size is not None
-    row_bytes = len(keys) * plan.batch_size * int(np.prod(plan.model._bound.x.shape))
+    row_bytes = len(keys) * plan.batch_size * int(np.prod(plan.model.datum_shape))
     at_once = max(1, STREAMED_BYTES // row_bytes)
     # Steps, and after those of a draw its number, for its summary.
     events: list[_Steps | int] = []

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from pseudocoreset.inference.centring import find_centres, full_gradients
 from pseudocoreset.inference.chains import Plan, prior_curvature, prior_variance
+from pseudocoreset.inference.curvature import MOMENTUM_DECAY
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.schedules import Constant, arrange, described
@@ -20,8 +21,6 @@ from pseudocoreset.models import Params
 
 __all__ = ["centre_gradients", "default_step_size", "initial_tuning", "reported_options"]
 
-# The momentum keeps this factor a step: the customary momentum of stochastic gradient descent.
-MOMENTUM_DECAY = 0.9
 # Of the running mean of squared gradients, a step: customary for RMSprop.
 RMSPROP_DECAY = 0.99
 # Step (squared, for SGHMC) times the curvature of the log-likelihood, in units of that of one datum.
@@ -92,7 +91,7 @@ def initial_tuning(
         values["max_num_steps"] = options["max_num_steps"]
     if options.get("preconditioner") == "rmsprop":
         values["rmsprop_decay"] = RMSPROP_DECAY
-    elif options.get("preconditioner") is not None:
+    elif isinstance(options.get("preconditioner"), dict):
         values["preconditioner"] = options["preconditioner"]
     for name in ("decoherence_length", "energy_variance", "mean_integration_steps"):
         if options.get(name) is not None:

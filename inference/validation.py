@@ -10,17 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
+from pseudocoreset.data.coercion import as_inputs, as_several, as_weights, default_dtype
+from pseudocoreset.data.doors import bind_to_rows
 from pseudocoreset.data.records import Inputs
+from pseudocoreset.data.targets import as_targets, is_one_hot
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.inference.schedules import resolve_schedule
+from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import Model
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
     "Source",
     "check_kernel_options",
     "check_step_size_and_metric",
-    "check_targets",
     "input_struct",
     "resolve_augment",
     "resolve_batch_size",
@@ -43,14 +47,15 @@ class Source(NamedTuple):
     weights: np.ndarray
     preprocessing: Any
     name: str = ""
-    holds_probabilities: bool = False  # targets (n, num_classes) of a coreset
+    is_soft: bool = False  # targets (n, num_classes) of a coreset
+    summary: Any = None  # of the preprocessing that made the model inputs, None where it is not known
+    is_weighted: bool = False  # points with weights, whose targets may be learned
+    layout: InputLayout | None = None
 
-    @property
-    def hard_targets(self) -> Any:
-        """Targets, or their shape and dtype, as the program observes them."""
-        if self.holds_probabilities:
-            return jax.ShapeDtypeStruct(self.targets.shape[:1], np.int32)
-        return self.targets
+    def bind(self, model: Model, argument: str = "data") -> tuple[Model, np.ndarray]:
+        """The model bound to these rows, and their targets as it scores them; see ``doors.bind_to_rows``."""
+        rows = ModelInputs(self.inputs, self.preprocessing, self.layout)
+        return bind_to_rows(model, rows, self.targets, argument, is_soft=self.is_soft, learned_targets=self.is_weighted)
 
 
 def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def stored_inputs(split: Any) -> tuple[Inputs, Any]:
     """
     if split.raw.dtype == np.uint8 and split.preprocessing.zca_matrix is None:
         return split.raw, split.preprocessing
-    return split.x, None
+    return split.packed, None
 
 
 def input_struct(inputs: Inputs, preprocessing: Any) -> jax.ShapeDtypeStruct:
@@ -179,33 +184,29 @@ def input_struct(inputs: Inputs, preprocessing: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(jnp.asarray if preprocessing is None else preprocessing.apply, struct)
 
 
-def resolve_data(data: Any) -> Source:
-    """Arrays and weights of a ``Dataset``, a ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``."""
+def resolve_data(data: Any, *, takes_bytes: bool = False) -> Source:
+    """Arrays and weights of a ``Dataset``, a ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``.
+
+    Args:
+        data: as given.
+        takes_bytes: whether a pair may hold a table of uint8, as for models that are no networks.
+    """
     if hasattr(data, "train") and hasattr(data.train, "raw"):
         inputs, preprocessing = stored_inputs(data.train)
-        targets, weights = np.asarray(data.train.y), None
-    elif all(hasattr(data, name) for name in ("inputs", "targets", "weights")):
-        inputs, preprocessing = np.asarray(data.inputs), None
-        targets, weights = np.asarray(data.targets), np.asarray(data.weights)
-    elif isinstance(data, tuple | list) and len(data) in (2, 3):
-        inputs, preprocessing = np.asarray(data[0]), None
-        targets, weights = np.asarray(data[1]), np.asarray(data[2]) if len(data) == 3 else None
-    else:
+        weights = np.ones(len(inputs), np.float32)
+        summary, layout = data.preprocessing.summary, data.train.layout
+        return Source(inputs, data.train.y, weights, preprocessing, data.name, summary=summary, layout=layout)
+    if all(hasattr(data, name) for name in ("inputs", "targets", "weights")):
+        name, summary = str(data.metadata.get("data", "")), data.preprocessing.summary
+        return Source(data.packed, data.targets, data.weights, None, name, data.is_soft, summary, True, data.layout)
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise TypeError(
             f"data must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {type(data).__name__}"
         )
-    _check_pair(inputs, targets, "data")
-    if weights is None:
-        weights = np.ones(len(inputs), np.float32)
-    if weights.shape != (len(inputs),):
-        raise ValueError(f"data: weights have shape {weights.shape}; wanted ({len(inputs)},)")
-    if not np.issubdtype(weights.dtype, np.number) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
-        raise ValueError("data: weights must be finite and not negative")
-    if not np.any(weights > 0):
-        raise ValueError("data: all weights are zero; the posterior would be the prior")
-    name = getattr(data, "name", None) or getattr(data, "metadata", {}).get("data", "")
-    is_soft = hasattr(data, "targets") and targets.ndim == 2
-    return Source(inputs, targets, weights, preprocessing, str(name), is_soft)
+    x, layout = as_several(data[0], "data: x") if is_several(data[0]) else (data[0], None)
+    inputs, targets = _model_arrays(x, data[1], "data", default_dtype(), takes_bytes=takes_bytes)
+    weights = np.ones(len(inputs), np.float32) if len(data) == 2 else as_weights(data[2], "data: weights", len(inputs))
+    return Source(inputs, targets, weights, None, is_weighted=len(data) == 3, layout=layout)
 
 
 def resolve_predict_on(predict_on: Any, data: Any) -> Any:
@@ -219,62 +220,27 @@ def resolve_predict_on(predict_on: Any, data: Any) -> Any:
     if not hasattr(predict_on, "raw"):
         if not isinstance(predict_on, tuple | list) or len(predict_on) != 2:
             raise TypeError(f"predict_on must be a Split, (x, y) or None; got {type(predict_on).__name__}")
-        x, y = np.asarray(predict_on[0]), np.asarray(predict_on[1])
-        _check_pair(x, y, "predict_on")
-        if not np.issubdtype(x.dtype, np.floating):
-            raise TypeError(f"predict_on: x must be floating point or a Split; got dtype {x.dtype}")
-        y = y.astype(np.float32 if np.issubdtype(y.dtype, np.floating) else np.int32)
-        predict_on = Split(raw=x.astype(np.float32), y=y, preprocessing=Preprocessing())
-    predict_on = predict_on.in_memory()
-    _check_pair(predict_on.raw, predict_on.y, "predict_on")
-    return predict_on
+        x, layout = as_several(predict_on[0], "predict_on: x") if is_several(predict_on[0]) else (predict_on[0], None)
+        x, y = _model_arrays(x, predict_on[1], "predict_on", np.float32)
+        if is_one_hot(y):
+            raise ValueError("predict_on: y is one-hot; give the labels, y.argmax(axis=1)")
+        predict_on = Split(raw=x, y=y, preprocessing=Preprocessing(is_known=False), layout=layout)
+    return predict_on.in_memory()
 
 
-def _check_pair(x: Inputs, y: np.ndarray, argument: str) -> None:
-    for name, array in (("x", x), ("y", y)):
-        if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise TypeError(f"{argument}: {name} must hold numbers; got dtype {array.dtype}")
-        if array.ndim == 0 or len(array) == 0:
-            raise ValueError(f"{argument}: {name} must have at least one row; got shape {array.shape}")
-        if isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.inexact) and not np.all(np.isfinite(array)):
-            row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
-            raise ValueError(f"{argument}: {name} is not finite in row {row}")
-    if len(x) != len(y):
-        raise ValueError(f"{argument}: x has {len(x)} rows and y has {len(y)}")
-
-
-def check_targets(model: Model, struct: jax.ShapeDtypeStruct, y: np.ndarray, argument: str) -> np.ndarray:
-    """Targets that a bound model can score, hard labels as int32; ``struct`` is that of the model inputs."""
-    assert model.structure is not None
-    x_shape, x_dtype = struct.shape[1:], struct.dtype
-    wanted_x, wanted_y = model.structure.x.shape, model.structure.y.shape
-    if x_shape != wanted_x:
-        raise ValueError(f"{argument}: x has features of shape {x_shape}; this model was made for {wanted_x}")
-    if model.is_network and not np.issubdtype(x_dtype, np.floating):
+def _model_arrays(
+    x: Any, y: Any, argument: str, dtype: Any, *, takes_bytes: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs, as the model sees them, and targets of a pair."""
+    is_bytes = getattr(x, "dtype", None) == np.uint8
+    remedy = "enable float64 (jax.config.update('jax_enable_x64', True))" if argument == "data" else ""
+    inputs = as_inputs(x, f"{argument}: x", dtype=dtype, remedy=remedy)
+    if inputs.dtype == np.uint8 or (is_bytes and not takes_bytes):
         raise TypeError(
-            f"{argument}: x has dtype {x_dtype}, a network takes floating point; scale the values, or give "
-            "the raw images to Dataset.from_arrays"
+            f"{argument}: x has dtype uint8, but a pair holds inputs as the model sees them, floating point; give "
+            "images to Dataset.from_arrays, which scales by 1/255, or scale them, x.astype('float32') / 255"
         )
-    classes = model.num_classes
-    if classes is not None and wanted_y == () and y.shape[1:] == (classes,):
-        rows = np.flatnonzero(np.any(y < 0, axis=1) | (np.abs(y.sum(axis=1) - 1) > 1e-3))
-        if len(rows):
-            raise ValueError(
-                f"{argument}: y holds class probabilities, but row {rows[0]} is negative somewhere or sums "
-                f"to {y[rows[0]].sum():.4g} instead of 1"
-            )
-        return y
-    if y.shape[1:] != wanted_y:
-        also = "" if classes is None else f" or class probabilities (n, {classes})"
-        raise ValueError(
-            f"{argument}: y has shape {y.shape}; wanted (n, {', '.join(map(str, wanted_y))}){also}".replace(", )", ",)")
-        )
-    if classes is None:
-        return y
-    bad = np.flatnonzero(((y < 0) | (y >= classes) | (y != np.round(y))).reshape(len(y), -1).any(axis=1))
-    if len(bad):
-        raise ValueError(f"{argument}: labels must be integers from 0 to {classes - 1}; row {bad[0]} has {y[bad[0]]}")
-    return y.astype(np.int32)
+    return inputs, as_targets(y, f"{argument}: y", len(inputs), dtype=dtype, remedy=remedy)
 
 
 def resolve_init_params(

@@ -1,34 +1,50 @@
 """``Model``: everything a coreset or a sampler needs, derived from one NumPyro program.
 
-A program ``program(x, y=None)`` with one observed site inside a plate over the data is the only thing that a
-user writes. Densities are evaluated by running it under NumPyro's own effect handlers, so they cannot drift
-from it; under ``jit`` the handlers cost nothing.
+A program ``program(x, y=None)`` whose likelihood is a sum over the data is all that a user writes. Densities are
+evaluated by running it under NumPyro's own effect handlers, so they cannot drift from it; under ``jit`` the handlers
+cost nothing.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
+import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from pseudocoreset.batching import full_precision
+from pseudocoreset.layout import InputLayout, is_several
+from pseudocoreset.models import proof
+from pseudocoreset.models.arguments import (
+    check_signature,
+    has_no_values,
+    integers_of,
+    layout_of,
+    length,
+    packed_struct,
+    widen,
+)
 from pseudocoreset.models.gaussian import Gaussian
 from pseudocoreset.models.structure import (
     FEATURES_SITE,
     FUNCTION_SITE,
+    Site,
     Structure,
+    Term,
     class_log_probabilities,
     datum_shape,
     inspect_program,
-    is_factor,
+    mask_of,
+    plate_scale,
     scaled,
 )
 
@@ -46,13 +62,14 @@ class Model:
     ``bind`` fixes the shape of a datum; ``sample`` and the ``fit_*`` functions call it themselves.
 
     Attributes:
-        program: ``program(x, y=None)`` with one observed site in a plate over the data.
+        program: ``program(x, y=None)``; see ``from_numpyro``.
         is_network: made by ``bnn``.
         name: shown in logs and saved with coresets.
         conjugate: ``(x, y, weights) -> Gaussian``, the exact posterior where it is a Gaussian, else None.
         outputs_last: whether the last axis of a kernel counts its output units (flax) or the first (equinox).
         is_separable: whether the function value of a datum is known to depend on no other datum of its batch, so that
             a batch may be gone through a few data at a time.
+        is_proved: whether ``bind`` has compared the program with what ``from_numpyro`` asks of it, on real data.
     """
 
     program: Callable[..., Any]
@@ -63,46 +80,99 @@ class Model:
     conjugate: Callable[[jax.Array, jax.Array, jax.Array], Gaussian] | None = None
     outputs_last: bool = True
     is_separable: bool = False
+    is_proved: bool = False
 
     @classmethod
     def from_numpyro(cls, program: Callable[..., Any], *, name: str | None = None) -> Model:
-        """A model from any NumPyro program.
+        """A model from a NumPyro program.
+
+        What the program may do:
+
+        * It takes ``x``, one array (n, ...) or a dictionary or tuple of arrays with that first axis, and ``y``
+          (n, ...). Whatever else a row has (an offset, an exposure, a number of trials, a group) goes into ``x``.
+          Arrays of integers and booleans arrive as such.
+        * Its likelihood is one or more observed sites in a plate over the data, ``numpyro.plate("data", x.shape[0])``,
+          and ``numpyro.factor`` of shape (n,). Rows may be masked (``handlers.mask``). The likelihood of a row may
+          depend on everything in that row of ``x`` and ``y``, and on no other row.
+        * Its latent sites are continuous, have proper priors, and are shared by all rows: groups have a plate of their
+          own, of a size that the program knows. Priors, and factors of shape (), depend on neither ``x`` nor ``y``.
+          Supports may depend on other sites.
+        * A deterministic site ``"f"`` of shape (n,) or (n, d), through which the parameters act on the likelihood,
+          gives the model function values; ``"features"`` of shape (n, d) gives it features, which distribution
+          matching compares. The likelihood goes on with what ``numpyro.deterministic`` returns.
+        * Handlers of NumPyro (``condition``, ``scale``, ``mask``, ``scope``, ``reparam``) may be around it. The scale
+          of a plate with a ``subsample_size`` is divided out, for batches are drawn outside of the program.
+
+        ``bind`` compares the program with this list on real rows, and names the site that does not fit.
 
         Args:
-            program: ``program(x, y=None)``; ``x`` (n, ...) and ``y`` (n, ...) arrays. It has exactly one observed
-                site, whose log-probability is one number a datum, and latent sites shared by all data whose
-                priors do not depend on the values of ``x``. A deterministic site ``"f"`` of shape (n,) or (n, d),
-                through which the parameters act on the likelihood, gives it function values; one ``"features"`` of
-                shape (n, d) gives it features, which distribution matching compares.
+            program: ``program(x, y=None)``.
             name: shown in logs; the program's own name by default.
 
         Raises:
-            TypeError: if ``program`` is not callable.
+            TypeError: if ``program`` is not callable, or takes other arguments.
+
+        Example:
+            >>> def counts(x, y=None):
+            ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+            ...     with numpyro.plate("data", x["z"].shape[0]):
+            ...         numpyro.sample("y", dist.Poisson(x["exposure"] * jnp.exp(slope * x["z"])), obs=y)
+            >>> model = Model.from_numpyro(counts)
         """
         if not callable(program):
             raise TypeError(f"program must be a callable program(x, y=None); got {type(program).__name__}")
+        check_signature(program)
         return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
-    def bind(self, x: ArrayLike | jax.ShapeDtypeStruct, y: ArrayLike | jax.ShapeDtypeStruct) -> Model:
-        """The same model with the shape of one datum fixed.
+    def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
+        """The same model with the shape of one datum fixed, and the program tried on the data.
+
+        With arrays, a few hundred milliseconds are spent on four checks at several parameter values: the log density is
+        NumPyro's own; a row has the same log-likelihood alone, among few and among many; the prior does not change with
+        the data; every row has a finite log-likelihood. Shapes alone skip them.
 
         Args:
-            x: inputs (n, *feature_shape), or their shapes.
+            x: inputs (n, ...), a dictionary or tuple of them, or their shapes (``jax.ShapeDtypeStruct``).
             y: targets (n, ...), or their shapes; hard ones, not class probabilities.
+            check: whether to try the program on arrays.
+            learned_targets: whether targets may be off the support of a discrete likelihood, as learned counts are.
 
         Raises:
-            ValueError: if the program does not fit the description in ``from_numpyro`` or these data.
+            ProgramError: if the program does not fit the description in ``from_numpyro``; a ValueError.
+            ValueError: if these data do not fit the model, naming the row.
         """
-        x_shape, y_shape = datum_shape(x, "x"), datum_shape(y, "y")
-        if self.structure is not None:
-            if self.structure.x.shape != x_shape.shape:
+        layout = self.structure.layout if self.structure is not None else layout_of(x)
+        x_struct, y_struct = packed_struct(layout, x), datum_shape(y, "y")
+        bound = self
+        if self.structure is None:
+            try:
+                structure = inspect_program(self.program, x_struct, y_struct, layout, y.shape[0])
+            except ValueError:
+                integers = None if layout is not None else integers_of(x)
+                if integers is None:
+                    raise
+                # A program that indexes with its inputs needs them as integers.
+                layout, x_struct = integers, packed_struct(integers, x)
+                structure = inspect_program(self.program, x_struct, y_struct, layout, y.shape[0])
+            bound = replace(self, structure=structure)
+            if bound.has_function and not self.is_network:
+                rows = None if not check or has_no_values((x, y)) else proof.some_rows(bound, x, y)
+                bound._check_function_is_used(*(rows or bound._placeholders(2)))
+        else:
+            if self.structure.x.shape != x_struct.shape:
                 raise ValueError(
-                    f"x has features of shape {x_shape.shape}; this model was made for {self.structure.x.shape}"
+                    f"x has features of shape {x_struct.shape}; this model was made for {self.structure.x.shape}"
                 )
-            return self
-        bound = replace(self, structure=inspect_program(self.program, x_shape, y_shape))
-        if bound.has_function and not self.is_network:
-            bound._check_function_is_used()
+            if self.structure.y.shape != y_struct.shape:
+                raise ValueError(
+                    f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
+                )
+        if self.is_network or not check or has_no_values((x, y)):
+            return bound
+        if not bound.is_proved:
+            proof.check_program(bound, x, y)
+            bound = replace(bound, is_proved=True)
+        proof.check_targets(bound, x, y, learned_targets)
         return bound
 
     @property
@@ -117,9 +187,44 @@ class Model:
         return self.structure
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """The latent sites."""
+        return self._bound.sites
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The parts of the likelihood: observed sites, then factors."""
+        return self._bound.terms
+
+    @property
+    def datum_structs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shape and type of one input, as the library keeps it, and of one target."""
+        return self._bound.x, self._bound.y
+
+    @property
+    def datum_shape(self) -> tuple[int, ...]:
+        """Shape of one input as the library keeps it: a dictionary or tuple is one row of a matrix."""
+        return self._bound.x.shape
+
+    @property
+    def layout(self) -> InputLayout | None:
+        """How inputs of several kinds, or integers, lie in a matrix; None where inputs are one array of floats."""
+        return self._bound.layout
+
+    @property
+    def data_kinds(self) -> dict[str, str]:
+        """What a fit does with each array among the inputs.
+
+        ``"learned"``: floats, which an optimiser moves. ``"chosen"``: integers and booleans, which come from the data.
+        """
+        if self.layout is None:
+            return {"x": "learned"}
+        return {leaf.name: "learned" if leaf.is_float else "chosen" for leaf in self.layout.leaves}
+
+    @property
     def num_params(self) -> int:
         """Number of unconstrained parameters."""
-        return sum(math.prod(site.unconstrained_shape) for site in self._bound.sites)
+        return sum(math.prod(site.unconstrained_shape) for site in self.sites)
 
     @property
     def has_function(self) -> bool:
@@ -138,7 +243,7 @@ class Model:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of values of the observed site if they are finitely many, else None."""
+        """Number of classes where the one observed site is Bernoulli or categorical, else None."""
         return self._bound.num_classes
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -153,44 +258,61 @@ class Model:
         """
         if self.initializer is not None:
             return self.initializer(key)
-        keys = jax.random.split(key, len(self._bound.sites))
+        keys = jax.random.split(key, len(self.sites))
         return {
             site.name: jax.random.uniform(k, site.unconstrained_shape, site.dtype, -2.0, 2.0)
-            for k, site in zip(keys, self._bound.sites, strict=True)
+            for k, site in zip(keys, self.sites, strict=True)
         }
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
     def log_prior(self, params: Params) -> jax.Array:
         """Log prior density of unconstrained parameters, log-determinant of the constraint included; scalar."""
-        trace, log_det = self._trace(params, *self._placeholders(1))
-        total = log_det
-        for site in trace.values():
-            if site["type"] == "sample" and (not site["is_observed"] or is_factor(site)):
-                total = total + jnp.sum(scaled(site["fn"].log_prob(site["value"]), site))
-        return total
+        terms, log_det = self.prior_terms(params)
+        return sum((jnp.sum(term) for term in terms.values()), log_det)
+
+    def prior_terms(self, params: Params, x: Any = None, y: Any = None) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The log prior by site, and the log-determinant of the constraints: numbers that add up to ``log_prior``.
+
+        An array has one number per element of its site where the elements are independent.
+
+        Args:
+            params: unconstrained parameters.
+            x: inputs to run the program with, on which nothing here depends; placeholders by default.
+            y: targets, likewise.
+        """
+        trace, log_det = self.trace(params, *(self._placeholders(1) if x is None else (x, y)))
+        likelihood = {term.name for term in self._bound.terms}
+        terms = {}
+        for name, site in trace.items():
+            if site["type"] == "sample" and name not in likelihood:
+                elements = site["fn"]
+                while isinstance(elements, dist.Independent):
+                    elements = elements.base_dist
+                terms[name] = scaled(elements.log_prob(site["value"]), site)
+        return terms, log_det
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def log_likelihood(self, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    def log_likelihood(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
         """Log-likelihood of every datum.
 
         Args:
             params: unconstrained parameters.
-            x: inputs (n, *feature_shape).
+            x: inputs (n, *feature_shape), or a dictionary or tuple of them.
             y: targets (n, ...), or class probabilities (n, num_classes), scored by their cross-entropy.
 
         Returns:
             Array (n,).
         """
-        trace, _ = self._trace(params, x, self._hard(y, x.shape[0]))
-        return self._score(trace, y)
+        trace, _ = self.trace(params, x, self._hard(y, length(x)))
+        return self._score(trace, y, length(x))
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def apply(self, params: Params, x: jax.Array) -> jax.Array:
+    def apply(self, params: Params, x: Any) -> jax.Array:
         """Function values, the program's site ``"f"``.
 
         Args:
             params: unconstrained parameters.
-            x: inputs (n, *feature_shape).
+            x: inputs (n, *feature_shape), or a dictionary or tuple of them.
 
         Returns:
             Array (n, d).
@@ -199,18 +321,18 @@ class Model:
             ValueError: if the program has no site ``"f"``.
         """
         self._require_function()
-        _, y = self._placeholders(x.shape[0])
-        trace, _ = self._trace(params, x, y)
+        _, y = self._placeholders(length(x))
+        trace, _ = self.trace(params, x, y)
         f = trace[FUNCTION_SITE]["value"]
         return f[:, None] if f.ndim == 1 else f
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def features(self, params: Params, x: jax.Array) -> jax.Array:
+    def features(self, params: Params, x: Any) -> jax.Array:
         """Features, the program's site ``"features"``: of a network what its last layer is applied to.
 
         Args:
             params: unconstrained parameters.
-            x: inputs (n, *feature_shape).
+            x: inputs (n, *feature_shape), or a dictionary or tuple of them.
 
         Returns:
             Array (n, d).
@@ -219,36 +341,58 @@ class Model:
             ValueError: if the program has no such site.
         """
         self._require_features()
-        _, y = self._placeholders(x.shape[0])
-        trace, _ = self._trace(params, x, y)
+        _, y = self._placeholders(length(x))
+        trace, _ = self.trace(params, x, y)
         return trace[FEATURES_SITE]["value"]
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def function_log_likelihood(self, params: Params, f: jax.Array, y: jax.Array) -> jax.Array:
-        """Log-likelihood of every datum given its function value, log p(y | f).
+    def function_log_likelihood(self, params: Params, f: jax.Array, x: Any, y: jax.Array) -> jax.Array:
+        """Log-likelihood of every datum given its function value, log p(y | f, x).
+
+        The likelihood may read x beside f: an offset, an exposure, a known error, a number of trials.
 
         Args:
             params: unconstrained parameters of the likelihood (a noise scale, say); sites that act through ``f``
                 only may be left out.
             f: function values (n, d).
+            x: the inputs that they belong to.
             y: targets (n, ...), or class probabilities (n, num_classes).
 
         Returns:
             Array (n,).
         """
-        return self._score(self._function_trace(params, f, y), y)
+        return self._score(self._function_trace(params, f, x, y), y, f.shape[0])
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def function_probabilities(self, params: Params, f: jax.Array) -> jax.Array:
+    def function_probabilities(self, params: Params, f: jax.Array, x: Any) -> jax.Array:
         """Class probabilities (n, num_classes) given function values ``f`` (n, d); see ``function_log_likelihood``."""
-        observed = self._function_trace(params, f, None)[self._bound.observed]
+        observed = self._function_trace(params, f, x, None)[self._bound.observed]
         return jnp.exp(class_log_probabilities(observed["fn"], f.shape[0]))
 
-    @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def constrain(self, params: Params) -> Params:
-        """Values of the latent sites as the program sees them."""
-        trace, _ = self._trace(params, *self._placeholders(1))
-        return {site.name: trace[site.name]["value"] for site in self._bound.sites}
+    @functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+    def constrain(self, params: Params, deterministic: bool = False) -> Params:
+        """Values of the latent sites as the program sees them.
+
+        Args:
+            params: unconstrained parameters.
+            deterministic: also those of deterministic sites that all data share.
+        """
+        trace, _ = self.trace(params, *self._placeholders(1))
+        names = [site.name for site in self.sites] + (list(self._bound.deterministic) if deterministic else [])
+        return {name: trace[name]["value"] for name in names}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def sample_prior(self, key: jax.Array) -> Params:
+        """Unconstrained parameters drawn from the prior.
+
+        Args:
+            key: one typed key.
+        """
+        program = handlers.seed(self.program, key)
+        trace = handlers.trace(program).get_trace(*self.program_arguments(*self._placeholders(1)))
+        return {
+            site.name: biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"]) for site in self.sites
+        }
 
     def flatten(self, params: Params) -> jax.Array:
         """Unconstrained parameters as one vector (p,), sites in the order of their names."""
@@ -256,7 +400,7 @@ class Model:
 
     def unflatten(self, vector: jax.Array) -> Params:
         """The inverse of ``flatten``."""
-        shapes = {site.name: site.unconstrained_shape for site in self._bound.sites}
+        shapes = {site.name: site.unconstrained_shape for site in self.sites}
         params, start = {}, 0
         for name in sorted(shapes):
             size = math.prod(shapes[name])
@@ -264,12 +408,26 @@ class Model:
             start += size
         return params
 
-    def _check_function_is_used(self) -> None:
+    def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array) -> dict[str, jax.Array]:
+        """The log-likelihood (n,) of every datum by observed site and factor; hard targets."""
+        trace, _ = self.trace(params, x, y)
+        return self._terms(trace, length(x))
+
+    def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
-        assert self.num_outputs is not None
-        zeros = jnp.zeros((2, self.num_outputs))
-        likelihoods = [self._function_trace({}, f, None)[self._bound.observed]["fn"] for f in (zeros, zeros + 1.0)]
-        if all(bool(jnp.all(a == b)) for a, b in zip(*map(jax.tree.leaves, likelihoods), strict=True)):
+        zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
+            traces = [self._function_trace({}, f, x, y) for f in (zeros, zeros + 1.0)]
+
+        def likelihoods(trace: dict[str, Any]) -> list[Any]:
+            terms = [trace[term.name] for term in self._bound.terms]
+            rows = [site["fn"].log_prob(site["value"]) for site in terms]
+            return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]
+
+        pairs = list(zip(*map(likelihoods, traces), strict=True))
+        # At placeholders everything may be without a number, which says nothing.
+        if all(np.array_equal(a, b) for a, b in pairs) and np.all(np.isfinite(pairs[0][0])):
             raise ValueError(
                 f"the likelihood of {self.name!r} does not depend on its site 'f'; use what the site returns: "
                 "f = numpyro.deterministic('f', f), then the likelihood of f"
@@ -290,11 +448,21 @@ class Model:
             )
 
     def _placeholders(self, n: int) -> tuple[jax.Array, jax.Array]:
+        """Inputs and targets for what depends on neither."""
         x, y = self._bound.x, self._bound.y
         return jnp.zeros((n, *x.shape), x.dtype), jnp.zeros((n, *y.shape), y.dtype)
 
-    def _trace(
-        self, params: Params, x: jax.Array, y: jax.Array, f: jax.Array | None = None
+    def program_arguments(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Inputs and targets as the program takes them."""
+        layout, x = self._bound.layout, jax.tree.map(widen, x)
+        if layout is None:
+            x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._bound.x.dtype)
+        elif not is_several(x) and jnp.issubdtype(x.dtype, jnp.floating):
+            x = layout.unpack(x)
+        return x, widen(y)
+
+    def trace(
+        self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None
     ) -> tuple[dict[str, Any], jax.Array]:
         """Run the program with its latent sites set; also the log-determinant of the constraints."""
         log_det = jnp.zeros(())
@@ -303,18 +471,19 @@ class Model:
             nonlocal log_det
             if f is not None and site["name"] == FUNCTION_SITE and site["type"] == "deterministic":
                 return f
-            if site["type"] != "sample" or site["name"] not in params:
+            if site["type"] != "sample" or site["is_observed"] or site["name"] not in params:
                 return None
             unconstrained = params[site["name"]]
             transform = biject_to(site["fn"].support)
             value = transform(unconstrained)
-            log_det = log_det + jnp.sum(transform.log_abs_det_jacobian(unconstrained, value))
+            own = jnp.where(mask_of(site["fn"]), transform.log_abs_det_jacobian(unconstrained, value), 0.0)
+            log_det = log_det + jnp.sum(scaled(own, site))
             return value
 
         # Modules such as random_flax_module ask for a key to make the parameters that are replaced here.
         program = handlers.substitute(handlers.seed(self.program, jax.random.key(0)), substitute_fn=value_of)
         with full_precision():
-            return handlers.trace(program).get_trace(x, y), log_det
+            return handlers.trace(program).get_trace(*self.program_arguments(x, y)), log_det
 
     def _hard(self, y: jax.Array | None, n: int) -> jax.Array:
         """``y`` as the program takes it; a placeholder where there are class probabilities or nothing."""
@@ -322,28 +491,37 @@ class Model:
             return self._placeholders(n)[1]
         return y
 
-    def _function_trace(self, params: Params, f: jax.Array, y: jax.Array | None) -> dict[str, Any]:
+    def _function_trace(self, params: Params, f: jax.Array, x: Any, y: jax.Array | None) -> dict[str, Any]:
         self._require_function()
         absent = {
-            site.name: jnp.zeros(site.unconstrained_shape, site.dtype)
-            for site in self._bound.sites
-            if site.name not in params
+            site.name: jnp.zeros(site.unconstrained_shape, site.dtype) for site in self.sites if site.name not in params
         }
         native = f[:, 0] if self._bound.function_ndim == 1 else f
-        x, _ = self._placeholders(f.shape[0])
-        trace, _ = self._trace({**absent, **params}, x, self._hard(y, f.shape[0]), f=native)
+        trace, _ = self.trace({**absent, **params}, x, self._hard(y, f.shape[0]), f=native)
         return trace
 
-    def _score(self, trace: dict[str, Any], y: jax.Array) -> jax.Array:
-        site = trace[self._bound.observed]
-        if jnp.ndim(y) == len(self._bound.y.shape) + 1:
+    def _terms(self, trace: dict[str, Any], n: int) -> dict[str, jax.Array]:
+        rows = {}
+        for term in self._bound.terms:
+            site = trace[term.name]
             # The program may observe its inputs, or a transform of y.
-            return scaled(site["fn"].log_prob(site["value"]), site)
+            values = scaled(site["fn"].log_prob(site["value"]), site)
+            if term.is_subsampled:
+                values = values / plate_scale(trace, site)
+            rows[term.name] = jnp.sum(jnp.moveaxis(values, term.axis, 0).reshape(n, -1), axis=1)
+        return rows
+
+    def _score(self, trace: dict[str, Any], y: jax.Array, n: int) -> jax.Array:
+        if jnp.ndim(y) == len(self._bound.y.shape) + 1:
+            terms = list(self._terms(trace, n).values())
+            return sum(terms[1:], terms[0])
+        site = trace[self._bound.observed]
         if self.num_classes is None or y.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"targets have shape {y.shape}; wanted (n, {', '.join(map(str, self._bound.y.shape))}) or, for a "
                 f"likelihood with finitely many classes, probabilities (n, {self.num_classes})"
             )
-        log_probabilities = class_log_probabilities(site["fn"], y.shape[0])
+        log_probabilities = class_log_probabilities(site["fn"], n)
         # 0 * -inf is not a number: a class of zero target probability has no say.
-        return scaled(jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1), site)
+        score = jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1)
+        return scaled(jnp.where(mask_of(site["fn"]), score, 0.0), site)

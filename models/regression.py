@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 
 from pseudocoreset.models.gaussian import Gaussian
 from pseudocoreset.models.model import Model
+from pseudocoreset.rows import ModelInputs
 
 __all__ = ["gaussian_location", "linear_regression", "logistic_regression", "poisson_regression"]
 
@@ -24,7 +25,7 @@ def _positive(value: float, argument: str) -> float:
 
 
 def _bound(model: Model, data: Any) -> Model:
-    return model if data is None else model.bind(data.train.x, data.train.y)
+    return model if data is None else model.bind(ModelInputs.of(data.train), data.train.y)
 
 
 def logistic_regression(data: Any = None, *, num_classes: int | None = None, prior_scale: float = 1.0) -> Model:

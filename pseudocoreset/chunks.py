@@ -122,7 +122,7 @@ def data_at_once(model: Model) -> int:
 
     def kept(n: int) -> int:
         """Bytes that reverse mode keeps between the forward and the backward pass over n data."""
-        x, y = (jax.ShapeDtypeStruct((n, *one.shape), one.dtype) for one in (model._bound.x, model._bound.y))
+        x, y = (jax.ShapeDtypeStruct((n, *one.shape), one.dtype) for one in model.datum_structs)
 
         def pullback(p: Any, x: jax.Array, y: jax.Array) -> Any:
             return jax.vjp(lambda q: model.log_likelihood(q, x, y), p)[1]

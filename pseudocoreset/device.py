@@ -1,4 +1,4 @@
-"""The training data on the device: stored once, as uint8 where they can be, preprocessed as batches are gathered.
+"""The training data on the device: uint8 as they are stored, preprocessed as batches are gathered, floats as inputs.
 
 With a mesh they are whole on each of its devices.
 """
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["DeviceData", "check_in_memory"]
 
 
+# One object, because compiled functions are kept by it.
+INPUTS = Preprocessing()
+
+
+def _stays_raw(split: Split) -> bool:
+    return split.raw.dtype == np.uint8 and split.preprocessing.zca_matrix is None
+
+
 def check_in_memory(split: Split) -> None:
     """Raise a ValueError if the inputs of a training split are on disk."""
     if split.is_stored:
@@ -38,8 +46,8 @@ class DeviceData:
     """Arrays of one split on the device, a pytree.
 
     Attributes:
-        raw: (n, *feature_shape) uint8 or float32, as stored.
-        y: (n,) targets.
+        raw: (n, *feature_shape) uint8 as stored, or float32 model inputs.
+        y: (n, ...) targets.
         preprocessing: turns ``raw`` into model inputs.
         mesh: the devices that have them; None for one.
     """
@@ -51,11 +59,14 @@ class DeviceData:
 
     @classmethod
     def from_split(cls, split: Split, mesh: Mesh | None = None) -> DeviceData:
-        """Put a split on the device or devices; whitened data as floats, since whitening costs more than a batch."""
+        """Put a split on the device or devices.
+
+        Images of bytes stay bytes; whitened data are model inputs, since whitening costs more than a batch, and so are
+        floats, some of which the device could not hold without a loss.
+        """
         check_in_memory(split)
-        whitened = split.preprocessing.zca_matrix is not None
-        raw, y = replicate((split.x if whitened else split.raw, split.y), mesh)
-        return cls(raw, y, Preprocessing() if whitened else split.preprocessing, mesh)
+        raw, y = replicate((split.raw if _stays_raw(split) else split.packed, split.y), mesh)
+        return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, mesh)
 
     @classmethod
     def from_dataset(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
@@ -66,11 +77,9 @@ class DeviceData:
     def shapes_of(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
         """The shapes of the arrays that ``from_dataset`` would put on the device."""
         split = data.train
-        whitened = split.preprocessing.zca_matrix is not None
-        dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (split.raw, split.y)]
-        raw: Any = jax.ShapeDtypeStruct(split.raw.shape, np.float32 if whitened else dtypes[0])
-        y: Any = jax.ShapeDtypeStruct(split.y.shape, dtypes[1])
-        return cls(raw, y, Preprocessing() if whitened else split.preprocessing, mesh)
+        raw: Any = jax.ShapeDtypeStruct(split.raw.shape, np.uint8 if _stays_raw(split) else np.float32)
+        y: Any = jax.ShapeDtypeStruct(split.y.shape, split.y.dtype)
+        return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, mesh)
 
     @property
     def num_data(self) -> int:

@@ -39,7 +39,7 @@ def small_model():
 
 
 def stored_experts(model):
-    sites = {site.name: list(site.unconstrained_shape) for site in model._bound.sites}
+    sites = {site.name: list(site.unconstrained_shape) for site in model.sites}
     metadata = {"model": model.name, "num_params": model.num_params, "sites": sites}
     snapshots = [model.init(jax.random.key(epoch)) for epoch in range(4)]
     stacked = [{name: np.asarray(leaf)[None] for name, leaf in params.items()} for params in snapshots]

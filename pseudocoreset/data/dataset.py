@@ -4,14 +4,26 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.data.coercion import as_inputs, as_numbers, as_several, column_names, row_of
+from pseudocoreset.data.images import check_image_shape, check_image_values
 from pseudocoreset.data.preprocessing import Preprocessing, channel_moments, fit_preprocessing
 from pseudocoreset.data.records import Inputs, StoredImages
-from pseudocoreset.data.validation import check_all_classes, check_classes, check_inputs, check_targets
+from pseudocoreset.data.targets import (
+    as_class_names,
+    as_targets,
+    check_all_classes,
+    check_labels,
+    encode_words,
+    is_one_hot,
+    remedy_for,
+)
+from pseudocoreset.layout import InputLayout, is_several
 
 __all__ = ["Dataset", "Split"]
 
@@ -33,35 +45,55 @@ class Split:
     """Inputs as they are stored, their targets, and what turns them into model inputs.
 
     Args:
-        raw: (n, *feature_shape) uint8 or float32, read-only; or images on disk, which are read as it is indexed.
-        y: (n,) int32 classes or float32 targets, read-only.
+        raw: (n, *feature_shape) uint8, float32, or float64 where float32 would lose digits, read-only; or images on
+            disk, which are read as it is indexed.
+        y: (n,) int32 classes or (n, ...) float32 targets, read-only.
         preprocessing: turns `raw` into `x`.
+        layout: of inputs of several kinds, which `raw` holds as one matrix; None for one array.
 
     Raises:
-        ValueError: raw and y differ in length or have another dtype, or there is no datum.
+        ValueError: raw and y differ in length or have another dtype, have masked entries or others that are not finite,
+            or there is no datum.
     """
 
     raw: Inputs
     y: np.ndarray
     preprocessing: Preprocessing
+    layout: InputLayout | None = None
 
     def __post_init__(self) -> None:
-        if self.raw.dtype not in (np.uint8, np.float32):
-            raise ValueError(f"raw must be uint8 or float32, got {self.raw.dtype}")
+        for name in ("raw", "y"):
+            if not isinstance(getattr(self, name), StoredImages):
+                object.__setattr__(self, name, as_numbers(getattr(self, name), name))
+        if self.raw.dtype not in (np.uint8, np.float32, np.float64):
+            raise ValueError(f"raw must be uint8 or float32 (or float64), got {self.raw.dtype}")
         if self.y.dtype not in (np.int32, np.float32):
             raise ValueError(f"y must be int32 or float32, got {self.y.dtype}")
-        if self.raw.ndim < 2 or self.y.shape != self.raw.shape[:1]:
-            raise ValueError(f"raw {self.raw.shape} must be (n, *feature_shape) and y {self.y.shape} (n,)")
+        if self.raw.ndim < 2 or self.y.shape[:1] != self.raw.shape[:1]:
+            raise ValueError(f"raw {self.raw.shape} must be (n, *feature_shape) and y {self.y.shape} (n,) or (n, ...)")
+        if self.y.dtype == np.int32 and self.y.ndim != 1:
+            raise ValueError(
+                f"y holds classes, so it must be (n,), got {self.y.shape}; several real targets are floats"
+            )
         if len(self.raw) == 0:
             raise ValueError(f"a split needs at least one datum, got raw of shape {self.raw.shape}")
+        for name in ("raw", "y"):
+            array = getattr(self, name)
+            if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+                raise ValueError(f"{name} must be finite, but is not in row {row_of(~np.isfinite(array))}")
         if isinstance(self.raw, np.ndarray):
             object.__setattr__(self, "raw", _read_only(self.raw))
         object.__setattr__(self, "y", _read_only(self.y))
 
     @functools.cached_property
-    def x(self) -> np.ndarray:
-        """(n, *feature_shape) float32 model inputs, read-only, computed once, in memory."""
+    def packed(self) -> np.ndarray:
+        """(n, *feature_shape) float32 model inputs as the library keeps them, read-only, computed once, in memory."""
         return _read_only(self.preprocessing.apply_in_chunks(self.raw))
+
+    @functools.cached_property
+    def x(self) -> Any:
+        """Model inputs as the program takes them: (n, *feature_shape) float32, or a dictionary or tuple of arrays."""
+        return self.packed if self.layout is None else self.layout.unpack(self.packed)
 
     @property
     def num_data(self) -> int:
@@ -85,7 +117,7 @@ class Split:
 
     def in_memory(self) -> "Split":
         """The same split with its inputs in memory; itself if they are there."""
-        return Split(self.raw[:], self.y, self.preprocessing) if self.is_stored else self
+        return dataclasses.replace(self, raw=self.raw[:]) if self.is_stored else self
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -113,16 +145,17 @@ class Split:
             raise ValueError("indices must choose at least one datum")
         if chosen.min() < 0 or chosen.max() >= len(self):
             raise ValueError(f"indices must be in [0, {len(self)}), got {chosen.min()} to {chosen.max()}")
-        return Split(_taken(self.raw, chosen), self.y[chosen], self.preprocessing)
+        return dataclasses.replace(self, raw=_taken(self.raw, chosen), y=self.y[chosen])
 
     def head(self, n: int) -> "Split":
         """Take the first n data, or all if there are fewer; n >= 1, otherwise ValueError."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        return Split(_taken(self.raw, slice(n)), self.y[:n], self.preprocessing)
+        return dataclasses.replace(self, raw=_taken(self.raw, slice(n)), y=self.y[:n])
 
     def __repr__(self) -> str:
         kind = "classes" if self.y.dtype == np.int32 else "real targets"
+        kind += "" if self.y.ndim == 1 else f" of shape {self.y.shape[1:]}"
         place = " on disk" if self.is_stored else ""
         return f"Split({len(self):,} x {self.feature_shape} {self.raw.dtype}{place}, {kind})"
 
@@ -159,12 +192,16 @@ class Dataset:
             split = getattr(self, name)
             if split is None:
                 continue
+            if split.layout != self.train.layout:
+                raise ValueError(f"{name} has other arrays in its inputs than train")
             if split.feature_shape != self.train.feature_shape:
                 raise ValueError(f"{name} has data of shape {split.feature_shape}, train {self.train.feature_shape}")
             if split.raw.dtype != self.train.raw.dtype:
                 raise ValueError(f"{name} has {split.raw.dtype} inputs, train has {self.train.raw.dtype}")
             if split.y.dtype != self.train.y.dtype:
                 raise ValueError(f"{name} has {split.y.dtype} targets, train has {self.train.y.dtype}")
+            if split.y.shape[1:] != self.train.y.shape[1:]:
+                raise ValueError(f"{name} has targets of shape {split.y.shape[1:]}, train {self.train.y.shape[1:]}")
         if (self.num_classes is not None) != (self.train.y.dtype == np.int32):
             raise ValueError(f"num_classes is {self.num_classes} for targets of dtype {self.train.y.dtype}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
@@ -173,26 +210,30 @@ class Dataset:
     @classmethod
     def from_arrays(
         cls,
-        x: ArrayLike,
+        x: Any,
         y: ArrayLike | None = None,
         *,
-        test: tuple[ArrayLike, ArrayLike] | None = None,
+        test: tuple[Any, ArrayLike] | None = None,
         name: str = "custom",
         class_names: Sequence[str] | None = None,
         normalize: bool = False,
         zca: bool = False,
     ) -> "Dataset":
-        """Make a dataset of your own arrays.
+        """Make a dataset of your own arrays: of numpy, jax, pandas, polars, lists, or anything with `__array__`.
 
         uint8 arrays of four or more axes are images: they stay uint8 and are scaled by 1/255. Everything else
-        becomes float32 and is not scaled. Integer (or boolean) targets are classes; float targets are
-        regression targets or counts. Arrays of the right dtype are not copied: do not change them
-        afterwards.
+        becomes float32 and is not scaled. Integer, boolean and text targets are classes; float targets are
+        regression targets or counts. Arrays of the right dtype are not copied: do not change them afterwards.
+
+        With `normalize`, values far from zero (timestamps, large identifiers) are centred in float64 before they are
+        rounded to float32; without, a warning names the columns that rounding loses.
 
         Args:
-            x: (n, *feature_shape) uint8 images (n, height, width, channels) or real features.
-            y: (n,) class labels 0 to num_classes - 1, each with at least one example, or real targets; None for
-                programs that observe their inputs, whose targets are zeros that nobody reads.
+            x: (n, *feature_shape) uint8 images (n, height, width, channels) or real features; or a dictionary or tuple
+                of arrays (n, ...), for programs that take one: integers and booleans stay what they are.
+            y: (n,) class labels 0 to num_classes - 1, each with at least one example; (n,) words, which become labels
+                in the order of the alphabet, or of `class_names`, and give these their default; (n, ...) real targets;
+                or None for programs that observe their inputs, whose targets are zeros that nobody reads.
             test: `(x, y)` held out, with the same feature shape, or None.
             name: what the dataset is called.
             class_names: one name a class; then there are that many classes, and whole floats in y are
@@ -206,20 +247,18 @@ class Dataset:
 
         Raises:
             TypeError: an array holds no numbers, or `test` is no pair.
-            ValueError: wrong rank or length, empty, NaN or infinite values, labels that are negative,
-                fractional or out of range, a class without a training example, a wrong number of class
-                names, or a test split that does not fit.
+            ValueError: wrong rank or length, empty, masked, missing, NaN or infinite values, labels that are negative,
+                fractional, one-hot or out of range, a class without a training example, a wrong number of class
+                names, images with their channels first or of wide integers, or a test split that does not fit.
         """
-        raw = check_inputs("x", x)
-        if y is None:
-            y = np.zeros(len(raw), np.float32)
-        names = None if class_names is None else tuple(class_names)
-        if names is not None:
-            if not names or not all(isinstance(entry, str) for entry in names):
-                raise TypeError(f"class_names must be strings, one a class, got {class_names!r}")
-            if len(set(names)) != len(names):
-                raise ValueError(f"class_names must differ from each other, got {names}")
-        targets = check_targets("y", y, len(raw), classification=None if names is None else True)
+        layout = None
+        if is_several(x):
+            if normalize or zca:
+                raise ValueError("normalize and zca take one array x; scale the arrays of a dictionary yourself")
+            x, layout = as_several(x, "x")
+        raw = _inputs("x", x, normalize=normalize)
+        names = as_class_names(class_names)
+        targets, names = _targets(y, raw, names)
         num_classes = None
         if targets.dtype == np.int32:
             largest = int(targets.max())
@@ -227,20 +266,25 @@ class Dataset:
             if largest >= num_classes:
                 raise ValueError(f"class_names has {num_classes} names, but y has the label {largest}")
             check_all_classes(targets, num_classes, names)
-        scale = 1.0 / 255.0 if raw.dtype == np.uint8 else 1.0
-        mean, std = channel_moments(raw, scale) if normalize else (None, None)
-        preprocessing = fit_preprocessing(raw, scale=scale, mean=mean, std=std, zca=zca)
         held_out = None
         if test is not None:
             if not isinstance(test, tuple | list) or len(test) != 2:
                 raise TypeError(f"test must be a pair (x, y), got {type(test).__name__}")
-            test_raw = check_inputs("test x", test[0])
-            classification = num_classes is not None
-            test_targets = check_targets("test y", test[1], len(test_raw), classification=classification)
-            if num_classes is not None:
-                check_classes("test y", test_targets, num_classes)
-            held_out = Split(test_raw, test_targets, preprocessing)
-        return cls(name, Split(raw, targets, preprocessing), held_out, names, preprocessing, num_classes)
+            if layout is not None:
+                test = (as_several(test[0], "test x", layout)[0], test[1])
+            held_out = _inputs("test x", test[0], normalize=normalize)
+            if raw.dtype != held_out.dtype and np.uint8 not in (raw.dtype, held_out.dtype):
+                raw, held_out = raw.astype(np.float64), held_out.astype(np.float64)
+            if column_names(x) != column_names(test[0]) and None not in (column_names(x), column_names(test[0])):
+                raise ValueError(f"test x has the columns {column_names(test[0])}, x has {column_names(x)}")
+        scale = 1.0 / 255.0 if raw.dtype == np.uint8 else 1.0
+        mean, std = channel_moments(raw, scale) if normalize else (None, None)
+        preprocessing = fit_preprocessing(raw, scale=scale, mean=mean, std=std, zca=zca)
+        test_split = None
+        if test is not None and held_out is not None:
+            held_out_y = _held_out_targets(test[1], len(held_out), names, num_classes)
+            test_split = Split(held_out, held_out_y, preprocessing, layout)
+        return cls(name, Split(raw, targets, preprocessing, layout), test_split, names, preprocessing, num_classes)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -291,5 +335,49 @@ class Dataset:
         sizes += [f"{len(self.validation):,} validation"] if self.validation is not None else []
         sizes += [f"{len(self.test):,} test"] if self.test is not None else []
         targets = "real targets" if self.num_classes is None else f"{self.num_classes} classes"
-        stored = f"{self.feature_shape} {self.train.raw.dtype}"
+        layout = self.train.layout
+        stored = f"{self.feature_shape} {self.train.raw.dtype}" if layout is None else str(layout)
         return f"Dataset({self.name!r}: {', '.join(sizes)}; {stored}, {targets}\n  {self.preprocessing!r})"
+
+
+def _inputs(name: str, x: ArrayLike, *, normalize: bool) -> np.ndarray:
+    raw = as_inputs(x, name, keeps_losses=normalize, remedy="give normalize=True, which centres in float64")
+    check_image_shape(name, raw.shape[1:], is_bytes=raw.dtype == np.uint8)
+    if raw.ndim == 4 and raw.dtype != np.uint8:
+        check_image_values(name, as_numbers(x, name), normalize=normalize)
+    return raw
+
+
+def _targets(
+    y: ArrayLike | None, raw: np.ndarray, names: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Training targets, and the names of their classes where there are any."""
+    if y is None:
+        return np.zeros(len(raw), np.float32), names
+    targets = as_targets(y, "y", len(raw), classification=None if names is None else True, words=True)
+    if targets.dtype.kind == "U":
+        names = tuple(map(str, np.unique(targets))) if names is None else names
+        return encode_words(targets, "y", names), names
+    if is_one_hot(targets):
+        raise ValueError("y is one-hot, a one and zeros in each row; give the labels, y.argmax(axis=1)")
+    if targets.dtype == np.int32 and targets.ndim != 1:
+        column = "give y[:, 0]" if targets.shape[1:] == (1,) else "several real targets or counts are floats"
+        raise ValueError(f"y must have one axis (n,) for class labels, got shape {targets.shape}; {column}")
+    if targets.dtype == np.int32 and targets.min() < 0:
+        raise ValueError(
+            f"y holds integers, so classes counted from 0, but has the label {targets.min()}; for regression or counts "
+            f"give floats: y.astype('float32'){remedy_for(targets, None)}"
+        )
+    return targets, names
+
+
+def _held_out_targets(
+    y: ArrayLike, num_data: int, names: tuple[str, ...] | None, num_classes: int | None
+) -> np.ndarray:
+    """Targets of the kind that train has."""
+    is_classes = num_classes is not None
+    targets = as_targets(y, "test y", num_data, classification=is_classes, words=is_classes and names is not None)
+    if targets.dtype.kind == "U":
+        assert names is not None
+        return encode_words(targets, "test y", names)
+    return targets if num_classes is None else check_labels(targets, num_classes, "test y", "the training data")

@@ -15,6 +15,9 @@ from pseudocoreset.data.records import Inputs
 
 __all__ = ["ZCA_EPSILON", "Preprocessing", "channel_moments", "fit_preprocessing"]
 
+# Moments of the same data differ in their last digits from one machine to another.
+SAME_WITHIN = 1e-3
+
 ZCA_EPSILON = 0.1
 """What is added to the eigenvalues of the covariance before their inverse root, as the MTT family does."""
 
@@ -62,7 +65,9 @@ def _backward(
 def _frozen(name: str, value: Any, rank: int) -> np.ndarray | None:
     if value is None:
         return None
-    array = np.array(value, dtype=np.float32)
+    # Moments of values far from zero need their doubles: float32 would move the mean by many deviations.
+    is_double = name in ("mean", "std") and getattr(value, "dtype", None) == np.float64
+    array = np.array(value, dtype=np.float64 if is_double else np.float32)
     if array.ndim != rank:
         raise ValueError(f"{name} must have {rank} axes, got shape {array.shape}")
     if not np.all(np.isfinite(array)):
@@ -81,11 +86,12 @@ class Preprocessing:
 
     Args:
         scale: multiplied first, e.g. 1/255 for uint8 images.
-        mean: float32, one entry a channel (the trailing axis of the data) or one for all; with `std` or not
-            at all.
-        std: float32, the shape of `mean`, positive.
+        mean: float32 or float64, one entry a channel (the trailing axis of the data) or one for all; with `std` or
+            not at all.
+        std: float32 or float64, the shape of `mean`, positive.
         zca_mean: float32, one entry a feature of the flattened datum; with `zca_matrix` or not at all.
         zca_matrix: float32, square, features x features.
+        is_known: False for arrays that came as model inputs, whose preprocessing nobody told: it is compared with none.
 
     Raises:
         ValueError: an array has the wrong shape, comes without its partner, is not finite, or `std` is not
@@ -97,6 +103,7 @@ class Preprocessing:
     std: np.ndarray | None = None
     zca_mean: np.ndarray | None = None
     zca_matrix: np.ndarray | None = None
+    is_known: bool = True
 
     def __post_init__(self) -> None:
         scale = float(self.scale)
@@ -131,6 +138,8 @@ class Preprocessing:
     def apply(self, raw: ArrayLike) -> jax.Array:
         """Turn stored values into model inputs; may be called under `jax.jit`.
 
+        numpy arrays of float64 or wide integers are centred in float64, before they are rounded.
+
         Args:
             raw: (n, *feature_shape), any real dtype, e.g. uint8 images.
 
@@ -141,7 +150,14 @@ class Preprocessing:
             ValueError: the shape does not fit the channels or features of the preprocessing.
         """
         self._check("raw", raw)
-        return _forward(jnp.asarray(raw), np.float32(self.scale), self.mean, self.std, self.zca_mean, self.zca_matrix)
+        scale, mean, std = np.float32(self.scale), self.mean, self.std
+        if mean is not None and std is not None:
+            if isinstance(raw, np.ndarray) and raw.dtype.kind in "iuf" and raw.dtype.itemsize > 4:
+                raw = ((raw * self.scale - mean) / std).astype(np.float32)
+                scale, mean, std = np.float32(1.0), None, None
+            else:
+                mean, std = mean.astype(np.float32), std.astype(np.float32)
+        return _forward(jnp.asarray(raw), scale, mean, std, self.zca_mean, self.zca_matrix)
 
     def apply_in_chunks(self, raw: Inputs) -> np.ndarray:
         """Do what `apply` does, a few thousand data at a time, and return a numpy array.
@@ -182,7 +198,22 @@ class Preprocessing:
             ValueError: the shape does not fit the channels or features of the preprocessing.
         """
         self._check("x", x)
-        return _backward(jnp.asarray(x), self.mean, self.std, self.zca_mean, self._zca_inverse)
+        mean, std = (None if entry is None else entry.astype(np.float32) for entry in (self.mean, self.std))
+        return _backward(jnp.asarray(x), mean, std, self.zca_mean, self._zca_inverse)
+
+    @functools.cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """What tells two preprocessings apart, fit for JSON; None where it is not known."""
+        if not self.is_known:
+            return None
+        found: dict[str, Any] = {"scale": self.scale}
+        if self.mean is not None and self.std is not None:
+            found |= {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        if self.zca_mean is not None and self.zca_matrix is not None:
+            matrix = self.zca_matrix
+            numbers = (np.linalg.norm(self.zca_mean), np.linalg.norm(matrix), np.trace(matrix), matrix[0].sum())
+            found["zca"] = [len(self.zca_mean), *map(float, numbers)]
+        return found
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that are in use, by name; the other half is `metadata`."""
@@ -190,7 +221,8 @@ class Preprocessing:
 
     def metadata(self) -> dict[str, Any]:
         """Return what is no array, fit for JSON: the scale, and the names of the arrays that belong to it."""
-        return {"scale": self.scale, "arrays": sorted(self.arrays())}
+        unknown = {} if self.is_known else {"is_known": False}
+        return {"scale": self.scale, "arrays": sorted(self.arrays()), **unknown}
 
     @classmethod
     def from_parts(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> "Preprocessing":
@@ -210,9 +242,11 @@ class Preprocessing:
             raise ValueError(f"metadata must have 'scale' and 'arrays', got {sorted(metadata)}")
         if sorted(arrays) != sorted(metadata["arrays"]) or not set(arrays) <= set(_ARRAY_NAMES):
             raise ValueError(f"metadata speaks of the arrays {metadata['arrays']}, got {sorted(arrays)}")
-        return cls(scale=metadata["scale"], **arrays)
+        return cls(scale=metadata["scale"], is_known=metadata.get("is_known", True), **arrays)
 
     def __repr__(self) -> str:
+        if not self.is_known:
+            return "Preprocessing(not known)"
         parts = [f"scale={self.scale:.6g}"]
         for name in ("mean", "std"):
             value = getattr(self, name)
@@ -222,6 +256,21 @@ class Preprocessing:
         if self.zca_mean is not None:
             parts.append(f"zca={len(self.zca_mean)} features")
         return f"Preprocessing({', '.join(parts)})"
+
+
+def are_same(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two preprocessings, given by their `summary`, make the same model inputs; yes where one is not known."""
+    if one is None or other is None:
+        return True
+    if one.keys() != other.keys():
+        return False
+    for name in one:
+        first, second = np.atleast_1d(one[name]), np.atleast_1d(other[name])
+        # Means are compared in deviations: a shift of many of these is small beside the mean of timestamps.
+        size = np.asarray(one["std"]) if name == "mean" else np.abs(first)
+        if first.shape != second.shape or np.any(np.abs(first - second) > SAME_WITHIN * size):
+            return False
+    return True
 
 
 def channel_moments(raw: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +284,7 @@ def channel_moments(raw: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np
         scale: multiplied first.
 
     Returns:
-        float32 mean and population standard deviation, one entry a channel.
+        Mean and population standard deviation, one entry a channel: float32, or float64 where raw is.
     """
     # Two passes: the difference of two large sums would lose the deviation of data far from zero.
     axes = tuple(range(raw.ndim - 1))
@@ -248,7 +297,8 @@ def channel_moments(raw: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np
     flat = raw.reshape(-1, raw.shape[-1])
     varies = flat.max(axis=0) > flat.min(axis=0)
     mean, std = np.where(varies, mean * scale, 0.0), np.where(varies, std * scale, 1.0)
-    return mean.astype(np.float32), std.astype(np.float32)
+    dtype = np.float64 if raw.dtype == np.float64 else np.float32
+    return mean.astype(dtype), std.astype(dtype)
 
 
 def fit_preprocessing(
@@ -280,8 +330,8 @@ def fit_preprocessing(
     """
     plain = Preprocessing(
         scale=scale,
-        mean=None if mean is None else np.asarray(mean, np.float32),
-        std=None if std is None else np.asarray(std, np.float32),
+        mean=mean if isinstance(mean, np.ndarray | None) else np.asarray(mean, np.float32),
+        std=std if isinstance(std, np.ndarray | None) else np.asarray(std, np.float32),
     )
     if not zca:
         return plain

@@ -17,6 +17,9 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 
+from pseudocoreset.models.structure import class_log_probabilities, without_mask
+from pseudocoreset.rows import ModelInputs
+
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
     from pseudocoreset.inference import Posterior
@@ -45,7 +48,7 @@ def held_out(posterior: Posterior) -> Split:
 
 def bound(model: Model, split: Split) -> Model:
     """The model with the shape of a datum fixed; a split that does not fit it is refused."""
-    return model.bind(jax.ShapeDtypeStruct(split.raw.shape, jnp.float32), split.y)
+    return model.bind(ModelInputs.of(split), split.y, check=False)
 
 
 def same_data(left: Split, right: Split) -> bool:
@@ -70,18 +73,18 @@ def observed(model: Model, split: Split, inputs: np.ndarray | slice = slice(None
     Returns:
         ``(n, ...)``; None where it depends on latent sites, so that predictions have no one value to be held against.
     """
-    first, second = np.asarray(_observed(model, jnp.asarray(split.x[inputs]), jnp.asarray(split.y[inputs])))
+    first, second = np.asarray(_observed(model, jnp.asarray(split.packed[inputs]), jnp.asarray(split.y[inputs])))
     return first if np.array_equal(first, second) else None
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observed(model: Model, x: jax.Array, y: jax.Array) -> jax.Array:
     """The value of the observed site (2, n, ...) in two runs of the program, whose latent sites differ."""
-    assert model.structure is not None
-    name = model.structure.observed
+    name = model.terms[0].name
 
     def run(key: jax.Array) -> jax.Array:
-        return handlers.trace(handlers.seed(model.program, key)).get_trace(x, y)[name]["value"]
+        program = handlers.seed(model.program, key)
+        return handlers.trace(program).get_trace(*model.program_arguments(x, y))[name]["value"]
 
     return jax.vmap(run)(jax.random.split(jax.random.key(0)))
 
@@ -146,7 +149,7 @@ def _blocks(
     """Apply ``quantity(likelihood, key)`` to the likelihood at the held-out inputs under each draw."""
     split = held_out(posterior)
     y = jnp.asarray(split.y[inputs])
-    x = None
+    x = jnp.zeros((y.shape[0], *split.feature_shape)) if model.is_network else jnp.asarray(split.packed[inputs])
     values = {name: leaf[chains, draws] for name, leaf in posterior.draws.items()}
     if posterior.function_values is not None:
         if model.is_network:  # weights act through the function values alone
@@ -156,7 +159,7 @@ def _blocks(
         missing = sorted(set(jax.eval_shape(model.init, jax.random.key(0))) - set(values))
         if missing:
             raise ValueError(f"{_NOT_EVALUATED} (no function values, and no draws of {', '.join(missing)})")
-        x = jnp.asarray(split.x[inputs])
+        x = jnp.asarray(split.packed[inputs])
     total = math.prod(next(iter(values.values())).shape[:2])
     stack = {name: leaf.reshape((total, *leaf.shape[2:])) for name, leaf in values.items()}
     block = max(1, min(total, _BLOCK_ELEMENTS // max(1, y.shape[0] * width)))
@@ -165,25 +168,21 @@ def _blocks(
         index = np.arange(start, start + block)
         # the last block repeats the last draw, so that one compiled program serves all
         part = {name: leaf[np.minimum(index, total - 1)] for name, leaf in stack.items()}
-        yield np.asarray(_evaluate(model, quantity, split.feature_shape, part, x, y, index, key))[: total - start]
+        yield np.asarray(_evaluate(model, quantity, part, x, y, index, key))[: total - start]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(
     model: Model,
     quantity: Callable[[dist.Distribution, jax.Array], jax.Array],
-    feature_shape: tuple[int, ...],
     values: dict[str, jax.Array],
-    x: jax.Array | None,
+    x: jax.Array,
     y: jax.Array,
     index: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    # With function values given, the inputs feed only dead code.
-    inputs = jnp.zeros((y.shape[0], *feature_shape)) if x is None else x
-
     def one(values: dict[str, jax.Array], index: jax.Array) -> jax.Array:
-        return quantity(_likelihood(model, values, inputs, y), jax.random.fold_in(key, index))
+        return quantity(_likelihood(model, values, x, y), jax.random.fold_in(key, index))
 
     return jax.vmap(one)(values, index)
 
@@ -200,12 +199,8 @@ def _likelihood(model: Model, values: dict[str, jax.Array], x: jax.Array, y: jax
         return values[site["name"]] if site["name"] in values else jnp.zeros(site["fn"].shape())
 
     program = handlers.substitute(handlers.seed(model.program, jax.random.key(0)), substitute_fn=value_of)
-    sites = handlers.trace(program).get_trace(x, y).values()
-    return next(
-        site["fn"]
-        for site in sites
-        if site["type"] == "sample" and site["is_observed"] and not isinstance(site["fn"], dist.Unit)
-    )
+    sites = handlers.trace(program).get_trace(*model.program_arguments(x, y))
+    return without_mask(sites[model.terms[0].name]["fn"])
 
 
 def _sample(likelihood: dist.Distribution, key: jax.Array) -> jax.Array:
@@ -214,10 +209,7 @@ def _sample(likelihood: dist.Distribution, key: jax.Array) -> jax.Array:
 
 def _class_log_probabilities(likelihood: dist.Distribution, _: jax.Array) -> jax.Array:
     """``(n, C)`` log-probabilities of a distribution with finite support."""
-    if isinstance(likelihood, dist.CategoricalLogits):
-        return jax.nn.log_softmax(likelihood.logits, axis=-1)
-    classes = likelihood.enumerate_support(expand=False)
-    return jnp.moveaxis(likelihood.log_prob(classes), 0, -1)
+    return class_log_probabilities(likelihood, likelihood.batch_shape[0])
 
 
 def _mean(likelihood: dist.Distribution, _: jax.Array) -> jax.Array:

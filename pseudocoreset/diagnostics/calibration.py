@@ -29,7 +29,7 @@ from pseudocoreset.diagnostics.ranks import (
     ranks_of,
 )
 from pseudocoreset.meshes import check_mesh, replicate, to_host
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 if TYPE_CHECKING:
     from pseudocoreset.models import Model
@@ -266,7 +266,7 @@ def calibrate(
 
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
     positions, tuning, _ = setup.start(init_key, total_weight)
-    if setup.has_control_variate:
+    if setup.has_control_variate or setup.has_curvature:
         positions, tuning = simulation.centre(setup, at_once, positions, tuning, rows)
     rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
     warmup_keys = replicate(jax.random.split(warmup_key, num_simulations), mesh)
@@ -322,7 +322,7 @@ def calibrate(
             "batch_size": plan.batch_size,
             "num_divergences": num_divergent,
             "options": json_values(reported_options(setup.options, _of_simulations(to_host(tuning)))),
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "key": key_record(key),
             "seconds": round(time.perf_counter() - started, 1),
         },
     )

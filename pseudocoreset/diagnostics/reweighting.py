@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.diagnostics.formatting import json_values
+from pseudocoreset.data.doors import check_preprocessing
+from pseudocoreset.diagnostics.formatting import json_values, number, with_error
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
@@ -18,34 +19,41 @@ if TYPE_CHECKING:
 
 __all__ = ["Reweighting", "reweight"]
 
+LEAST_DRAWS = 25  # whose tail, a fifth of them, has the five that a fit takes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reweighting:
     """Pareto-smoothed importance weights of draws (Vehtari et al. 2024).
 
     Attributes:
-        log_weights: (chain, draw), of the smoothed weights, which sum to one.
+        log_weights: (chain, draw), of the smoothed weights, which sum to one; -inf for a draw without weight, never
+            NaN. Where ``pareto_k`` is infinite they are not smoothed.
         pareto_k: Tail index of the raw weights. Up to ``threshold`` averages under the weights can be trusted; from 1
-            on the two posteriors hardly overlap where the draws are.
+            on the two posteriors hardly overlap where the draws are. Infinite where the weights are so far apart that
+            their tail has no fit, or a ratio is no number.
         threshold: min(1 - 1 / log10(S), 0.7) for S draws.
-        effective_draws: 1 / sum of squared weights.
+        effective_draws: 1 / sum of squared weights; 0 where no draw has a weight.
+        spread: Standard deviation over draws of the log ratios, in nats: below 1 the two posteriors are close, at
+            tens or hundreds they are far apart, whatever ``pareto_k`` is. Infinite where a ratio is not finite.
     """
 
     log_weights: np.ndarray
     pareto_k: float
     threshold: float
     effective_draws: float
+    spread: float = math.nan
 
     @property
     def pareto_k_standard_error(self) -> float:
         """Of the tail index, (1 + k) / sqrt(M): that of maximum likelihood from the M largest weights (Smith 1987).
 
-        M = min(S / 5, 3 sqrt(S)) of S draws. NaN for equal weights and k below -1/2, where the formula does not hold.
+        M = min(S / 5, 3 sqrt(S)) of S draws. NaN where the formula does not hold: for equal weights, k below -1/2, or
+        k that is not finite.
         """
-        count = self.log_weights.size
-        if self.pareto_k <= -0.5 or np.ptp(self.log_weights) == 0:
+        if not -0.5 < self.pareto_k < math.inf or np.all(self.log_weights == self.log_weights.flat[0]):
             return math.nan
-        return (1 + self.pareto_k) / math.sqrt(min(count / 5, 3 * math.sqrt(count)))
+        return (1 + self.pareto_k) / math.sqrt(_tail_size(self.log_weights.size))
 
     @property
     def is_reliable(self) -> bool:
@@ -53,13 +61,25 @@ class Reweighting:
         return self.pareto_k <= self.threshold
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Average of (chain, draw, ...) values under the weights."""
-        return np.tensordot(np.exp(self.log_weights), values, 2)
+        """Average of (chain, draw, ...) values under the weights; NaN where no draw has a weight."""
+        weights = np.exp(self.log_weights)
+        return np.tensordot(weights if weights.any() else np.full_like(weights, np.nan), values, 2)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, ready for JSON."""
-        names = ("pareto_k", "pareto_k_standard_error", "threshold", "effective_draws", "is_reliable")
+        names = ("pareto_k", "pareto_k_standard_error", "threshold", "effective_draws", "spread", "is_reliable")
         return json_values({name: getattr(self, name) for name in names})
+
+    def __str__(self) -> str:
+        can = "can" if self.is_reliable else "cannot"
+        return (
+            f"Importance weights of {self.log_weights.size} draws {can} be trusted: Pareto k "
+            f"{with_error(self.pareto_k, self.pareto_k_standard_error)}, up to {number(self.threshold)} may be; "
+            f"{number(self.effective_draws, 1)} effective draws; the log ratios spread by "
+            f"{number(self.spread, 1)} nats"
+        )
+
+    __repr__ = __str__
 
 
 def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) -> Reweighting:
@@ -75,13 +95,11 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
         target: What is wanted, mostly the full data.
 
     Raises:
-        ValueError: The weights were not kept, the temperature was not one, or there are fewer than ten draws.
+        ValueError: The weights were not kept, the temperature was not one, or there are fewer than 25 draws.
     """
-    from arviz_stats.base import array_stats
-
     # BlackJAX puts an array on the device when it is imported
     from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
-    from pseudocoreset.inference.validation import check_targets, input_struct, resolve_data
+    from pseudocoreset.inference.validation import resolve_data
 
     if posterior.unconstrained is None:
         raise ValueError("posterior did not keep its weights; sample with keep='weights'")
@@ -89,15 +107,18 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
     if temperature != 1.0:
         raise ValueError(f"posterior was sampled at temperature {temperature}; importance weights need temperature 1")
     count = posterior.num_chains * posterior.num_draws
-    if count < 10:
-        raise ValueError(f"posterior has {count} draws; a tail needs at least 10")
+    if count < LEAST_DRAWS:
+        raise ValueError(f"posterior has {count} draws; a tail needs at least {LEAST_DRAWS}")
     flat = {name: jnp.asarray(a.reshape(count, *a.shape[2:])) for name, a in posterior.unconstrained.items()}
 
-    def log_density(data: Any) -> np.ndarray:
-        rows = resolve_data(data)
-        struct = input_struct(rows.inputs, rows.preprocessing)
-        bound = model.bind(struct, rows.hard_targets)
-        targets = check_targets(bound, struct, rows.targets, "data")
+    sides = {name: resolve_data(data, takes_bytes=True) for name, data in {"source": source, "target": target}.items()}
+    check_preprocessing(
+        sides["source"].summary, sides["target"].summary, "source", "target", "Give both as the model saw the source"
+    )
+
+    def log_density(name: str) -> np.ndarray:
+        rows = sides[name]
+        bound, targets = rows.bind(model, name)
         estimate = log_density_estimator(
             bound,
             len(rows.inputs),
@@ -108,13 +129,46 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
         values = jax.jit(lambda stack, batch: jax.lax.map(lambda params: estimate(params, batch), stack))(flat, whole)
         return np.asarray(values, np.float64)
 
-    log_ratios = log_density(target) - log_density(source)
-    # It takes log-likelihoods, whose inverse are the ratios of leaving one out. Equal ratios have no tail to fit.
-    smoothed, pareto_k = array_stats.psislw(-log_ratios) if np.ptp(log_ratios) > 0 else (log_ratios, 0.0)
-    log_weights = np.asarray(smoothed) - np.logaddexp.reduce(smoothed)
+    with np.errstate(invalid="ignore"):  # both infinite
+        log_ratios = log_density("target") - log_density("source")
+    log_weights, pareto_k = _smoothed(log_ratios)
+    weights = np.exp(log_weights)
     return Reweighting(
         log_weights=log_weights.reshape(posterior.num_chains, posterior.num_draws),
-        pareto_k=float(pareto_k),
+        pareto_k=pareto_k,
         threshold=min(1 - 1 / math.log10(count), 0.7),
-        effective_draws=float(1 / np.exp(2 * log_weights).sum()),
+        effective_draws=float(1 / (weights**2).sum()) if weights.any() else 0.0,
+        spread=float(np.std(log_ratios)) if np.isfinite(log_ratios).all() else math.inf,
     )
+
+
+def _tail_size(count: int) -> float:
+    return min(count / 5, 3 * math.sqrt(count))
+
+
+def _smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Normalised logarithms of the smoothed weights, and their tail index.
+
+    A draw whose ratio is no number, or infinite because the source gives it no density, gets no weight, and the index
+    is infinite.
+    """
+    from arviz_stats.base import array_stats
+
+    is_known = log_ratios < np.inf  # false for NaN
+    raw = np.where(is_known, log_ratios, -np.inf)
+    if not np.isfinite(raw).any():
+        return raw, math.inf
+    raw = raw - np.logaddexp.reduce(raw)
+    if not is_known.all():
+        return raw, math.inf
+    tail = np.sort(raw)[-int(_tail_size(len(raw))) :]
+    if tail[0] == tail[-1]:  # the largest weights are equal: there is no tail
+        return raw, 0.0
+    # It takes log-likelihoods, whose inverse are the ratios of leaving one out. A tail that spreads over hundreds of
+    # nats underflows in it: the result is then not a number, or an index from which the data have dropped out.
+    with np.errstate(all="ignore"):
+        smoothed, pareto_k = array_stats.psislw(-raw)
+    has_fit = np.exp(tail - tail[-1])[len(tail) // 4] > 0
+    if not (has_fit and np.isfinite(pareto_k) and not np.isnan(smoothed).any()):
+        return raw, math.inf
+    return np.asarray(smoothed) - np.logaddexp.reduce(smoothed), float(pareto_k)

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import resolve_augmentation
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.data import Dataset, Preprocessing, Split
+from pseudocoreset.data import Dataset, Split
+from pseudocoreset.data.doors import bind_to, check_start, check_targets
 from pseudocoreset.diagnostics.formatting import number
 from pseudocoreset.evaluation.base import Published, Task
 from pseudocoreset.evaluation.default import Default, run_default
@@ -27,7 +28,7 @@ from pseudocoreset.evaluation.scores import estimates, scores_of
 from pseudocoreset.inference.posterior import library_versions
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
-from pseudocoreset.validation import check_choice, check_key
+from pseudocoreset.validation import check_choice, check_key, key_record
 
 __all__ = ["PROTOCOLS", "evaluate"]
 
@@ -122,7 +123,7 @@ def evaluate(
         raise TypeError(f"data must be a Dataset (Dataset.from_arrays makes one); got {type(data).__name__}")
     mesh = check_mesh(mesh)
     chosen = _protocol(protocol, settings)
-    _check_fit(coreset, data)
+    check_start(coreset, data)
     split_key, run_key = jax.random.split(key)
     needs_validation = split == "validation" or getattr(chosen, "mass", None) == "choose"
     validation, is_seen = _validation(data, validation_fraction, split_key) if needs_validation else (None, False)
@@ -138,7 +139,9 @@ def evaluate(
 
     def run(one: Model) -> Evaluation:
         began = time.perf_counter()
-        bound = one.bind(jax.ShapeDtypeStruct((1, *coreset.inputs.shape[1:]), np.float32), held_out.y)
+        bound = bind_to(one, data)
+        struct = jax.ShapeDtypeStruct(coreset.packed.shape, np.float32)
+        check_targets(bound, struct, coreset.targets, "coreset", takes_soft=coreset.is_soft)
         found = _run(chosen, bound, coreset, data, held_out, validation, run_key, mesh, progress)
         metrics, described, more, posterior = found
         return Evaluation(
@@ -153,7 +156,7 @@ def evaluate(
                 "num_points": coreset.size,
                 "objective": coreset.metadata.get("objective"),
                 "num_params": bound.num_params,
-                "key": np.asarray(jax.random.key_data(key)).tolist(),
+                "key": key_record(key),
                 "backend": jax.default_backend(),
             },
             notes=(*more, *notes),
@@ -195,7 +198,7 @@ def _run(
                 "use protocol='default'"
             )
         resolved = protocol.resolved(coreset, model.num_classes)
-        augment = resolve_augmentation(getattr(resolved, "augment"), coreset.inputs.shape[1:], data.name)  # noqa: B009
+        augment = resolve_augmentation(getattr(resolved, "augment"), coreset.packed.shape[1:], data.name)  # noqa: B009
         outcome = run_protocol(resolved, Task(model, augment), coreset, held_out, key, mesh=mesh, progress=progress)
         members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
         metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])
@@ -229,31 +232,6 @@ def _protocol(protocol: Any, settings: Mapping[str, Any]) -> Protocol:
             f"protocol {protocol.name!r} has no {', '.join(map(repr, unknown))}; its settings are {', '.join(fields)}"
         )
     return dataclasses.replace(protocol, **settings)
-
-
-def _check_fit(coreset: Pseudocoreset, data: Dataset) -> None:
-    if coreset.inputs.shape[1:] != data.feature_shape:
-        raise ValueError(f"coreset has inputs of shape {coreset.inputs.shape[1:]}; the data have {data.feature_shape}")
-    if not _same(coreset.preprocessing, data.preprocessing):
-        raise ValueError(
-            f"the coreset was made of data preprocessed as {coreset.preprocessing!r}, the data are preprocessed as "
-            f"{data.preprocessing!r}: networks would be tried on other inputs than they were trained on. Load the data "
-            "as they were for the coreset; if its inputs are right, give it their preprocessing "
-            "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
-        )
-
-
-def _same(one: Preprocessing, other: Preprocessing) -> bool:
-    arrays, others = one.arrays(), other.arrays()
-    # Statistics of the same data differ in their last digits from one machine to another.
-    return (
-        arrays.keys() == others.keys()
-        and all(
-            arrays[name].shape == others[name].shape and np.allclose(arrays[name], others[name], rtol=1e-3, atol=1e-4)
-            for name in arrays
-        )
-        and bool(np.isclose(one.scale, other.scale))
-    )
 
 
 def _validation(data: Dataset, fraction: float, key: jax.Array) -> tuple[Split, bool]:

@@ -87,8 +87,11 @@ class _Plan:
         )
         assert f is not None
 
+        # A protocol of published papers, for networks, whose likelihood sees the inputs through f alone.
+        unread = jnp.zeros((f.shape[0], *model.datum_shape), f.dtype)
+
         def of_class(label: jax.Array) -> jax.Array:
-            return model.function_log_likelihood(params, f, jnp.full(f.shape[0], label))
+            return model.function_log_likelihood(params, f, unread, jnp.full(f.shape[0], label))
 
         return jax.vmap(of_class, out_axes=1)(jnp.arange(model.num_classes)), log_likelihood
 
@@ -177,7 +180,7 @@ def run_protocol(
     """
     inputs, preprocessing = stored_inputs(split)
     plan = _Plan(protocol, task, preprocessing, held_out_chunk_size(task.model, inputs.shape[1:]))
-    arrays = CoresetArrays(*replicate((coreset.inputs, coreset.targets, coreset.weights), mesh))
+    arrays = CoresetArrays(*replicate((coreset.packed, coreset.targets, coreset.weights), mesh))
     rows = replicate((inputs, split.y), mesh)
     keys = replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)), mesh)
     num_rounds, recorded_from = protocol.rounds

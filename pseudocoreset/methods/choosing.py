@@ -14,6 +14,7 @@ import numpy as np
 
 from pseudocoreset.coreset import MASSES, Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import bind_to
 from pseudocoreset.experts import fingerprint
 from pseudocoreset.fitting import FitResult, Outcome
 from pseudocoreset.methods.common import as_models
@@ -21,16 +22,16 @@ from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
 from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
-from pseudocoreset.validation import check_choice, check_integer
+from pseudocoreset.validation import check_choice, check_integer, key_record
 
 __all__ = ["finish", "gaussian_posteriors", "mass_of", "one_model", "quota_of", "ratio", "subset_of"]
 
 Models = Model | Sequence[Model]
 
 
-def mass_of(model: Models, weights: str | None) -> str:
-    """``weights``, or what suits the models."""
-    models = as_models(model)
+def mass_of(model: Models, data: Dataset, weights: str | None) -> str:
+    """``weights``, or what suits the models, which must fit the data."""
+    models = tuple(bind_to(one, data) for one in as_models(model))
     if weights is None:
         return "ones" if all(m.is_network for m in models) else "data"
     return check_choice(weights, "weights", MASSES)
@@ -40,7 +41,7 @@ def one_model(model: Model, data: Dataset) -> Model:
     """The model, bound; several are refused."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be one Model, whose log-likelihoods choose the points; got {model!r}")
-    return model.bind(data.train.struct, data.train.y)
+    return bind_to(model, data)
 
 
 def gaussian_posteriors(model: Model, proxy: str | None, argument: str) -> Posteriors:
@@ -81,9 +82,11 @@ def subset_of(data: Dataset, indices: np.ndarray, weights: np.ndarray) -> Pseudo
         targets=np.asarray(data.train.y[indices]),
         weights=np.asarray(weights, np.float32),
         preprocessing=data.preprocessing,
+        layout=data.train.layout,
         num_data=data.train.num_data,
         class_names=data.class_names,
         metadata={"indices": indices.tolist()},
+        holds_probabilities=False if data.train.y.ndim == 2 else None,
     )
 
 
@@ -104,7 +107,7 @@ def finish(
         "data": data.name,
         "data_fingerprint": fingerprint(data),
         "images_per_class": images_per_class,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
         "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
     }
     coreset = replace(coreset, metadata=coreset.metadata | record)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
@@ -75,6 +76,7 @@ class Common:
     checkpoint_dir: str | os.PathLike[str] | None = None
     progress: bool = True
     mesh: Mesh | None = None
+    fixed: Sequence[str | int] = ()
 
     def checked(self) -> Common:
         """With every argument checked, models bound and the augmentation resolved.
@@ -90,7 +92,15 @@ class Common:
         models = as_models(self.model)
         if self.coreset is None and (self.images_per_class is None) == (self.size is None):
             raise ValueError(f"give one of images_per_class and size; got {self.images_per_class} and {self.size}")
-        bound = tuple(m.bind(self.data.train.struct, self.data.train.y) for m in models)
+        bound = tuple(bind_to(m, self.data) for m in models)
+        if self.coreset is not None:
+            check_start(
+                self.coreset,
+                self.data,
+                images_per_class=self.images_per_class,
+                size=self.size,
+                weights=self.weights,
+            )
         weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
@@ -179,6 +189,7 @@ def run(
         checkpoint_dir=common.checkpoint_dir,
         progress=common.progress,
         mesh=common.mesh,
+        fixed=common.fixed,
     )
     extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
     if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import full_precision
-from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.coreset import Pseudocoreset, class_weights
 from pseudocoreset.data import Dataset
 from pseudocoreset.fitting import FitResult
 from pseudocoreset.methods.choosing import finish, mass_of, quota_of, subset_of
@@ -58,7 +58,7 @@ def fit_random(
     del progress
     check_key(key)
     began = time.perf_counter()
-    mass = mass_of(model, weights)
+    mass = mass_of(model, data, weights)
     chosen = Pseudocoreset.from_data(data, images_per_class=images_per_class, size=size, key=key, mass=mass)
     return finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
 
@@ -156,7 +156,7 @@ def _by_features(
     progress: bool,
 ) -> FitResult:
     check_key(key)
-    mass = mass_of(model, weights)
+    mass = mass_of(model, data, weights)
     groups, quota = quota_of(data, images_per_class, size)
     if features is not None and not callable(features):
         features = _checked_features(features, data.train.num_data)
@@ -170,7 +170,9 @@ def _by_features(
             indices.append(members[np.asarray(picks)])
             measures.append(np.asarray(values))
             advance(1)
-    coreset = subset_of(data, np.concatenate(indices), np.ones(parts * quota, np.float32)).with_mass(mass)
+    chosen = np.concatenate(indices)
+    points = np.ones(parts * quota, np.float32) if images_per_class is None else class_weights(data, chosen)
+    coreset = subset_of(data, chosen, points).with_mass(mass)
     kind = "inputs" if features is None else "function" if callable(features) else "array"
     settings = {"mass": mass, "features": kind}
     return finish(coreset, name, data, images_per_class, key, settings, {measure: np.concatenate(measures)}, began)

@@ -196,7 +196,7 @@ def bacon(
     require_features("bacon", model)
     if gamma and not model.has_function:
         raise ValueError(f"cross_entropy={gamma} needs function values; the program {model.name!r} has no site 'f'")
-    shape = model._bound.x.shape
+    shape = model.datum_shape
     if (variant == "paper" or formation == 2) and (len(shape) != 3 or min(shape[:2]) < 2):
         raise ValueError(f"variant='paper' and formation=2 need images (height, width, channels); inputs are {shape}")
     if formation == 2:
@@ -270,5 +270,5 @@ def bacon(
 
 
 def _accuracy(model: Model, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    probabilities = model.function_probabilities(params, model.apply(params, x))
+    probabilities = model.function_probabilities(params, model.apply(params, x), x)
     return jnp.mean(jnp.argmax(probabilities, axis=-1) == y)

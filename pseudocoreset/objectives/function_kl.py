@@ -49,6 +49,7 @@ def function_kl_surrogate(
     inputs: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
+    coreset_params: Params | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """A scalar whose gradient in ``inputs`` estimates Proposition 3.1, divided by the mass of the weights.
 
@@ -59,29 +60,35 @@ def function_kl_surrogate(
     step sizes independent of m, as in the published recipes.
 
     Args:
-        model: gives log p(y | f).
-        params: unconstrained parameters of the likelihood; may be empty for a categorical one.
+        model: gives log p(y | f, u).
+        params: unconstrained parameters of the likelihood under nu_x, and under nu_u by default; may be empty for a
+            categorical one.
         data_draws: draws from nu_x: ``inputs (m, ...) -> (S, m, d)``.
         coreset_draws: draws from nu_u, likewise.
         inputs: (m, *feature_shape).
         targets: (m,) or (m, num_classes).
         weights: (m,).
+        coreset_params: parameters of the likelihood under nu_u.
 
     Returns:
         The scalar, and the mean negative log-likelihoods under nu_x and nu_u.
     """
     mass = jax.lax.stop_gradient(jnp.sum(weights))
     data_loss, coreset_loss = (
-        _expected_loss(model, params, draws(inputs), targets, weights) / mass for draws in (data_draws, coreset_draws)
+        _expected_loss(model, params, draws(inputs), inputs, targets, weights) / mass
+        for params, draws in (
+            (params, data_draws),
+            (params if coreset_params is None else coreset_params, coreset_draws),
+        )
     )
     return data_loss - coreset_loss, (data_loss, coreset_loss)
 
 
 def _expected_loss(
-    model: Model, params: Params, values: jax.Array, targets: jax.Array, weights: jax.Array
+    model: Model, params: Params, values: jax.Array, inputs: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """-(1/S) sum_s sum_j w_j log p(y_j | f_s(u_j)), of draws (S, m, d) of the function values."""
-    each = jax.vmap(lambda f: model.function_log_likelihood(params, f, targets))(values)
+    """-(1/S) sum_s sum_j w_j log p(y_j | f_s(u_j), u_j), of draws (S, m, d) of the function values."""
+    each = jax.vmap(lambda f: model.function_log_likelihood(params, f, inputs, targets))(values)
     return -jnp.sum(weights * jnp.mean(each, axis=0))
 
 
@@ -238,7 +245,8 @@ def function_kl(
                 def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
                     # f = g(u) + Psi^(1/2) eps
                     values = model.apply(params, arrays.inputs)[None] + jnp.moveaxis(their, 1, 0)
-                    return _expected_loss(model, snapshot, values, arrays.targets, arrays.weights) / mass, None
+                    # Each side has its own parameters of the likelihood, a noise scale say.
+                    return _expected_loss(model, params, values, *arrays) / mass, None
 
                 (loss, _), leaves = differentiate(loss_fn, points._replace(weights=weights), free)
                 return loss, leaves

@@ -128,7 +128,7 @@ def gradient_matching(
     free = check_free(free)
     if by_class and model.num_classes is None:
         raise ValueError(f"by_class=True needs classes; the program {model.name!r} has none. Use by_class=False")
-    if distance == "cosine" and not any(_is_kernel(site.unconstrained_shape) for site in model._bound.sites):
+    if distance == "cosine" and not any(_is_kernel(site.unconstrained_shape) for site in model.sites):
         raise ValueError(
             f"distance='cosine' compares sites of two or more axes; the program {model.name!r} has none. "
             "Use distance='squared'"

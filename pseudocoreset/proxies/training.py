@@ -49,7 +49,7 @@ def gradient_and_values(model: Model, params: Params, batch: Batch, **how: bool)
     def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[Params, jax.Array]:
         def loss(p: Params) -> tuple[jax.Array, jax.Array]:
             values = model.apply(p, data[0])
-            return -jnp.sum(some * model.function_log_likelihood(p, values, data[1])) / mass, values
+            return -jnp.sum(some * model.function_log_likelihood(p, values, *data)) / mass, values
 
         return jax.grad(loss, has_aux=True)(params)
 

@@ -133,7 +133,13 @@ def test_a_posterior_that_forgot_its_data_is_given_away_by_the_log_likelihood() 
 
 
 def test_all_simulations_are_one_computation(caplog: pytest.LogCaptureFixture) -> None:
-    settings: dict[str, Any] = {"kernel": "sgld", "num_simulations": 12, "num_draws": 9, "num_warmup": 20}
+    settings: dict[str, Any] = {
+        "kernel": "sgld",
+        "num_simulations": 12,
+        "num_draws": 9,
+        "num_warmup": 20,
+        "preconditioner": None,
+    }
     model = replace(MODEL)  # for which no other test can have compiled anything
 
     def compilations(**changes: Any) -> int:

@@ -11,6 +11,7 @@ from arviz_stats.base import array_stats
 from pseudocoreset import Dataset, Pseudocoreset
 from pseudocoreset.chunks import data_at_once
 from pseudocoreset.diagnostics import Reweighting, reweight
+from pseudocoreset.diagnostics.reweighting import _smoothed
 from pseudocoreset.inference import Posterior
 from pseudocoreset.models import ConvNet, bnn, gaussian_location
 
@@ -92,12 +93,69 @@ def test_distant_posteriors_are_found_out():
     assert not found.is_reliable
 
 
+@pytest.mark.parametrize("distance", [3.0, 30.0, 113.0, 1000.0])
+def test_posteriors_any_distance_apart_are_called_unreliable(distance):
+    """The log ratios of equal Gaussians a shift apart are linear in the draw: their spread is shift / deviation."""
+    small = coreset(shift=distance / np.sqrt(2 * 43))  # so many standard deviations of the posterior, of two parameters
+    posterior = drawn(small, draws=300)
+    found = reweight(posterior, MODEL, source=small, target=dataclasses.replace(small, inputs=coreset().inputs))
+    assert found.spread == pytest.approx(distance * 42 / 43, rel=0.1)  # the shift of the mean is shrunk by the prior
+    assert not found.is_reliable
+    assert found.pareto_k > 0.7
+    assert not np.isnan(found.log_weights).any()
+    assert np.exp(found.log_weights).sum() == pytest.approx(1.0)
+    assert 1 <= found.effective_draws < 40
+    assert f"spread by {found.spread:.1f} nats" in str(found)
+    assert "cannot be trusted" in str(found)
+
+
+@pytest.mark.parametrize("scale", [100.0, 300.0, 500.0, 700.0, 1000.0, 1e5])
+@pytest.mark.parametrize("draws", [30, 100, 600, 4000])
+def test_a_spread_of_hundreds_of_nats_is_never_reliable(draws, scale):
+    normal = np.random.default_rng(1).normal(size=draws)
+    for values in (normal, normal**2, np.exp(normal)):
+        log_weights, pareto_k = _smoothed(scale * values)
+        assert pareto_k > 3
+        assert not np.isnan(log_weights).any()
+        assert np.exp(log_weights).sum() == pytest.approx(1.0)
+
+
+def test_ratios_that_are_no_numbers_have_an_infinite_index():
+    body = np.random.default_rng(2).normal(size=50)
+    for lost in (np.nan, np.inf):
+        log_weights, pareto_k = _smoothed(np.append(body, lost))
+        assert pareto_k == np.inf
+        assert log_weights[-1] == -np.inf
+        assert np.exp(log_weights).sum() == pytest.approx(1.0)
+    for nothing in (np.full(30, np.nan), np.full(30, -np.inf)):
+        log_weights, pareto_k = _smoothed(nothing)
+        assert pareto_k == np.inf
+        assert np.all(log_weights == -np.inf)
+    # A draw outside the support of the target has weight zero, which is right.
+    log_weights, pareto_k = _smoothed(np.append(0.1 * body, -np.inf))
+    assert log_weights[-1] == -np.inf
+    assert pareto_k < 0.7
+    assert _smoothed(np.r_[np.zeros(30), np.full(9, -1.0)])[1] == 0.0  # bounded weights: no tail
+
+
+def test_a_target_outside_the_support_has_no_weights():
+    small = coreset()
+    far = dataclasses.replace(small, inputs=np.full((2, 2), 1e30, np.float32))  # squares overflow
+    found = reweight(drawn(small, draws=50), MODEL, source=small, target=far)
+    assert found.pareto_k == np.inf
+    assert found.spread == np.inf
+    assert found.effective_draws == 0
+    assert not found.is_reliable
+    assert np.isnan(found.mean(np.ones((2, 50))))
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["pareto_k"] == "inf"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda p: dataclasses.replace(p, unconstrained=None), "did not keep its weights"),
         (lambda p: dataclasses.replace(p, metadata={"temperature": 0.5}), "at temperature 0.5"),
-        (lambda p: drawn(coreset(), chains=1, draws=5), "has 5 draws"),
+        (lambda p: drawn(coreset(), chains=1, draws=24), "has 24 draws; a tail needs at least 25"),
     ],
 )
 def test_what_cannot_be_weighted_is_refused(change, message):

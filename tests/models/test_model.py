@@ -143,10 +143,10 @@ def test_function_values_carry_the_likelihood(case):
     f = model.apply(params, x)
     assert f.shape == (7, model.num_outputs)
     np.testing.assert_allclose(
-        model.function_log_likelihood(params, f, y), model.log_likelihood(params, x, y), rtol=1e-5, atol=1e-6
+        model.function_log_likelihood(params, f, x, y), model.log_likelihood(params, x, y), rtol=1e-5, atol=1e-6
     )
     if model.num_classes is not None:
-        probabilities = model.function_probabilities({}, f)
+        probabilities = model.function_probabilities({}, f, x)
         assert probabilities.shape == (7, model.num_classes)
         np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(
@@ -309,8 +309,7 @@ def nothing(x, y=None):
     ("program", "message"),
     [
         (local_latent, "inside the plate"),
-        (two_observed, "exactly one observed"),
-        (summed, "one log-probability a datum"),
+        (summed, "one log-probability per datum"),
         (discrete, "discrete"),
         (improper, "proper prior"),
         (nothing, "no latent site"),

@@ -1,0 +1,157 @@
+"""Preconditioners and step sizes of SGHMC and SGLD from the curvature of the posterior at its mode.
+
+Where parameters have scales far apart, as with columns of a table in their raw units, no one step size serves them all.
+With H = L^-T L^-1 the negative Hessian of the log density at a mode, the chain of z in theta = L z has curvature one
+in every direction there, whatever the units of the columns and however they are correlated. Two numbers remain, both
+measured at points about as far from the mode as the posterior reaches:
+
+    kappa    curvature along the way from the mode, relative to that at the mode
+    sigma^2  variance of the gradient estimate in units of L, the largest of any direction
+
+SGHMC with momentum decay c is stable where h^2 kappa < 4, and noise of gradients heats it by h^2 sigma^2 / (1 - c^2);
+SGLD of step e inflates variances by the factor 1 / (1 - e kappa / 2), and noise adds e sigma^2 / 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from pseudocoreset.inference.chains import Plan, over_chains
+from pseudocoreset.inference.data import control_variate_estimator
+from pseudocoreset.inference.kernels import Density, Tuning
+from pseudocoreset.inference.sghmc import Factor
+from pseudocoreset.models import Params
+from pseudocoreset.newton import WORST_DECREMENT, LogDensity, find_mode, inverse_factor
+
+__all__ = ["MAX_PARAMS", "MOMENTUM_DECAY", "tune_by_curvature"]
+
+# Up to so many parameters a dense Hessian costs less than the chains.
+MAX_PARAMS = 300
+# The momentum keeps this factor per step: the customary momentum of stochastic gradient descent.
+MOMENTUM_DECAY = 0.9
+# Step of SGHMC times the root of the curvature: a twentieth of a period, where errors of a posterior that is not
+# Gaussian are of the order of a hundredth.
+SGHMC_STEP = 0.3
+# Step of SGLD times the curvature: variances are 5 % too large.
+SGLD_STEP = 0.1
+# The most that noise of gradient estimates may add to a variance.
+HEAT = 0.05
+NUM_PROBES, NUM_BATCHES = 8, 4
+# Rows times directions that are differentiated at once.
+TANGENT_ELEMENTS = 2**22
+
+
+def _flattened(plan: Plan, density: Density, unravel: Any) -> LogDensity:
+    def value(vector: jax.Array) -> jax.Array:
+        return density.log_density(unravel(vector), density.data)
+
+    def gradient(vector: jax.Array) -> jax.Array:
+        return ravel_pytree(density.gradient(unravel(vector), density.data))[0]
+
+    def hessian(vector: jax.Array) -> jax.Array:
+        rows = min(plan.num_data, plan.chunk_size or plan.num_data)
+
+        def column(direction: jax.Array) -> jax.Array:
+            return jax.jvp(gradient, (vector,), (direction,))[1]
+
+        directions = jnp.eye(len(vector), dtype=vector.dtype)
+        found = jax.lax.map(column, directions, batch_size=min(len(vector), max(1, TANGENT_ELEMENTS // rows)))
+        return 0.5 * (found + found.T)
+
+    return LogDensity(value, gradient, hessian)
+
+
+def _kappa_and_noise(
+    plan: Plan, density: Density, flat: LogDensity, unravel: Any, centre: jax.Array, factor: jax.Array, tuning: Tuning
+) -> tuple[jax.Array, jax.Array]:
+    """Both numbers of the module's docstring at draws of the Laplace approximation."""
+    # Numbers of a setting, not of a draw: they are the same whatever the user's key.
+    probe_key, batch_key = jax.random.split(jax.random.key(0))
+    normals = jnp.sqrt(tuning["temperature"]) * jax.random.normal(probe_key, (NUM_PROBES, len(centre)), centre.dtype)
+    points = centre + normals @ factor.T
+    at_centre = flat.gradient(centre)
+    changes = jax.lax.map(lambda point: factor.T @ (flat.gradient(point) - at_centre), points)
+    ratios = jnp.linalg.norm(changes, axis=1) / jnp.linalg.norm(normals, axis=1)
+    kappa = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(ratios), ratios, 1.0)), 1.0)
+    if plan.batch_size is None:
+        return kappa, jnp.zeros_like(kappa)
+    estimator = density.gradient
+    if "centre" in tuning:
+        estimator = control_variate_estimator(estimator, tuning["centre"], tuning["centre_gradient"])
+
+    def estimate(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        point, key = item
+        return factor.T @ ravel_pytree(estimator(unravel(point), density.minibatch(key)))[0]
+
+    keys = jax.random.split(batch_key, NUM_PROBES * NUM_BATCHES)
+    estimates = jax.lax.map(estimate, (jnp.repeat(points, NUM_BATCHES, axis=0), keys))
+    variances = jnp.var(estimates.reshape(NUM_PROBES, NUM_BATCHES, -1), axis=1, ddof=1)
+    means = jnp.mean(jnp.where(jnp.isfinite(variances), variances, 0.0), axis=0)
+    return kappa, jnp.max(means)
+
+
+def _step_size(plan: Plan, kappa: jax.Array, noise: jax.Array, tuning: Tuning, friction: float | None) -> jax.Array:
+    noise = jnp.maximum(noise / tuning["temperature"], 1e-30)
+    if plan.kernel == "sgld":
+        return jnp.minimum(SGLD_STEP / kappa, 2 * HEAT / noise)
+    if friction is None:
+        return jnp.minimum(SGHMC_STEP / jnp.sqrt(kappa), jnp.sqrt(HEAT * (1 - MOMENTUM_DECAY**2) / noise))
+    return jnp.minimum(SGHMC_STEP / jnp.sqrt(kappa), 2 * HEAT * friction / noise)  # 1 - c^2 is at most 2 friction h
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "has_control", "has_step", "friction"))
+def tune_by_curvature(
+    plan: Plan,
+    positions: Params,
+    tuning: Tuning,
+    data: Any,
+    *,
+    has_control: bool,
+    has_step: bool,
+    friction: float | None,
+) -> tuple[Params, Tuning, jax.Array]:
+    """Where chains start and their tuning, from the curvature at the mode that each comes to from its position.
+
+    Args:
+        plan: of the chains.
+        positions: of every chain.
+        tuning: of every chain, with the step size that serves where there is no mode.
+        data: all data.
+        has_control: whether gradients of minibatches are corrected by those at a centre: one in ``tuning``, or the
+            mode.
+        has_step: whether the step size was given, in units of the preconditioner.
+        friction: as given.
+
+    Returns:
+        The modes, the tuning, and for every chain whether there was a mode; without one a chain keeps its position,
+        a preconditioner of ones and its step size.
+    """
+
+    def chain(item: Any, density: Density) -> tuple[Params, Tuning, jax.Array]:
+        position, tuned = item
+        start, unravel = ravel_pytree(position)
+        flat = _flattened(plan, density, unravel)
+        centre, decrement = find_mode(flat, start)
+        factor, is_positive = inverse_factor(-flat.hessian(centre))
+        found = is_positive & (decrement < WORST_DECREMENT)
+        centre = jnp.where(found, centre, start)
+        factor = jnp.where(found, factor, jnp.eye(len(start), dtype=factor.dtype))
+        tuned = {**tuned, "preconditioner": Factor(factor)}
+        if has_control:
+            tuned.setdefault("centre", unravel(centre))
+            tuned["centre_gradient"] = density.gradient(tuned["centre"], density.data)
+        if not has_step:
+            kappa, noise = _kappa_and_noise(plan, density, flat, unravel, centre, factor, tuned)
+            size = _step_size(plan, kappa, noise, tuned, friction)
+            tuned["step_size"] = jnp.where(found, size, tuned["step_size"]).astype(start.dtype)
+            if "friction" in tuned and friction is None:
+                tuned["friction"] = -math.log(MOMENTUM_DECAY) / tuned["step_size"]
+        return unravel(centre), tuned, found
+
+    return over_chains(plan, chain, (positions, tuning), data)

@@ -1,0 +1,248 @@
+"""A program held against what ``Model.from_numpyro`` asks of it, on real rows, before anything is learned or sampled.
+
+Each check answers one question that a wrong posterior would otherwise answer too late:
+
+* Is our log density, taken apart into a prior and rows, NumPyro's own?
+* Does the log-likelihood of a row depend on the rows beside it?
+* Does the prior depend on the data?
+* Has every row a finite log-likelihood somewhere?
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.infer.util import potential_energy
+
+from pseudocoreset.models.structure import ProgramError, mask_of, plate_scale, without_mask
+
+if TYPE_CHECKING:
+    from pseudocoreset.models.model import Model
+
+__all__ = ["check_program", "check_targets", "some_rows"]
+
+ROWS = 12  # the rows of the first three checks
+CHUNK_ELEMENTS = 2**22
+TOLERANCE = 1e-3  # relative; what a batch computes differs from what a row computes by rounding alone
+
+
+def check_program(model: Model, x: Any, y: Any) -> None:
+    """Compare a bound model with NumPyro and with itself on a few rows.
+
+    Args:
+        model: a bound model.
+        x: inputs (n, ...) as the library keeps them, or in the form of the user.
+        y: targets (n, ...).
+
+    Raises:
+        ProgramError: naming the site that couples rows, or whose prior depends on the data.
+    """
+    few_x, few_y = some_rows(model, x, y)
+    params = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
+    params = jax.tree.map(lambda leaf: leaf * jnp.asarray([1.0, 0.1]).reshape(2, *[1] * (leaf.ndim - 1)), params)
+    found = jax.device_get(jax.jit(jax.vmap(lambda p: _evaluated(model, p, few_x, few_y)))(params))
+    for name, versions in found["prior"].items():
+        _check_prior(model, f"the site {name!r}", versions)
+    _check_prior(model, "the support of a latent site", found["log_det"])
+    for name, together in found["together"].items():
+        for how in ("alone", "backwards", "half"):
+            _check_rows(model, name, together, found[how][name], how)
+    ours, theirs, size = found["ours"], found["theirs"], found["size"]
+    with np.errstate(invalid="ignore"):
+        differs = np.isfinite(ours) & np.isfinite(theirs) & (np.abs(ours - theirs) > TOLERANCE * (1 + size))
+    if np.any(differs):
+        i = int(np.argmax(differs))
+        raise ProgramError(
+            f"the log density of {model.name!r} is {ours[i]:.6g} as the sum of its prior and its rows, and "
+            f"{theirs[i]:.6g} by NumPyro on the same rows; the program does something that cannot be taken apart in "
+            "this way. Does it draw random numbers by itself?"
+        )
+
+
+def check_targets(model: Model, x: Any, y: Any, learned: bool = False) -> None:
+    """Check that every row has a finite log-likelihood at one of a few parameter values at least.
+
+    Args:
+        model: a bound model.
+        x: inputs (n, ...).
+        y: targets (n, ...).
+        learned: whether targets may be off the support of a discrete likelihood.
+
+    Raises:
+        ValueError: naming the first row that has none, its target and the support.
+    """
+    keys = jax.random.split(jax.random.key(1), 4)
+    zeros = jax.tree.map(jnp.zeros_like, model.init(keys[0]))
+    tried = [zeros, jax.tree.map(lambda leaf: 0.1 * leaf, model.init(keys[0])), model.init(keys[1])]
+    tried += [model.sample_prior(key) for key in keys[2:]]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tried)
+    n = len(y)
+    size = max(16, min(n, CHUNK_ELEMENTS // max(1, len(tried) * int(np.prod(model.datum_shape)))))
+    check = jax.jit(lambda params, x, y: jax.vmap(lambda p: _fits(model, p, x, y, learned))(params))
+    for first in range(0, n, size):
+        # The last chunk is as long as the others, so that one compiled program serves all.
+        start = max(0, min(first, n - size))
+        rows_x, rows_y = _taken(x, slice(start, start + size)), jnp.asarray(y[start : start + size])
+        for name, fits in check(stack, rows_x, rows_y).items():
+            bad = np.flatnonzero(~np.asarray(fits).any(axis=0))
+            if len(bad):
+                _refuse_row(model, name, start + int(bad[0]), _taken(x, slice(start + bad[0], start + bad[0] + 1)), y)
+
+
+def some_rows(model: Model, x: Any, y: Any) -> tuple[Any, jax.Array]:
+    """A few rows of the data, spread over them; with small changes where there are few."""
+    n = len(y)
+    index = np.unique(np.linspace(0, n - 1, min(n, ROWS)).astype(int))
+    rows = jnp.asarray(_packed(model, _taken(x, index)))
+    targets = jnp.asarray(np.asarray(y)[index])
+    if len(index) >= 4:
+        return rows, targets
+    repeats = -(-ROWS // len(index))
+    rows, targets = (jnp.concatenate([leaf] * repeats) for leaf in (rows, targets))
+    moved = rows * (1 + 0.1 * jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1)) / len(rows))
+    if model.layout is not None:
+        moved = jnp.where(jnp.asarray(model.layout.is_learned()), moved, rows)
+    return moved, targets
+
+
+def _evaluated(model: Model, params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
+    """Everything that is compared, at one parameter value."""
+    n = x.shape[0]
+    half = n // 2
+
+    def rows(x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        return model.term_log_likelihoods(params, x, y)
+
+    together = rows(x, y)
+    alone = jax.vmap(lambda one, target: jax.tree.map(lambda leaf: leaf[0], rows(one[None], target[None])))(x, y)
+    prior = [model.prior_terms(params, *given) for given in ((None, None), (x, y), (x[half:], y[half:][::-1]))]
+    given_x, given_y = model.program_arguments(x, y)
+    trace, _ = model.trace(params, x, y)
+    scales = {term.name: plate_scale(trace, trace[term.name]) for term in model.terms}
+    seeded = handlers.seed(model.program, jax.random.key(0))
+    likelihood = [scales[name] * leaf for name, leaf in together.items()]
+    log_prior = [*(jnp.sum(leaf) for leaf in prior[1][0].values()), prior[1][1]]
+    return {
+        "together": together,
+        "alone": alone,
+        "backwards": jax.tree.map(lambda leaf: leaf[::-1], rows(x[::-1], y[::-1])),
+        "half": jax.tree.map(
+            lambda one, two: jnp.concatenate([one, two]), rows(x[:half], y[:half]), rows(x[half:], y[half:])
+        ),
+        "prior": {name: jnp.stack([jnp.sum(version[name]) for version, _ in prior]) for name in prior[0][0]},
+        "log_det": jnp.stack([log_det for _, log_det in prior]),
+        "ours": sum(log_prior) + sum(jnp.sum(leaf) for leaf in likelihood),
+        "theirs": -potential_energy(seeded, (given_x, given_y), {}, params),
+        "size": sum(jnp.abs(leaf) for leaf in log_prior) + sum(jnp.sum(jnp.abs(leaf)) for leaf in likelihood),
+    }
+
+
+def _check_prior(model: Model, what: str, versions: np.ndarray) -> None:
+    """A part of the log prior (parameters, runs) must be the same in all runs."""
+    same = np.isclose(versions, versions[:, :1], rtol=1e-4, atol=1e-4, equal_nan=True)
+    if same.all():
+        return
+    i = int(np.argwhere(~same)[0, 0])
+    raise ProgramError(
+        f"{what} of {model.name!r} depends on x or y: its log density is {versions[i, 1]:.6g} with some rows and "
+        f"{versions[i, 2]:.6g} with others. A prior must not change with the data, for a coreset has other rows. "
+        "Compute what it needs before and let the program close over it; a factor that belongs to rows has shape (n,)"
+    )
+
+
+def _check_rows(model: Model, name: str, together: np.ndarray, other: np.ndarray, how: str) -> None:
+    """The log-likelihoods (parameters, rows) must not depend on the other rows."""
+    finite = np.isfinite(together) & np.isfinite(other)
+    with np.errstate(invalid="ignore"):
+        differs = finite & (np.abs(together - other) > TOLERANCE * (1 + np.abs(together)))
+    # A row that is finite among others and not alone, as after a division by a standard deviation of zero.
+    differs |= np.isfinite(together) != np.isfinite(other)
+    if not differs.any():
+        return
+    i, row = (int(k) for k in np.argwhere(differs)[0])
+    beside = {"alone": "alone", "backwards": "with the rows in another order", "half": "among half of them"}[how]
+    raise ProgramError(
+        f"the log-likelihood of a row at the site {name!r} of {model.name!r} depends on the rows beside it: "
+        f"{together[i, row]:.6g} among {together.shape[1]} rows, {other[i, row]:.6g} {beside}. Means, ranges, ranks or "
+        "lags of x or y inside the program do that. Compute them before, from all data, and put the result into x or "
+        "let the program close over it"
+    )
+
+
+def _fits(model: Model, params: Any, x: Any, y: jax.Array, learned: bool) -> dict[str, jax.Array]:
+    """Which rows (n,) have a finite log-likelihood, and observed values within the support, by site."""
+    trace, _ = model.trace(params, x, y)
+    rows = model.term_log_likelihoods(params, x, y)
+    found = {}
+    for term in model.terms:
+        fits = jnp.isfinite(rows[term.name])
+        site = trace[term.name]
+        if not term.is_factor and not (learned and site["fn"].is_discrete):
+            fits = fits & _is_in_support(site, term.axis, len(fits))
+        found[term.name] = fits
+    return found
+
+
+def _is_in_support(site: dict[str, Any], axis: int, n: int) -> jax.Array:
+    plain = without_mask(site["fn"])
+    try:
+        inside = plain.support(site["value"])
+    except (NotImplementedError, TypeError, AttributeError):
+        return jnp.ones(n, bool)
+    shape = jnp.shape(site["fn"].log_prob(site["value"]))
+    inside = jnp.broadcast_to(inside | ~jnp.asarray(mask_of(site["fn"])), shape)
+    return jnp.all(jnp.moveaxis(inside, axis, 0).reshape(n, -1), axis=1)
+
+
+def _refuse_row(model: Model, name: str, row: int, x: Any, y: Any) -> None:
+    trace, _ = model.trace(model.init(jax.random.key(0)), x, jnp.asarray(y[row : row + 1]))
+    site = trace[name]
+    value = np.array2string(np.asarray(y[row]), precision=6, threshold=8)
+    if next(term for term in model.terms if term.name == name).is_factor:
+        raise ValueError(
+            f"data: row {row}, with y = {value}, has no finite value of the factor {name!r} of {model.name!r} at any "
+            "of five parameter values; check what the factor computes of that row"
+        )
+    support = _in_words(without_mask(site["fn"]).support)
+    raise ValueError(
+        f"data: row {row} has no likelihood at the site {name!r} of {model.name!r}: y = {value}, which "
+        f"{_family(site['fn'])} with support {support} gives no probability at any of five parameter values. Correct "
+        "or drop such rows, or take another likelihood; check x in that row too"
+    )
+
+
+def _in_words(support: Any) -> str:
+    text = type(support).__name__.strip("_")
+    bounds = {
+        name: float(np.ravel(jax.device_get(value))[0])
+        for name in ("lower_bound", "upper_bound")
+        if (value := getattr(support, name, None)) is not None
+    }
+    return text + (f" {bounds}" if bounds else "")
+
+
+def _family(distribution: Any) -> str:
+    while hasattr(distribution, "base_dist") and type(distribution).__name__ in (
+        "ExpandedDistribution",
+        "MaskedDistribution",
+        "Independent",
+    ):
+        distribution = distribution.base_dist
+    return f"a {type(distribution).__name__}"
+
+
+def _taken(x: Any, index: Any) -> Any:
+    if isinstance(x, dict):
+        return {name: np.asarray(leaf)[index] for name, leaf in x.items()}
+    return tuple(np.asarray(leaf)[index] for leaf in x) if isinstance(x, tuple) else x[index]
+
+
+def _packed(model: Model, x: Any) -> Any:
+    layout = model.layout
+    if layout is not None and (isinstance(x, dict | tuple) or np.asarray(x).dtype.kind in "iub"):
+        return layout.pack(x)
+    return jnp.asarray(x, jnp.result_type(float)) if layout is None else x
