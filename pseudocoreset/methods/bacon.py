@@ -118,7 +118,7 @@ def fit_bacon(
 
     default = distillation_sgd(common, 0.2)
     result = run("bacon", common, build, optimizer=optimizer, step_size=step_size, default=default)
-    return result if formation == 1 else replace(result, coreset=_decoded(result.coreset, common.weights == "ones"))
+    return result if formation == 1 else replace(result, coreset=_decoded(result.coreset))
 
 
 def _encoded_start(common: Common) -> Pseudocoreset:
@@ -142,12 +142,13 @@ def _encoded_start(common: Common) -> Pseudocoreset:
     return stored.with_mass("ones" if common.weights == "ones" else "data")
 
 
-def _decoded(coreset: Pseudocoreset, ones: bool) -> Pseudocoreset:
+def _decoded(coreset: Pseudocoreset) -> Pseudocoreset:
     """Every image of a stored one as a point; weights of one stay one, others are shared out."""
+    counted = np.all(coreset.weights == 1)
     return replace(
         coreset,
         inputs=np.asarray(decode(jnp.asarray(coreset.inputs))),
-        targets=np.tile(coreset.targets, 4),
-        weights=np.tile(coreset.weights if ones else coreset.weights / 4, 4),
+        targets=np.concatenate([coreset.targets] * 4),
+        weights=np.tile(coreset.weights if counted else coreset.weights / 4, 4),
         metadata=coreset.metadata | {"formation": 2, "stored_images": coreset.size},
     )

@@ -42,7 +42,8 @@ def cosine_distance(one: Params, other: Params, outputs_last: bool = True) -> ja
     """Sum over kernels and their output units of 1 - <g, h> / (|g| |h| + 1e-6).
 
     Args:
-        one: gradients by site; biases and scales of norms do not count.
+        one: gradients by site. Vectors do not count, which biases and scales of norms are; those of layer norms have an
+            entry for each pixel, (height, width, channels), and count by channel, as in the reference.
         other: gradients of the same sites.
         outputs_last: whether a kernel is (..., inputs, outputs), as in flax, or (outputs, inputs, ...), as in equinox.
     """
