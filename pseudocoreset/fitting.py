@@ -71,7 +71,24 @@ class FitResult:
 
     def __repr__(self) -> str:
         steps = len(next(iter(self.history.values()), ()))
-        return f"FitResult({self.coreset!r}, {steps} steps in {self.seconds:.1f} s. {self.outcome.value})"
+        text = f"{steps} steps in {self.seconds:.1f} s. {self.outcome.value}{_said_at_mode(self.coreset)}"
+        return f"FitResult({self.coreset!r}, {text})"
+
+
+def _said_at_mode(coreset: Pseudocoreset) -> str:
+    """What the metadata say of the distance to the posterior of all data, in a sentence; "" where they say nothing."""
+    found = coreset.metadata.get("at_mode")
+    if found is None:
+        return ""
+    if found["nats"] is None:
+        return f" Its divergence from the posterior of all data is not known: {found['reason']}."
+    near = f"{found['nats']:.3g} nats from the posterior of all data (Laplace at its mode)"
+    if found["kept"] == "fitted":
+        return f" It is {near}" + (
+            "." if found["other"] is None else f"; random points or its start, {found['other']:.3g}."
+        )
+    fitted = "a divergence that is not known" if found["fitted"] is None else f"{found['fitted']:.3g}"
+    return f" The {found['kept']} is kept, for the fit ended farther away: it is {near}; the fit, {fitted}."
 
 
 class _Loop(NamedTuple):
