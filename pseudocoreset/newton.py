@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Expansion", "Mode", "find_mode", "inverse_factor"]
+__all__ = ["SHRINKAGE", "Expansion", "Mode", "find_mode", "inverse_factor"]
 
 MAX_STEPS = 100
 # Newton decrement, in units of the log density, below which a point is near enough to the mode ...

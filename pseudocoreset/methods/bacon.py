@@ -17,6 +17,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
 from pseudocoreset.methods.common import Common, Optimizer, distillation_sgd, run, snapshot_window
+from pseudocoreset.methods.scales import is_table
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
 from pseudocoreset.objectives.bacon import bacon, decode, encode
@@ -38,7 +39,7 @@ def fit_bacon(
     step_size: float | None = None,
     augment: Augmentation | str | None = "auto",
     weights: str | None = None,
-    variant: str = "paper",
+    variant: str | None = None,
     weight: float = 0.8,
     likelihood_scale: float = 1.0,
     cross_entropy: float | None = None,
@@ -51,6 +52,7 @@ def fit_bacon(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """BACON (Zhou et al. 2024), published with 20,000 steps; ``objectives.bacon`` says what is the paper's in it.
 
@@ -71,7 +73,7 @@ def fit_bacon(
         augment: of data and coreset alike.
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
             keep the mass of each class, of which the objective says nothing.
-        variant: ``"paper"`` or ``"released"``.
+        variant: ``"paper"`` (images only) or ``"released"``; by default the paper's for images, the released elsewhere.
         weight: lambda.
         likelihood_scale: of the variant ``"paper"``.
         cross_entropy: its weight; see ``objectives.bacon``.
@@ -84,6 +86,8 @@ def fit_bacon(
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
         mesh: devices that share the classes; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -94,7 +98,7 @@ def fit_bacon(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
         augment=augment, weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir,
-        progress=progress, mesh=mesh,
+        progress=progress, mesh=mesh, fixed=fixed,
     ).checked()  # fmt: skip
     if formation == 2 and coreset is None:
         common = replace(common, coreset=_encoded_start(common))
@@ -102,7 +106,7 @@ def fit_bacon(
     def build(one: Model) -> Objective:
         return bacon(
             one,
-            variant=variant,
+            variant=("released" if is_table(data) else "paper") if variant is None else variant,
             weight=weight,
             likelihood_scale=likelihood_scale,
             cross_entropy=cross_entropy,

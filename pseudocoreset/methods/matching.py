@@ -42,7 +42,7 @@ def fit_gradient_matching(
     augment: Augmentation | str | None = "auto",
     weights: str | None = None,
     targets: str = "fixed",
-    distance: str = "cosine",
+    distance: str | None = None,
     num_inner_steps: int | None = None,
     inner_learning_rate: float = 0.01,
     num_outer: int | None = None,
@@ -55,6 +55,7 @@ def fit_gradient_matching(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Gradient matching: DSA (Zhao and Bilen 2021), and with ``augment=None`` DC (Zhao et al. 2021).
 
@@ -76,7 +77,8 @@ def fit_gradient_matching(
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
             keep the mass of each class (without ``by_class``, in all), of which the objective says nothing.
         targets: ``"fixed"`` or ``"learned"``.
-        distance: ``"cosine"`` or ``"squared"``; see ``objectives.gradient_matching``.
+        distance: ``"cosine"`` or ``"squared"``; see ``objectives.gradient_matching``. By default cosine, and
+            squared for a model all of whose sites are vectors, which have no rows to compare.
         num_inner_steps: steps on the coreset between two matches; by the table of the reference.
         inner_learning_rate: their step size.
         num_outer: matches of a network before it is drawn afresh; by the table of the reference.
@@ -89,6 +91,8 @@ def fit_gradient_matching(
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
         mesh: devices that share the classes; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -99,14 +103,14 @@ def fit_gradient_matching(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
         augment=augment, weights=weights, targets=targets, coreset=coreset, callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir, progress=progress, mesh=mesh,
+        checkpoint_dir=checkpoint_dir, progress=progress, mesh=mesh, fixed=fixed,
     ).checked()  # fmt: skip
     outer, inner = gradient_matching_recipe(common.points_per_class)
 
     def build(one: Model) -> Objective:
         return gradient_matching(
             one,
-            distance=distance,
+            distance=_distance(one) if distance is None else distance,
             num_inner_steps=inner if num_inner_steps is None else num_inner_steps,
             inner_learning_rate=inner_learning_rate,
             num_outer=outer if num_outer is None else num_outer,
@@ -119,6 +123,12 @@ def fit_gradient_matching(
 
     default = distillation_sgd(common, 0.1)
     return run("gradient_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def _distance(model: Model) -> str:
+    """By default that of the reference code, or squares for a model without the matrices whose rows it compares."""
+    has_matrices = any(len(site.unconstrained_shape) > 1 for site in model.sites)
+    return "cosine" if has_matrices else "squared"
 
 
 def fit_trajectory_matching(
@@ -149,6 +159,7 @@ def fit_trajectory_matching(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Matching training trajectories (MTT; Cazenavette et al. 2022).
 
@@ -184,6 +195,8 @@ def fit_trajectory_matching(
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
         mesh: devices that share the experts trained here; the steps themselves gain nothing.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -193,7 +206,7 @@ def fit_trajectory_matching(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh, fixed,
     ).checked()  # fmt: skip
     recipe = trajectory_recipe(data.name, common.points_per_class)
     ahead = recipe.expert_epochs if expert_epochs is None else check_integer(expert_epochs, "expert_epochs")
@@ -236,6 +249,7 @@ def fit_distribution_matching(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Distribution matching (DM; Zhao and Bilen 2023), published with 20,000 steps.
 
@@ -257,6 +271,8 @@ def fit_distribution_matching(
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
         mesh: devices that share the classes; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -268,6 +284,7 @@ def fit_distribution_matching(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, augment=augment,
         weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir, progress=progress,
         mesh=mesh,
+        fixed=fixed,
     ).checked()  # fmt: skip
 
     def build(one: Model) -> Objective:

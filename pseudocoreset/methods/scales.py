@@ -13,8 +13,6 @@ from pseudocoreset.data import Dataset
 
 __all__ = ["column_scales", "in_units", "is_table"]
 
-CHUNK = 65_536  # rows that are preprocessed together
-
 
 def is_table(data: Dataset) -> bool:
     """Whether an input is a row of columns, as against an image."""
@@ -23,14 +21,7 @@ def is_table(data: Dataset) -> bool:
 
 def column_scales(data: Dataset) -> np.ndarray:
     """Standard deviation (d,) of every column of a table's model inputs; zero of a column that is constant."""
-    split = data.train
-    count, total, squares = split.num_data, 0.0, 0.0
-    shift = np.asarray(data.preprocessing.apply(split.raw[:1]), float)
-    for start in range(0, count, CHUNK):
-        rows = np.asarray(data.preprocessing.apply(split.raw[start : start + CHUNK]), float) - shift
-        total, squares = total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
-    variances = squares / count - (total / count) ** 2
-    return np.sqrt(np.maximum(variances, 0.0)).astype(np.float32)
+    return np.std(data.train.packed, axis=0, dtype=np.float64).astype(np.float32)
 
 
 def in_units(optimizer: optax.GradientTransformation, units: Mapping[str, Any]) -> optax.GradientTransformation:
