@@ -17,6 +17,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
 from pseudocoreset.methods.common import Common, Optimizer, distillation_sgd, run, snapshot_window
+from pseudocoreset.methods.scales import is_table
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
 from pseudocoreset.objectives.bacon import bacon, decode, encode
@@ -38,7 +39,7 @@ def fit_bacon(
     step_size: float | None = None,
     augment: Augmentation | str | None = "auto",
     weights: str | None = None,
-    variant: str = "paper",
+    variant: str | None = None,
     weight: float = 0.8,
     likelihood_scale: float = 1.0,
     cross_entropy: float | None = None,
@@ -72,7 +73,7 @@ def fit_bacon(
         augment: of data and coreset alike.
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
             keep the mass of each class, of which the objective says nothing.
-        variant: ``"paper"`` or ``"released"``.
+        variant: ``"paper"`` (images only) or ``"released"``; by default the paper's for images, the released elsewhere.
         weight: lambda.
         likelihood_scale: of the variant ``"paper"``.
         cross_entropy: its weight; see ``objectives.bacon``.
@@ -105,7 +106,7 @@ def fit_bacon(
     def build(one: Model) -> Objective:
         return bacon(
             one,
-            variant=variant,
+            variant=("released" if is_table(data) else "paper") if variant is None else variant,
             weight=weight,
             likelihood_scale=likelihood_scale,
             cross_entropy=cross_entropy,
