@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
-from pseudocoreset.data.doors import check_preprocessing, check_targets
+from pseudocoreset.coreset import mass_note
+from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
-from pseudocoreset.inference.validation import input_struct, resolve_predict_on, stored_inputs
+from pseudocoreset.inference.validation import resolve_predict_on, stored_inputs
+from pseudocoreset.layout import InputLayout
 from pseudocoreset.models import Model, Params
 from pseudocoreset.rows import ModelInputs
 from pseudocoreset.schema import (
@@ -106,11 +108,13 @@ class Posterior:
         function_values: (chain, draw, n, d) float32 on ``predict_on``, or None.
         log_likelihood: (chain, draw, n) of the targets of ``predict_on``, or None.
         sample_stats: (chain, draw) by ArviZ's names: ``lp`` the log density at temperature one
-            (``lp_estimate``, from a minibatch, where the kernel used minibatches), ``step_size``,
+            (``lp_estimate``, from a minibatch or augmented images, where the kernel used them), ``step_size``,
             ``acceptance_rate``, ``diverging``, ``energy``, ``n_steps``, ``tree_depth``, and
-            ``kinetic_temperature``, whose mean should be the temperature, as the kernel has them.
+            ``kinetic_temperature`` or ``configurational_temperature``, whose mean should be the temperature, as the
+            kernel has them.
         predict_on: the split that function values belong to, or None.
-        metadata: model, kernel, temperature, counts, options, versions, key, seconds: JSON-able.
+        metadata: model, its sites, the coreset sampled on, kernel, temperature, counts, options, versions, key,
+            seconds: JSON-able.
         unconstrained: unconstrained values by site, kept with the weights; what ``evaluate`` needs.
     """
 
@@ -159,9 +163,7 @@ class Posterior:
         if split is None:
             raise TypeError("split must be a Split or (x, y); got None")
         inputs, preprocessing = stored_inputs(split)
-        struct = input_struct(inputs, preprocessing)
-        model = model.bind(ModelInputs.of(split), np.asarray(split.y))
-        targets = check_targets(model, struct, split.y, "split", takes_soft=False)
+        model, targets = bind_to_rows(model, ModelInputs.of(split), split.y, "split", takes_soft=False)
         check_preprocessing(
             self.metadata.get("preprocessing"),
             split.preprocessing.summary,
@@ -216,7 +218,7 @@ class Posterior:
         """What stands beside the arrays in a file; ``run`` identifies what ``sample`` writes by itself."""
         return {
             "schema": SCHEMA,
-            "preprocessing": None if predict_on is None else predict_on.preprocessing.metadata(),
+            "preprocessing": None if predict_on is None else _split_metadata(predict_on),
             "metadata": metadata,
             "run": run,
         }
@@ -299,6 +301,9 @@ class Posterior:
         ]
         if "total_weight" in about:
             lines.append(f"  data: {about['num_data']} of total weight {about['total_weight']:g}")
+        coreset = about.get("coreset")
+        if coreset is not None and (note := mass_note(about["total_weight"], coreset["num_data"])):
+            lines.append(f"  {note}")
         sites = [f"{name} {array.shape[2:]}" for name, array in self.draws.items()]
         more = f" and {len(sites) - 4} more" if len(sites) > 4 else ""
         lines.append(f"  draws: {', '.join(sites[:4]) or 'none kept'}{more}")
@@ -338,7 +343,15 @@ def _restored_split(arrays: dict[str, np.ndarray], parts: dict[str, np.ndarray],
         return None
     from pseudocoreset.data import Preprocessing, Split
 
-    return Split(raw=arrays["raw"], y=arrays["y"], preprocessing=Preprocessing.from_parts(parts, metadata))
+    layout = None if (metadata or {}).get("layout") is None else InputLayout.from_metadata(metadata["layout"])
+    rest = {name: value for name, value in metadata.items() if name != "layout"}
+    return Split(arrays["raw"], arrays["y"], Preprocessing.from_parts(parts, rest), layout)
+
+
+def _split_metadata(split: Split) -> dict[str, Any]:
+    """How the inputs of a split are preprocessed and laid out; without a layout what versions before it wrote."""
+    layout = {} if split.layout is None else {"layout": split.layout.metadata()}
+    return split.preprocessing.metadata() | layout
 
 
 def split_arrays(split: Split) -> dict[str, np.ndarray]:

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
-from pseudocoreset.data.coercion import as_inputs, as_weights, default_dtype
+from pseudocoreset.data.coercion import as_inputs, as_several, as_weights, default_dtype
+from pseudocoreset.data.doors import bind_to_rows
 from pseudocoreset.data.records import Inputs
 from pseudocoreset.data.targets import as_targets, is_one_hot
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.inference.schedules import resolve_schedule
-from pseudocoreset.layout import InputLayout
+from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import Model
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
@@ -50,10 +52,10 @@ class Source(NamedTuple):
     is_weighted: bool = False  # points with weights, whose targets may be learned
     layout: InputLayout | None = None
 
-    @property
-    def hard_targets(self) -> np.ndarray:
-        """Targets as the program observes them; the likeliest classes where they are probabilities."""
-        return self.targets.argmax(axis=1).astype(np.int32) if self.is_soft else self.targets
+    def bind(self, model: Model, argument: str = "data") -> tuple[Model, np.ndarray]:
+        """The model bound to these rows, and their targets as it scores them; see ``doors.bind_to_rows``."""
+        rows = ModelInputs(self.inputs, self.preprocessing, self.layout)
+        return bind_to_rows(model, rows, self.targets, argument, is_soft=self.is_soft, learned_targets=self.is_weighted)
 
 
 def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def stored_inputs(split: Any) -> tuple[Inputs, Any]:
     """
     if split.raw.dtype == np.uint8 and split.preprocessing.zca_matrix is None:
         return split.raw, split.preprocessing
-    return split.x, None
+    return split.packed, None
 
 
 def input_struct(inputs: Inputs, preprocessing: Any) -> jax.ShapeDtypeStruct:
@@ -192,17 +194,19 @@ def resolve_data(data: Any, *, takes_bytes: bool = False) -> Source:
     if hasattr(data, "train") and hasattr(data.train, "raw"):
         inputs, preprocessing = stored_inputs(data.train)
         weights = np.ones(len(inputs), np.float32)
-        return Source(inputs, data.train.y, weights, preprocessing, data.name, summary=data.preprocessing.summary)
+        summary, layout = data.preprocessing.summary, data.train.layout
+        return Source(inputs, data.train.y, weights, preprocessing, data.name, summary=summary, layout=layout)
     if all(hasattr(data, name) for name in ("inputs", "targets", "weights")):
         name, summary = str(data.metadata.get("data", "")), data.preprocessing.summary
-        return Source(data.inputs, data.targets, data.weights, None, name, data.is_soft, summary, is_weighted=True)
+        return Source(data.packed, data.targets, data.weights, None, name, data.is_soft, summary, True, data.layout)
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise TypeError(
             f"data must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {type(data).__name__}"
         )
-    inputs, targets = _model_arrays(data[0], data[1], "data", default_dtype(), takes_bytes=takes_bytes)
+    x, layout = as_several(data[0], "data: x") if is_several(data[0]) else (data[0], None)
+    inputs, targets = _model_arrays(x, data[1], "data", default_dtype(), takes_bytes=takes_bytes)
     weights = np.ones(len(inputs), np.float32) if len(data) == 2 else as_weights(data[2], "data: weights", len(inputs))
-    return Source(inputs, targets, weights, None, is_weighted=len(data) == 3)
+    return Source(inputs, targets, weights, None, is_weighted=len(data) == 3, layout=layout)
 
 
 def resolve_predict_on(predict_on: Any, data: Any) -> Any:
@@ -216,10 +220,11 @@ def resolve_predict_on(predict_on: Any, data: Any) -> Any:
     if not hasattr(predict_on, "raw"):
         if not isinstance(predict_on, tuple | list) or len(predict_on) != 2:
             raise TypeError(f"predict_on must be a Split, (x, y) or None; got {type(predict_on).__name__}")
-        x, y = _model_arrays(predict_on[0], predict_on[1], "predict_on", np.float32)
+        x, layout = as_several(predict_on[0], "predict_on: x") if is_several(predict_on[0]) else (predict_on[0], None)
+        x, y = _model_arrays(x, predict_on[1], "predict_on", np.float32)
         if is_one_hot(y):
             raise ValueError("predict_on: y is one-hot; give the labels, y.argmax(axis=1)")
-        predict_on = Split(raw=x, y=y, preprocessing=Preprocessing(is_known=False))
+        predict_on = Split(raw=x, y=y, preprocessing=Preprocessing(is_known=False), layout=layout)
     return predict_on.in_memory()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -110,6 +111,7 @@ def _mesh(devices: int, stack: int | None = None) -> Any:
 @app.command()
 def demo(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the results")] = pathlib.Path("demo"),
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """The whole road on bundled handwritten digits: experts, FBPC, three posteriors, a report. A few minutes."""
@@ -117,6 +119,7 @@ def demo(
 
     from pseudocoreset.demo import run_demo
 
+    _check_free("--out", out, overwrite, "metrics.json")
     metrics = run_demo(out, key=jax.random.key(seed))
     _say(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for name, label in (("full", "all data"), ("fbpc", "FBPC coreset"), ("random", "random images")):
@@ -174,6 +177,27 @@ METHODS = (
 )
 
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run left at this place")]
+
+
+def _check_free(option: str, place: pathlib.Path, overwrite: bool, mark: str | None = None) -> None:
+    """Refuse, before anything runs, a place that is taken; with --overwrite a folder that holds something else.
+
+    Args:
+        option: how the place was given.
+        place: a file, or with ``mark`` a folder.
+        overwrite: whether the user said so.
+        mark: the file by which a folder is known to hold what may be replaced.
+    """
+    is_taken = any(place.iterdir()) if place.is_dir() else place.exists()
+    if not is_taken:
+        return
+    if not overwrite:
+        raise typer.BadParameter(f"{option} {place} is there already; give another place, or --overwrite to replace it")
+    if place.is_dir() and (mark is None or not (place / mark).is_file()):
+        raise typer.BadParameter(f"{option} {place} is a folder with something else in it; give another place")
+
+
 def _number(text: str, option: str) -> float:
     try:
         return float(text)
@@ -196,7 +220,10 @@ def fit(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="updates; the paper's number if not given")] = None,
     step_size: Annotated[float | None, typer.Option(help="step on the inputs; the paper's if not given")] = None,
-    weights: Annotated[str, typer.Option(help="mass of the weights: ones or data")] = "ones",
+    weights: Annotated[
+        str | None, typer.Option(help="mass of the weights: data or ones; if not given, data once it is learned")
+    ] = None,
+    overwrite: Overwrite = False,
     checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
     depth: Depth = 3,
     width: Width = 128,
@@ -205,7 +232,7 @@ def fit(
     devices: Devices = 1,
     seed: Seed = 0,
 ) -> None:
-    """Learn a coreset."""
+    """Learn a coreset, at the mass of the data: its posterior has the scale of the full-data one."""
     import jax
 
     from pseudocoreset import methods
@@ -213,20 +240,23 @@ def fit(
     from pseudocoreset.validation import check_choice
 
     check_choice(method, "method", METHODS)
+    _check_free("--out", out, overwrite, "coreset.json")
     mesh = _mesh(devices, 1)  # a step trains one network, but for methods that share what is not its data
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    given = {"proxy": proxy, "steps": steps, "step_size": step_size}
+    trained = None if experts_dir is None else Experts.load(experts_dir)
+    given = {"proxy": proxy, "steps": steps, "step_size": step_size, "weights": weights, "experts": trained}
     result = getattr(methods, f"fit_{method}")(
         model,
         dataset,
         images_per_class=images_per_class,
         key=jax.random.key(seed),
-        experts=None if experts_dir is None else Experts.load(experts_dir),
-        weights=weights,
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
         **{name: value for name, value in given.items() if value is not None},
     )
+    if weights is None:
+        # What published evaluations score does not depend on the mass; a posterior does.
+        result = dataclasses.replace(result, coreset=result.coreset.with_mass("data"))
     result.coreset.save(out)
     _say(repr(result))
 
@@ -302,6 +332,7 @@ def evaluate(
         typer.Option("--set", metavar="NAME=VALUE", help="a setting of the protocol, num_repeats=3 say"),
     ] = None,
     json_file: Annotated[pathlib.Path | None, typer.Option("--json", help="also write the figures here")] = None,
+    overwrite: Overwrite = False,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
     depth: Depth = 3,
@@ -320,6 +351,8 @@ def evaluate(
     from pseudocoreset.storage import write_json
     from pseudocoreset.validation import check_choice
 
+    if json_file is not None:
+        _check_free("--json", json_file, overwrite)
     mesh = _mesh(devices)
     names = network or ["convnet"]
     settings = dict(_setting(text) for text in setting or ())
@@ -390,6 +423,7 @@ def report(
     out: Annotated[pathlib.Path, typer.Option(help="the HTML file to write")],
     coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture, a folder or a name")] = None,
     reference: Reference = "full",
+    overwrite: Overwrite = False,
     title: Annotated[str, typer.Option(help="heading of the page")] = "Pseudocoreset report",
     data: DataName = "cifar10",
     data_dir: DataDir = None,
@@ -401,6 +435,7 @@ def report(
     """The same comparison as one HTML page, with plots, and the coreset beside real images."""
     from pseudocoreset.diagnostics import report as write_report
 
+    _check_free("--out", out, overwrite)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     pictured = None if coreset is None else _coreset(coreset)
     comparison, loaded = _compared(posteriors, reference, dataset, model)

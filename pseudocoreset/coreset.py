@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from pseudocoreset.data.coercion import as_numbers
+from pseudocoreset.data.coercion import as_numbers, as_several
 from pseudocoreset.data.preprocessing import Preprocessing
+from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.schema import (
     COUNT,
     FLAG,
@@ -40,7 +42,7 @@ from pseudocoreset.validation import check_choice, check_integer, check_key
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset
 
-__all__ = ["Pseudocoreset", "coreset_names", "load_coreset"]
+__all__ = ["Pseudocoreset", "class_weights", "coreset_names", "load_coreset", "mass_note"]
 
 SCHEMA = 2
 SHIPPED = pathlib.Path(__file__).with_name("coresets")
@@ -70,7 +72,8 @@ class Pseudocoreset:
     (``"ones"``) the convention of the network papers.
 
     Attributes:
-        inputs: (m, *feature_shape) float32, as the model sees them: preprocessed already.
+        inputs: (m, *feature_shape) float32, or a dictionary or tuple of arrays, as the program takes them: preprocessed
+            already.
         targets: (m,) labels, (m, ...) real values, or (m, num_classes) class probabilities.
         weights: (m,) float32, non-negative.
         preprocessing: what turned stored data into model inputs; ``invert`` gives pictures. By default not known, and
@@ -80,9 +83,10 @@ class Pseudocoreset:
         metadata: objective, hyperparameters, versions, key: JSON-able.
         holds_probabilities: whether targets (m, d) are class probabilities, not real values; None for yes where every
             row is non-negative and sums to one.
+        layout: of inputs of several kinds; None for one array. With a layout ``inputs`` may be given as its matrix.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     targets: np.ndarray
     weights: np.ndarray
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(is_known=False))
@@ -90,13 +94,26 @@ class Pseudocoreset:
     class_names: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     holds_probabilities: bool | None = None
+    layout: InputLayout | None = None
 
     def __post_init__(self) -> None:
+        if is_several(self.inputs):
+            matrix, layout = as_several(self.inputs, "inputs", self.layout)
+            object.__setattr__(self, "inputs", matrix)
+            object.__setattr__(self, "layout", layout)
         for name in ("inputs", "targets", "weights"):
             array = as_numbers(getattr(self, name), name)
             if array.ndim == 0:
                 raise ValueError(f"{name} must have one entry a point, got a scalar")
             object.__setattr__(self, name, array)
+        self._check()
+        object.__setattr__(self, "packed", self.inputs)
+        if self.layout is not None:
+            object.__setattr__(self, "inputs", self.layout.unpack(self.inputs))
+
+    def _check(self) -> None:
+        if self.layout is not None and self.inputs.shape[1:] != (self.layout.width,):
+            raise ValueError(f"inputs have shape {self.inputs.shape}; their layout wants (m, {self.layout.width})")
         if self.inputs.dtype.kind != "f":
             raise TypeError(
                 f"inputs must be floating point, as the model sees them; got {self.inputs.dtype}: "
@@ -128,6 +145,9 @@ class Pseudocoreset:
     ) -> Pseudocoreset:
         """A coreset of real data chosen at random: the usual starting point, and the baseline to beat.
 
+        With ``images_per_class`` the weights carry the masses of the classes: those of class c sum to n_c at mass n,
+        so that classes that are rare in the data stay rare. All are equal where all classes are.
+
         Args:
             data: the data set; the choice is made from its train split, without replacement.
             images_per_class: points of every class, ordered by class; for classes only.
@@ -143,8 +163,9 @@ class Pseudocoreset:
         indices = _choose(data, images_per_class, size, key)
         coreset = cls(
             inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
+            layout=data.train.layout,
             targets=np.asarray(data.train.y[indices]),
-            weights=np.ones(len(indices), np.float32),
+            weights=class_weights(data, indices) if size is None else np.ones(len(indices), np.float32),
             preprocessing=data.preprocessing,
             num_data=data.train.num_data,
             class_names=data.class_names,
@@ -153,15 +174,27 @@ class Pseudocoreset:
         )
         return coreset.with_mass(mass)
 
+    # (m, *feature_shape) inputs as the library keeps them: those of a dictionary or tuple in one matrix.
+    packed: np.ndarray = field(init=False, repr=False)
+
     @property
     def size(self) -> int:
         """Number of points m."""
-        return len(self.inputs)
+        return len(self.packed)
 
     @property
     def mass(self) -> float:
         """Sum of the weights."""
         return float(np.sum(self.weights, dtype=np.float64))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of its inputs and targets: the same at every mass."""
+        digest = hashlib.sha256()
+        for array in (self.inputs, self.targets):
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def is_soft(self) -> bool:
@@ -194,15 +227,16 @@ class Pseudocoreset:
         """Write a directory: ``coreset.safetensors``, ``coreset.json``, ``manifest.json``; whole or not at all."""
         preprocessing = {f"preprocessing/{name}": a for name, a in self.preprocessing.arrays().items()}
         with atomic_directory(path) as folder:
-            arrays = {"inputs": self.inputs, "targets": self.targets, "weights": self.weights}
+            arrays = {"inputs": self.packed, "targets": self.targets, "weights": self.weights}
             write_arrays(folder / "coreset.safetensors", arrays | preprocessing)
             record = {
                 # Versions that read schema 1 alone take all targets (m, d) for class probabilities.
-                "schema": SCHEMA if self.targets.ndim != 1 and not self.is_soft else 1,
+                "schema": SCHEMA if self.layout is not None or (self.targets.ndim != 1 and not self.is_soft) else 1,
                 "holds_probabilities": self.holds_probabilities,
                 "num_data": self.num_data,
                 "class_names": None if self.class_names is None else list(self.class_names),
                 "preprocessing": self.preprocessing.metadata(),
+                "layout": None if self.layout is None else self.layout.metadata(),
                 "metadata": self.metadata,
             }
             write_json(folder / "coreset.json", record)
@@ -240,15 +274,35 @@ class Pseudocoreset:
                 class_names=None if record["class_names"] is None else tuple(record["class_names"]),
                 metadata=record["metadata"],
                 holds_probabilities=record.get("holds_probabilities"),
+                layout=None if record.get("layout") is None else InputLayout.from_metadata(record["layout"]),
             )
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.inputs.shape[1:]))
+        shape = f"shape {'x'.join(map(str, self.packed.shape[1:]))}" if self.layout is None else str(self.layout)
         kind = "soft targets" if self.is_soft else "targets"
         return (
-            f"Pseudocoreset({self.size} points of shape {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
+            f"Pseudocoreset({self.size} points of {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
             f"objective {self.metadata.get('objective', 'unknown')!r})"
         )
+
+
+def class_weights(data: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Weights of chosen data (m,), of sum m, that give every class its share of the data."""
+    labels = np.asarray(data.train.y)
+    members, chosen = np.bincount(labels), np.bincount(labels[indices], minlength=labels.max() + 1)
+    own = labels[indices]
+    present = members[chosen > 0].sum()
+    return (members[own] * len(indices) / (chosen[own] * present)).astype(np.float32)
+
+
+def mass_note(mass: float, num_data: int) -> str:
+    """What to know of a mass far from that of the data; empty if it is near, or the data are not known."""
+    if num_data < 1 or mass > num_data / 2:
+        return ""
+    return (
+        f"mass {mass:g} stands for {num_data} data: the posterior is wider than the full-data one, as if there were "
+        f"{mass:g} of them. coreset.with_mass('data') (the command's --mass data) gives it their scale"
+    )
 
 
 def coreset_names() -> tuple[str, ...]:

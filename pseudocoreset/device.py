@@ -65,7 +65,7 @@ class DeviceData:
         floats, some of which the device could not hold without a loss.
         """
         check_in_memory(split)
-        raw, y = replicate((split.raw if _stays_raw(split) else split.x, split.y), mesh)
+        raw, y = replicate((split.raw if _stays_raw(split) else split.packed, split.y), mesh)
         return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, mesh)
 
     @classmethod

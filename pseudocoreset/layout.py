@@ -111,7 +111,7 @@ class InputLayout:
 
     @property
     def width(self) -> int:
-        """Number of columns."""
+        """Number of columns of the matrix."""
         return self.leaves[-1].columns.stop
 
     def structs(self, n: int) -> Any:
@@ -162,6 +162,10 @@ class InputLayout:
             arrays.append(columns)
         return self._assembled(arrays)
 
+    def by_name(self, x: Any) -> dict[str, Any]:
+        """The arrays of inputs in the form of the user, by their names."""
+        return dict(zip((leaf.name for leaf in self.leaves), self._items(x, "x"), strict=True))
+
     def is_learned(self, fixed: tuple[str, ...] = ()) -> np.ndarray:
         """Which columns (width,) an optimiser may move: those of floats that are not named in ``fixed``."""
         self.check_names(fixed)
@@ -188,6 +192,9 @@ class InputLayout:
         structs = {name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, shape, dtype in record["leaves"]}
         made = cls.of(structs)
         return dataclasses.replace(made, kind=str(record["kind"]))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{leaf.name} {leaf.shape} {leaf.dtype}" for leaf in self.leaves)
 
     def _items(self, x: Any, argument: str) -> list[Any]:
         if self.kind == "dict":

@@ -7,17 +7,78 @@ onto those of the mass that they began with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pseudocoreset.objectives.base import MASSES, CoresetArrays
 
-__all__ = ["Free", "KeptMass", "from_free", "kept_mass", "project", "pull_back", "soften", "to_free"]
+if TYPE_CHECKING:
+    from pseudocoreset.data import Split
+
+__all__ = ["Box", "Free", "KeptMass", "from_free", "kept_mass", "project", "pull_back", "soften", "to_free"]
 
 Free = dict[str, jax.Array]
+
+
+class Box(NamedTuple):
+    """Where learned inputs may go: which columns move, and between which bounds."""
+
+    moves: jax.Array  # of one input, booleans
+    lower: jax.Array
+    upper: jax.Array
+
+    @classmethod
+    def of(cls, split: Split, fixed: Sequence[str | int], *, is_bounded: bool) -> Box | None:
+        """The box of a training split; None where every column may go anywhere.
+
+        Integers and booleans never move: they are chosen with the points. A column that is nowhere negative, or nowhere
+        positive, in the data stays on its side of the datum nearest to zero, as an exposure or a standard error must.
+
+        Args:
+            split: the training data.
+            fixed: names of arrays, or of columns of one array by their positions, to hold as they are.
+            is_bounded: whether columns keep their sides.
+
+        Raises:
+            TypeError, ValueError: for names that there are not.
+        """
+        shape = split.feature_shape
+        layout = split.layout
+        moves = _columns_but(fixed, shape) if layout is None else layout.is_learned(tuple(map(str, fixed)))
+        if not is_bounded:
+            return None if moves.all() else cls(*map(jnp.asarray, (moves, -np.inf, np.inf)))
+        least, most = split.packed.min(axis=0), split.packed.max(axis=0)
+        lower, upper = np.where(least >= 0, least, -np.inf), np.where(most <= 0, most, np.inf)
+        if moves.all() and np.isinf(lower).all() and np.isinf(upper).all():
+            return None
+        return cls(jnp.asarray(moves), *(jnp.asarray(bound, split.packed.dtype) for bound in (lower, upper)))
+
+    def slope(self, gradient: jax.Array) -> jax.Array:
+        """The gradient, zero where nothing moves."""
+        return jnp.where(self.moves, gradient, 0.0)
+
+    def enter(self, inputs: jax.Array, before: jax.Array) -> jax.Array:
+        """Inputs after a step, back in the box."""
+        return jnp.where(self.moves, jnp.clip(inputs, self.lower, self.upper), before)
+
+
+def _columns_but(fixed: Sequence[str | int], shape: tuple[int, ...]) -> np.ndarray:
+    """All columns but some, by position."""
+    moves = np.ones(shape, bool)
+    for column in fixed:
+        if not isinstance(column, int | np.integer) or len(shape) != 1:
+            raise TypeError(
+                "fixed must name arrays of a dictionary of inputs, or columns of inputs (n, p) by position; got "
+                f"{column!r}"
+            )
+        if not -shape[0] <= column < shape[0]:
+            raise ValueError(f"fixed names column {column}; the inputs have {shape[0]}")
+        moves[column] = False
+    return moves
 
 
 class KeptMass(NamedTuple):

@@ -34,7 +34,7 @@ class ModelInputs:
     @classmethod
     def of(cls, split: Split) -> ModelInputs:
         """Those of a split."""
-        return cls(split.raw, split.preprocessing, getattr(split, "layout", None))
+        return cls(split.raw, split.preprocessing, split.layout)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,13 +10,24 @@ import contextlib
 import decimal
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["as_inputs", "as_numbers", "as_weights", "column_losses", "default_dtype", "row_of", "warn_of_rounding"]
+from pseudocoreset.layout import InputLayout, is_several
+
+__all__ = [
+    "as_inputs",
+    "as_numbers",
+    "as_several",
+    "as_weights",
+    "column_losses",
+    "default_dtype",
+    "row_of",
+    "warn_of_rounding",
+]
 
 RELATIVE_ERROR = 1e-3  # of rounding, in standard deviations of the column, beyond which it is said
 DOUBLE_ERROR = 1e-12  # relative spread below which differences of doubles are rounding of their own
@@ -86,6 +97,39 @@ def as_numbers(value: Any, name: str, *, words: bool = False) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def as_several(value: Any, name: str, layout: InputLayout | None = None) -> tuple[np.ndarray, InputLayout]:
+    """Read a dictionary or tuple of arrays (n, ...) into one matrix.
+
+    Args:
+        value: the arrays, each as ``as_numbers`` takes it. Integers and booleans are kept exactly.
+        name: how errors call them.
+        layout: that they must have; None for their own.
+
+    Returns:
+        The matrix (n, width) of floats, and its layout.
+
+    Raises:
+        TypeError, ValueError: naming the array.
+    """
+    if not is_several(value):
+        raise ValueError(f"{name} must be a dictionary or tuple of arrays, as in training; got {type(value).__name__}")
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    arrays: dict[Any, np.ndarray] = {}
+    for key, leaf in items:
+        where = f"{name}[{key!r}]"
+        array = as_numbers(leaf, where)
+        if array.ndim == 0 or array.size == 0:
+            raise ValueError(f"{where} must be (n, ...) with at least one row, got shape {array.shape}")
+        if array.dtype.kind == "f":
+            if not np.all(np.isfinite(array)):
+                raise ValueError(f"{where} must be finite, but is not in row {row_of(~np.isfinite(array))}")
+            warn_of_rounding(where, column_losses(array, default_dtype()), None, "")
+        arrays[key] = array
+    whole = arrays if isinstance(value, Mapping) else tuple(arrays.values())
+    found = InputLayout.of(whole, name) if layout is None else layout
+    return found.pack(whole, name), found
+
+
 def as_inputs(
     value: Any,
     name: str,
@@ -116,6 +160,7 @@ def as_inputs(
         raise ValueError(
             f"{name} must be (n, *feature_shape), got shape {array.shape}"
             + (f"; for one feature give {name}[:, None]" if array.ndim == 1 else "")
+            + (", for integers that a program indexes with {'group': x}" if array.dtype.kind in "iu" else "")
         )
     if array.size == 0:
         raise ValueError(f"{name} is empty: shape {array.shape}, and there must be at least one row of one feature")

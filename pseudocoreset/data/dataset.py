@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pseudocoreset.data.coercion import as_inputs, as_numbers, column_names, row_of
+from pseudocoreset.data.coercion import as_inputs, as_numbers, as_several, column_names, row_of
 from pseudocoreset.data.images import check_image_shape, check_image_values
 from pseudocoreset.data.preprocessing import Preprocessing, channel_moments, fit_preprocessing
 from pseudocoreset.data.records import Inputs, StoredImages
@@ -22,6 +23,7 @@ from pseudocoreset.data.targets import (
     is_one_hot,
     remedy_for,
 )
+from pseudocoreset.layout import InputLayout, is_several
 
 __all__ = ["Dataset", "Split"]
 
@@ -47,6 +49,7 @@ class Split:
             disk, which are read as it is indexed.
         y: (n,) int32 classes or (n, ...) float32 targets, read-only.
         preprocessing: turns `raw` into `x`.
+        layout: of inputs of several kinds, which `raw` holds as one matrix; None for one array.
 
     Raises:
         ValueError: raw and y differ in length or have another dtype, have masked entries or others that are not finite,
@@ -56,6 +59,7 @@ class Split:
     raw: Inputs
     y: np.ndarray
     preprocessing: Preprocessing
+    layout: InputLayout | None = None
 
     def __post_init__(self) -> None:
         for name in ("raw", "y"):
@@ -82,9 +86,14 @@ class Split:
         object.__setattr__(self, "y", _read_only(self.y))
 
     @functools.cached_property
-    def x(self) -> np.ndarray:
-        """(n, *feature_shape) float32 model inputs, read-only, computed once, in memory."""
+    def packed(self) -> np.ndarray:
+        """(n, *feature_shape) float32 model inputs as the library keeps them, read-only, computed once, in memory."""
         return _read_only(self.preprocessing.apply_in_chunks(self.raw))
+
+    @functools.cached_property
+    def x(self) -> Any:
+        """Model inputs as the program takes them: (n, *feature_shape) float32, or a dictionary or tuple of arrays."""
+        return self.packed if self.layout is None else self.layout.unpack(self.packed)
 
     @property
     def num_data(self) -> int:
@@ -108,7 +117,7 @@ class Split:
 
     def in_memory(self) -> "Split":
         """The same split with its inputs in memory; itself if they are there."""
-        return Split(self.raw[:], self.y, self.preprocessing) if self.is_stored else self
+        return dataclasses.replace(self, raw=self.raw[:]) if self.is_stored else self
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -136,13 +145,13 @@ class Split:
             raise ValueError("indices must choose at least one datum")
         if chosen.min() < 0 or chosen.max() >= len(self):
             raise ValueError(f"indices must be in [0, {len(self)}), got {chosen.min()} to {chosen.max()}")
-        return Split(_taken(self.raw, chosen), self.y[chosen], self.preprocessing)
+        return dataclasses.replace(self, raw=_taken(self.raw, chosen), y=self.y[chosen])
 
     def head(self, n: int) -> "Split":
         """Take the first n data, or all if there are fewer; n >= 1, otherwise ValueError."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        return Split(_taken(self.raw, slice(n)), self.y[:n], self.preprocessing)
+        return dataclasses.replace(self, raw=_taken(self.raw, slice(n)), y=self.y[:n])
 
     def __repr__(self) -> str:
         kind = "classes" if self.y.dtype == np.int32 else "real targets"
@@ -183,6 +192,8 @@ class Dataset:
             split = getattr(self, name)
             if split is None:
                 continue
+            if split.layout != self.train.layout:
+                raise ValueError(f"{name} has other arrays in its inputs than train")
             if split.feature_shape != self.train.feature_shape:
                 raise ValueError(f"{name} has data of shape {split.feature_shape}, train {self.train.feature_shape}")
             if split.raw.dtype != self.train.raw.dtype:
@@ -199,10 +210,10 @@ class Dataset:
     @classmethod
     def from_arrays(
         cls,
-        x: ArrayLike,
+        x: Any,
         y: ArrayLike | None = None,
         *,
-        test: tuple[ArrayLike, ArrayLike] | None = None,
+        test: tuple[Any, ArrayLike] | None = None,
         name: str = "custom",
         class_names: Sequence[str] | None = None,
         normalize: bool = False,
@@ -218,7 +229,8 @@ class Dataset:
         rounded to float32; without, a warning names the columns that rounding loses.
 
         Args:
-            x: (n, *feature_shape) uint8 images (n, height, width, channels) or real features.
+            x: (n, *feature_shape) uint8 images (n, height, width, channels) or real features; or a dictionary or tuple
+                of arrays (n, ...), for programs that take one: integers and booleans stay what they are.
             y: (n,) class labels 0 to num_classes - 1, each with at least one example; (n,) words, which become labels
                 in the order of the alphabet, or of `class_names`, and give these their default; (n, ...) real targets;
                 or None for programs that observe their inputs, whose targets are zeros that nobody reads.
@@ -239,6 +251,11 @@ class Dataset:
                 fractional, one-hot or out of range, a class without a training example, a wrong number of class
                 names, images with their channels first or of wide integers, or a test split that does not fit.
         """
+        layout = None
+        if is_several(x):
+            if normalize or zca:
+                raise ValueError("normalize and zca take one array x; scale the arrays of a dictionary yourself")
+            x, layout = as_several(x, "x")
         raw = _inputs("x", x, normalize=normalize)
         names = as_class_names(class_names)
         targets, names = _targets(y, raw, names)
@@ -253,6 +270,8 @@ class Dataset:
         if test is not None:
             if not isinstance(test, tuple | list) or len(test) != 2:
                 raise TypeError(f"test must be a pair (x, y), got {type(test).__name__}")
+            if layout is not None:
+                test = (as_several(test[0], "test x", layout)[0], test[1])
             held_out = _inputs("test x", test[0], normalize=normalize)
             if raw.dtype != held_out.dtype and np.uint8 not in (raw.dtype, held_out.dtype):
                 raw, held_out = raw.astype(np.float64), held_out.astype(np.float64)
@@ -263,8 +282,9 @@ class Dataset:
         preprocessing = fit_preprocessing(raw, scale=scale, mean=mean, std=std, zca=zca)
         test_split = None
         if test is not None and held_out is not None:
-            test_split = Split(held_out, _held_out_targets(test[1], len(held_out), names, num_classes), preprocessing)
-        return cls(name, Split(raw, targets, preprocessing), test_split, names, preprocessing, num_classes)
+            held_out_y = _held_out_targets(test[1], len(held_out), names, num_classes)
+            test_split = Split(held_out, held_out_y, preprocessing, layout)
+        return cls(name, Split(raw, targets, preprocessing, layout), test_split, names, preprocessing, num_classes)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -315,7 +335,8 @@ class Dataset:
         sizes += [f"{len(self.validation):,} validation"] if self.validation is not None else []
         sizes += [f"{len(self.test):,} test"] if self.test is not None else []
         targets = "real targets" if self.num_classes is None else f"{self.num_classes} classes"
-        stored = f"{self.feature_shape} {self.train.raw.dtype}"
+        layout = self.train.layout
+        stored = f"{self.feature_shape} {self.train.raw.dtype}" if layout is None else str(layout)
         return f"Dataset({self.name!r}: {', '.join(sizes)}; {stored}, {targets}\n  {self.preprocessing!r})"
 
 

@@ -73,7 +73,7 @@ def observed(model: Model, split: Split, inputs: np.ndarray | slice = slice(None
     Returns:
         ``(n, ...)``; None where it depends on latent sites, so that predictions have no one value to be held against.
     """
-    first, second = np.asarray(_observed(model, jnp.asarray(split.x[inputs]), jnp.asarray(split.y[inputs])))
+    first, second = np.asarray(_observed(model, jnp.asarray(split.packed[inputs]), jnp.asarray(split.y[inputs])))
     return first if np.array_equal(first, second) else None
 
 
@@ -149,7 +149,7 @@ def _blocks(
     """Apply ``quantity(likelihood, key)`` to the likelihood at the held-out inputs under each draw."""
     split = held_out(posterior)
     y = jnp.asarray(split.y[inputs])
-    x = jnp.zeros((y.shape[0], *split.feature_shape)) if model.is_network else jnp.asarray(split.x[inputs])
+    x = jnp.zeros((y.shape[0], *split.feature_shape)) if model.is_network else jnp.asarray(split.packed[inputs])
     values = {name: leaf[chains, draws] for name, leaf in posterior.draws.items()}
     if posterior.function_values is not None:
         if model.is_network:  # weights act through the function values alone
@@ -159,7 +159,7 @@ def _blocks(
         missing = sorted(set(jax.eval_shape(model.init, jax.random.key(0))) - set(values))
         if missing:
             raise ValueError(f"{_NOT_EVALUATED} (no function values, and no draws of {', '.join(missing)})")
-        x = jnp.asarray(split.x[inputs])
+        x = jnp.asarray(split.packed[inputs])
     total = math.prod(next(iter(values.values())).shape[:2])
     stack = {name: leaf.reshape((total, *leaf.shape[2:])) for name, leaf in values.items()}
     block = max(1, min(total, _BLOCK_ELEMENTS // max(1, y.shape[0] * width)))

@@ -51,6 +51,7 @@ def fit_bacon(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """BACON (Zhou et al. 2024), published with 20,000 steps; ``objectives.bacon`` says what is the paper's in it.
 
@@ -84,6 +85,8 @@ def fit_bacon(
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
         mesh: devices that share the classes; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -94,7 +97,7 @@ def fit_bacon(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
         augment=augment, weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir,
-        progress=progress, mesh=mesh,
+        progress=progress, mesh=mesh, fixed=fixed,
     ).checked()  # fmt: skip
     if formation == 2 and coreset is None:
         common = replace(common, coreset=_encoded_start(common))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +21,14 @@ from pseudocoreset.fitting import Callback, FitResult
 from pseudocoreset.methods.common import Common, Optimizer, adam, last_start, published_sgd, run
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import Chains, InnerTraining, Objective, forward_kl, reverse_kl, wasserstein
+from pseudocoreset.objectives.posteriors import NoModeError
 from pseudocoreset.proxies import Covariance
 from pseudocoreset.recipes import BPCRecipe, bpc_recipe
 from pseudocoreset.validation import check_integer
 
 __all__ = ["fit_bpc_fkl", "fit_bpc_rkl", "fit_bpc_w"]
+
+logger = logging.getLogger(__name__)
 
 ALL_DATA_UP_TO, BATCH_BEYOND = 10_000, 1_000
 PUBLISHED_STEP_SIZE = 1000.0
@@ -61,6 +66,7 @@ def fit_bpc_rkl(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Reverse KL: PSVI (Manousakas et al. 2020) for any model, BPC-rKL (Kim et al. 2022) for networks.
 
@@ -104,6 +110,8 @@ def fit_bpc_rkl(
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
         mesh: devices that share the draws of a step and the experts trained here; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -113,12 +121,12 @@ def fit_bpc_rkl(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh, fixed,
     ).checked()  # fmt: skip
     recipe = bpc_recipe(common.points_per_class)
     inner = _inner(common, recipe, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
 
-    def build(one: Model) -> Objective:
+    def build(one: Model, proxy: Any = proxy) -> Objective:
         draws = (recipe.reverse_kl_draws if one.is_network else 100) if num_draws is None else num_draws
         return reverse_kl(
             one,
@@ -132,7 +140,14 @@ def fit_bpc_rkl(
         )
 
     default = published_sgd(common, PUBLISHED_STEP_SIZE, momentum=0.0) if target == "tempered" else adam(common)
-    return run("bpc_rkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
+    how: dict[str, Any] = {"optimizer": optimizer, "step_size": step_size, "default": default}
+    try:
+        return run("bpc_rkl", common, build, **how)
+    except NoModeError as error:
+        if proxy is not None or estimator != "monte_carlo":
+            raise
+        logger.warning("%s Chains of the coreset posterior take its place.", _first_sentence(error))
+        return run("bpc_rkl", common, functools.partial(build, proxy="chains"), **how)
 
 
 def fit_bpc_fkl(
@@ -165,6 +180,7 @@ def fit_bpc_fkl(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Forward KL: BPC-fKL (Kim et al. 2022), for networks and for any other model.
 
@@ -201,6 +217,8 @@ def fit_bpc_fkl(
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
         mesh: devices that share the draws of a step and the experts trained here; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -210,13 +228,13 @@ def fit_bpc_fkl(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh, fixed,
     ).checked()  # fmt: skip
     recipe = bpc_recipe(common.points_per_class)
     inner = _inner(common, recipe, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
     given = _stacked(data_draws)
 
-    def build(one: Model) -> Objective:
+    def build(one: Model, proxy: Any = proxy, given: Params | None = given) -> Objective:
         return forward_kl(
             one,
             proxy=proxy,
@@ -230,7 +248,18 @@ def fit_bpc_fkl(
 
     networks = all(m.is_network for m in common.models)
     default = published_sgd(common, PUBLISHED_STEP_SIZE, momentum=0.5) if networks else adam(common)
-    return run("bpc_fkl", common, build, optimizer=optimizer, step_size=step_size, default=default)
+    how: dict[str, Any] = {"optimizer": optimizer, "step_size": step_size, "default": default}
+    try:
+        return run("bpc_fkl", common, build, **how)
+    except NoModeError as error:
+        if proxy is not None or estimator != "monte_carlo" or given is not None or len(common.models) > 1:
+            raise
+        logger.warning("%s Draws by NUTS of both posteriors take its place.", _first_sentence(error))
+        # BlackJAX puts an array on the device when it is imported.
+        from pseudocoreset.inference import sample
+
+        draws = sample(common.models[0], data, kernel="nuts", key=jax.random.fold_in(key, 1), progress=progress)
+        return run("bpc_fkl", common, functools.partial(build, proxy="chains", given=_stacked(draws)), **how)
 
 
 def fit_bpc_w(
@@ -262,6 +291,7 @@ def fit_bpc_w(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Wasserstein distance: BPC-W (Kim et al. 2022), for networks the same as trajectory matching.
 
@@ -296,6 +326,8 @@ def fit_bpc_w(
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
         mesh: devices that share the experts trained here; the steps themselves gain nothing.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -305,7 +337,7 @@ def fit_bpc_w(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh, fixed,
     ).checked()  # fmt: skip
     recipe = bpc_recipe(common.points_per_class)
     ahead = recipe.wasserstein_epochs if expert_epochs is None else expert_epochs
@@ -348,6 +380,10 @@ def _inner(
         last_epoch=last_epoch,
         augment=common.augmentation,
     )
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". Take ")[0] + "."
 
 
 def _residual_batch(model: Model, data: Dataset) -> int | None:

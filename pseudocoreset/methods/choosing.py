@@ -82,6 +82,7 @@ def subset_of(data: Dataset, indices: np.ndarray, weights: np.ndarray) -> Pseudo
         targets=np.asarray(data.train.y[indices]),
         weights=np.asarray(weights, np.float32),
         preprocessing=data.preprocessing,
+        layout=data.train.layout,
         num_data=data.train.num_data,
         class_names=data.class_names,
         metadata={"indices": indices.tolist()},

@@ -76,6 +76,7 @@ class Common:
     checkpoint_dir: str | os.PathLike[str] | None = None
     progress: bool = True
     mesh: Mesh | None = None
+    fixed: Sequence[str | int] = ()
 
     def checked(self) -> Common:
         """With every argument checked, models bound and the augmentation resolved.
@@ -188,6 +189,7 @@ def run(
         checkpoint_dir=common.checkpoint_dir,
         progress=common.progress,
         mesh=common.mesh,
+        fixed=common.fixed,
     )
     extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
     if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them

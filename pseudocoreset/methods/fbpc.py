@@ -55,6 +55,7 @@ def fit_fbpc(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Function space Bayesian pseudocoreset (FBPC; Kim, Lee and Lee 2023, Algorithm 1).
 
@@ -96,6 +97,8 @@ def fit_fbpc(
         progress: show progress bars.
         mesh: devices that share the experts trained here, and the ``num_networks`` of a step; with one,
             ``jax.make_mesh((4,), ("data",))`` shares the data of every batch; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -121,6 +124,7 @@ def fit_fbpc(
         checkpoint_dir=checkpoint_dir,
         progress=progress,
         mesh=mesh,
+        fixed=fixed,
     ).checked()
     recipe = fbpc_recipe(data.name, common.points_per_class)
     if steps is None:

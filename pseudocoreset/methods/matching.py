@@ -55,6 +55,7 @@ def fit_gradient_matching(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Gradient matching: DSA (Zhao and Bilen 2021), and with ``augment=None`` DC (Zhao et al. 2021).
 
@@ -89,6 +90,8 @@ def fit_gradient_matching(
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
         mesh: devices that share the classes; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -99,7 +102,7 @@ def fit_gradient_matching(
     common = Common(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, experts=experts,
         augment=augment, weights=weights, targets=targets, coreset=coreset, callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir, progress=progress, mesh=mesh,
+        checkpoint_dir=checkpoint_dir, progress=progress, mesh=mesh, fixed=fixed,
     ).checked()  # fmt: skip
     outer, inner = gradient_matching_recipe(common.points_per_class)
 
@@ -149,6 +152,7 @@ def fit_trajectory_matching(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Matching training trajectories (MTT; Cazenavette et al. 2022).
 
@@ -184,6 +188,8 @@ def fit_trajectory_matching(
         checkpoint_dir: where to keep checkpoints.
         progress: show progress bars.
         mesh: devices that share the experts trained here; the steps themselves gain nothing.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -193,7 +199,7 @@ def fit_trajectory_matching(
     """
     common = Common(
         model, data, images_per_class, size, key, steps, experts, augment, weights, targets, num_experts,
-        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh,
+        num_expert_epochs, coreset, callbacks, checkpoint_dir, progress, mesh, fixed,
     ).checked()  # fmt: skip
     recipe = trajectory_recipe(data.name, common.points_per_class)
     ahead = recipe.expert_epochs if expert_epochs is None else check_integer(expert_epochs, "expert_epochs")
@@ -236,6 +242,7 @@ def fit_distribution_matching(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    fixed: Sequence[str | int] = (),
 ) -> FitResult:
     """Distribution matching (DM; Zhao and Bilen 2023), published with 20,000 steps.
 
@@ -257,6 +264,8 @@ def fit_distribution_matching(
         checkpoint_dir: where to keep checkpoints.
         progress: show a progress bar.
         mesh: devices that share the classes; see ``fit``.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position.
 
     Returns:
         ``FitResult``.
@@ -268,6 +277,7 @@ def fit_distribution_matching(
         model=model, data=data, images_per_class=images_per_class, size=size, key=key, steps=steps, augment=augment,
         weights=weights, coreset=coreset, callbacks=callbacks, checkpoint_dir=checkpoint_dir, progress=progress,
         mesh=mesh,
+        fixed=fixed,
     ).checked()  # fmt: skip
 
     def build(one: Model) -> Objective:

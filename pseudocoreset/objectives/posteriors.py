@@ -28,12 +28,13 @@ from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.objectives.base import CoresetArrays, Gradient, GradientFn, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.proxies import BatchFn, Covariance, Isotropic, Laplace, Side, Trajectory, descend
-from pseudocoreset.proxies.laplace import coreset_potential, data_potential, laplace
+from pseudocoreset.proxies.laplace import best_mode, coreset_potential, data_potential, laplace
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
     "PROXIES",
     "InnerTraining",
+    "NoModeError",
     "Posteriors",
     "WeightDraws",
     "bind_posteriors",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 PROXIES = ("conjugate", "laplace", "chains", "isotropic", "trajectory")
+NUM_STARTS = 4  # of the search for a mode of the full data, zero among them
 WEIGHT_SCALE = 0.01  # sigma of Kim et al. 2022
 
 
@@ -238,10 +240,29 @@ def _conjugate(model: Model) -> Posteriors:
     return _closed_form(model, init, lambda _, c: conjugate(*c), {"proxy": "conjugate"})
 
 
+class NoModeError(ValueError):
+    """There is no mode to put a Gaussian around."""
+
+
 def _laplace(model: Model) -> Posteriors:
+    def around(starts: jax.Array, data: DeviceData) -> tuple[Gaussian, jax.Array]:
+        def potential(vector: jax.Array) -> jax.Array:
+            return data_potential(model, data)(vector)
+
+        found, is_mode = best_mode(potential, starts)
+        return laplace(potential, found), is_mode
+
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[Gaussian, jax.Array]:
-        start = model.flatten(jax.tree.map(jnp.zeros_like, model.init(key)))
-        full = jax.jit(lambda s, d: laplace(lambda v: data_potential(model, d)(v), s))(start, data)
+        others = [model.flatten(model.init(k)) for k in jax.random.split(key, NUM_STARTS - 1)]
+        full, is_mode = jax.jit(around)(jnp.stack([jnp.zeros_like(others[0]), *others]), data)
+        if not isinstance(is_mode, jax.core.Tracer) and not (is_mode and bool(jnp.all(jnp.isfinite(full.scale)))):
+            raise NoModeError(
+                f"the posterior of {model.name!r} on all data has no mode with a positive definite curvature that "
+                f"Newton's method finds from {NUM_STARTS} starts, so it has no Laplace approximation: it may have "
+                "directions that the data say nothing of, a funnel, or no finite likelihood at the starts. Take "
+                "proxy='chains' (with data_draws=sample(model, data, kernel='nuts', ...) in fit_bpc_fkl), or tighter "
+                "priors"
+            )
         return full, full.mean
 
     def coreset_gaussian(state: Any, coreset: CoresetArrays) -> Gaussian:
