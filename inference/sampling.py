@@ -16,12 +16,19 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
+from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
-from pseudocoreset.inference.guards import warn_of_augmentation, warn_of_divergences, warn_of_heat, warn_of_no_mode
+from pseudocoreset.inference.guards import (
+    warn_of_augmentation,
+    warn_of_divergences,
+    warn_of_heat,
+    warn_of_large_steps,
+    warn_of_no_mode,
+)
 from pseudocoreset.inference.posterior import (
     Posterior,
     library_versions,
@@ -40,8 +47,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.rows import ModelInputs
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
 
@@ -155,8 +161,8 @@ def sample(
 
     Returns:
         ``Posterior``. Its ``sample_stats`` hold ``lp``, the log density at temperature one, or
-        ``lp_estimate`` where gradients come from minibatches; with thinning, ``diverging`` tells of any and
-        ``n_steps`` counts all steps since the draw before.
+        ``lp_estimate`` where gradients come from minibatches or augmented images; with thinning, ``diverging`` tells
+        of any and ``n_steps`` counts all steps since the draw before.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is compiled; or if ``directory`` holds
@@ -171,10 +177,7 @@ def sample(
     num_samples = check_integer(num_samples, "num_samples")
 
     source = resolve_data(data, takes_bytes=not model.is_network)
-    struct = input_struct(source.inputs, source.preprocessing)
-    rows_seen = ModelInputs(source.inputs, source.preprocessing, source.layout)
-    model = model.bind(rows_seen, source.hard_targets, learned_targets=source.is_weighted)
-    targets = check_targets(model, struct, source.targets, "data")
+    model, targets = source.bind(model)
     split = resolve_predict_on(predict_on, data)
     held_out: tuple[np.ndarray, np.ndarray] | None = None
     held_out_preprocessing = None
@@ -262,7 +265,8 @@ def sample(
         "augment": repr(plan.augment),
         "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
+        "enable_x64": uses_x64(),
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
@@ -273,8 +277,11 @@ def sample(
         warn_of_divergences(stats, kernel)
         warn_of_no_mode(tuning)
         warn_of_heat(stats, plan, tuning, thinning)
+        warn_of_large_steps(stats, plan, tuning)
         metadata = {
             "model": model.name,
+            "sites": identity["sites"],
+            "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
             "kernel": kernel,
             "temperature": temperature,
             "num_chains": num_chains,
@@ -289,7 +296,10 @@ def sample(
             "step_size": np.asarray(tuning["step_size"]).tolist(),
             "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
-            "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
+            "key": {
+                "implementation": str(jax.random.key_impl(key)),
+                "data": np.asarray(jax.random.key_data(key)).tolist(),
+            },
             "backend": jax.default_backend(),
             "versions": library_versions(),
             "seconds": {

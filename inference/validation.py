@@ -11,12 +11,14 @@ import numpy as np
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.data.coercion import as_inputs, as_several, as_weights, default_dtype
+from pseudocoreset.data.doors import bind_to_rows
 from pseudocoreset.data.records import Inputs
 from pseudocoreset.data.targets import as_targets, is_one_hot
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.inference.schedules import resolve_schedule
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import Model
+from pseudocoreset.rows import ModelInputs
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
@@ -50,10 +52,10 @@ class Source(NamedTuple):
     is_weighted: bool = False  # points with weights, whose targets may be learned
     layout: InputLayout | None = None
 
-    @property
-    def hard_targets(self) -> np.ndarray:
-        """Targets as the program observes them; the likeliest classes where they are probabilities."""
-        return self.targets.argmax(axis=1).astype(np.int32) if self.is_soft else self.targets
+    def bind(self, model: Model, argument: str = "data") -> tuple[Model, np.ndarray]:
+        """The model bound to these rows, and their targets as it scores them; see ``doors.bind_to_rows``."""
+        rows = ModelInputs(self.inputs, self.preprocessing, self.layout)
+        return bind_to_rows(model, rows, self.targets, argument, is_soft=self.is_soft, learned_targets=self.is_weighted)
 
 
 def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:

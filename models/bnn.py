@@ -57,10 +57,12 @@ def bnn(
         input_shape: shape of one input, where ``data`` is not given.
         num_outputs: number of outputs, where ``data`` is not given.
         likelihood: ``"categorical"`` (softmax of the function values; default for classes) or ``"gaussian"``
-            (default for real targets).
+            (default for real targets), whose targets are (n,) for one output and (n, d) for d of them. Targets (n, 1)
+            are those of ``data`` alone.
         prior_scale: ``"fan_in"``, one positive standard deviation around zero for all, or a function
             ``(site, shape) -> standard deviation``.
-        noise_scale: standard deviation of a Gaussian likelihood; None infers it with a half-normal(1) prior.
+        noise_scale: standard deviation of a Gaussian likelihood, the same for all outputs; None infers one for each
+            output with half-normal(1) priors.
         separable: whether the output for one input depends on no other input of its batch, which lets large batches
             through a few at a time. By default it does not, unless the network has an attribute ``norm="batch"``.
 
@@ -84,8 +86,12 @@ def bnn(
         if data is None:
             raise ValueError("give data, or input_shape and num_outputs: the shape of an input is not known")
         input_shape = tuple(data.train.feature_shape)
+    target_shape = () if data is None else tuple(data.train.y.shape[1:])
+    if len(target_shape) > 1:
+        raise ValueError(f"a network has targets (n,) or (n, d); data has {data.train.y.shape}")
     if num_outputs is None:
-        num_outputs = classes if classes is not None else (1 if likelihood == "gaussian" else None)
+        real = math.prod(target_shape) if likelihood == "gaussian" else None
+        num_outputs = real if classes is None else classes
 
     pure = _as_network(network, input_shape, num_outputs)
     shapes = jax.eval_shape(pure.init, jax.random.key(0))
@@ -95,8 +101,12 @@ def bnn(
         raise ValueError(
             f"the network maps inputs {batch.shape} to {output.shape}; wanted (n, {num_outputs or 'outputs'})"
         )
-    if likelihood == "gaussian" and output.shape[-1] != 1:
-        raise ValueError(f"a gaussian likelihood takes one output; the network has {output.shape[-1]}")
+    if data is None and likelihood == "gaussian" and output.shape[-1] > 1:
+        target_shape = (output.shape[-1],)
+    if likelihood == "gaussian" and output.shape[-1] != math.prod(target_shape):
+        raise ValueError(f"the network has {output.shape[-1]} outputs for targets (n, {math.prod(target_shape)})")
+    if likelihood == "categorical" and target_shape:
+        raise ValueError(f"likelihood='categorical' takes one label a datum; data has targets {data.train.y.shape}")
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     names = ["network/" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
@@ -105,6 +115,10 @@ def bnn(
         name: _prior(name, leaf.shape, prior_scale, pure.outputs_last, name in centred_at_one)
         for name, (_, leaf) in zip(names, paths, strict=True)
     }
+
+    noise_prior: dist.Distribution = dist.HalfNormal(1.0)
+    if target_shape:
+        noise_prior = noise_prior.expand(target_shape).to_event(1)
 
     def program(x: jax.Array, y: jax.Array | None = None) -> None:
         leaves = [
@@ -119,15 +133,16 @@ def bnn(
         if likelihood == "categorical":
             observation: dist.Distribution = dist.Categorical(logits=f)
         else:
-            noise = numpyro.sample("noise", dist.HalfNormal(1.0)) if noise_scale is None else noise_scale
-            observation = dist.Normal(f[:, 0], noise)
+            mean = f if target_shape else f[:, 0]
+            noise = numpyro.sample("noise", noise_prior) if noise_scale is None else noise_scale
+            observation = dist.Normal(mean, noise).to_event(len(target_shape))
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("y", observation, obs=y)
 
     def initializer(key: jax.Array) -> Params:
         params = dict(zip(names, jax.tree.leaves(pure.init(key)), strict=True))
         if likelihood == "gaussian" and noise_scale is None:
-            params["noise"] = jnp.zeros(())  # unit noise on the unconstrained scale
+            params["noise"] = jnp.zeros(target_shape)  # unit noise on the unconstrained scale
         return params
 
     model = Model(
@@ -138,7 +153,7 @@ def bnn(
         outputs_last=pure.outputs_last,
         is_separable=getattr(network, "norm", None) != "batch" if separable is None else separable,
     )
-    target = jax.ShapeDtypeStruct((1,), jnp.int32 if likelihood == "categorical" else jnp.float32)
+    target = jax.ShapeDtypeStruct((1, *target_shape), jnp.int32 if likelihood == "categorical" else jnp.float32)
     return model.bind(batch, target)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,7 @@ from pseudocoreset.models.structure import (
     mask_of,
     plate_scale,
     scaled,
+    widened,
 )
 
 __all__ = ["Model", "Params"]
@@ -148,7 +150,8 @@ class Model:
                 structure = inspect_program(self.program, x_struct, y_struct, layout, y.shape[0])
             bound = replace(self, structure=structure)
             if bound.has_function and not self.is_network:
-                bound._check_function_is_used()
+                rows = None if not check or _has_no_values((x, y)) else proof.some_rows(bound, x, y)
+                bound._check_function_is_used(*(rows or bound._placeholders(2)))
         else:
             if self.structure.x.shape != x_struct.shape:
                 raise ValueError(
@@ -404,21 +407,21 @@ class Model:
         trace, _ = self.trace(params, x, y)
         return self._terms(trace, _length(x))
 
-    def _check_function_is_used(self) -> None:
+    def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
-        assert self.num_outputs is not None
-        x, y = self._placeholders(2)
-        # At ones, for a likelihood may multiply f by an input.
-        x, zeros = jnp.ones_like(x), jnp.zeros((2, self.num_outputs))
-        traces = [self._function_trace({}, f, x, y) for f in (zeros, zeros + 1.0)]
+        zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
+            traces = [self._function_trace({}, f, x, y) for f in (zeros, zeros + 1.0)]
 
         def likelihoods(trace: dict[str, Any]) -> list[Any]:
             terms = [trace[term.name] for term in self._bound.terms]
             rows = [site["fn"].log_prob(site["value"]) for site in terms]
             return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]
 
-        pairs = zip(*map(likelihoods, traces), strict=True)
-        if all(np.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs):
+        pairs = list(zip(*map(likelihoods, traces), strict=True))
+        # At placeholders everything may be without a number, which says nothing.
+        if all(np.array_equal(a, b) for a, b in pairs) and np.all(np.isfinite(pairs[0][0])):
             raise ValueError(
                 f"the likelihood of {self.name!r} does not depend on its site 'f'; use what the site returns: "
                 "f = numpyro.deterministic('f', f), then the likelihood of f"
@@ -445,9 +448,12 @@ class Model:
 
     def program_arguments(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Inputs and targets as the program takes them."""
-        layout = self._bound.layout
-        is_packed = layout is not None and not is_several(x) and jnp.issubdtype(x.dtype, jnp.floating)
-        return layout.unpack(x) if layout is not None and is_packed else x, y
+        layout, x = self._bound.layout, jax.tree.map(_widen, x)
+        if layout is None:
+            x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._bound.x.dtype)
+        elif not is_several(x) and jnp.issubdtype(x.dtype, jnp.floating):
+            x = layout.unpack(x)
+        return x, _widen(y)
 
     def trace(
         self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None
@@ -464,7 +470,8 @@ class Model:
             unconstrained = params[site["name"]]
             transform = biject_to(site["fn"].support)
             value = transform(unconstrained)
-            log_det = log_det + jnp.sum(transform.log_abs_det_jacobian(unconstrained, value))
+            own = jnp.where(mask_of(site["fn"]), transform.log_abs_det_jacobian(unconstrained, value), 0.0)
+            log_det = log_det + jnp.sum(scaled(own, site))
             return value
 
         # Modules such as random_flax_module ask for a key to make the parameters that are replaced here.
@@ -512,6 +519,11 @@ class Model:
         # 0 * -inf is not a number: a class of zero target probability has no say.
         score = jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1)
         return scaled(jnp.where(mask_of(site["fn"]), score, 0.0), site)
+
+
+def _widen(array: Any) -> Any:
+    dtype = jnp.result_type(array)
+    return array if widened(dtype) == dtype else jnp.asarray(array).astype(widened(dtype))
 
 
 def _length(x: Any) -> int:

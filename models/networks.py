@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.data.images import check_image_shape
 from pseudocoreset.models.layers import NORMS, Conv, Dense, Norm
 
 __all__ = ["MLP", "ConvNet", "Headed", "check_images", "pad_to_32"]
@@ -44,7 +45,9 @@ def check_images(name: str, x: jax.Array, norm: str, least_side: int = 1, *width
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(map(repr, NORMS))}")
     if x.ndim != 4:
-        raise ValueError(f"{name} takes images (n, height, width, channels); got inputs of shape {x.shape}")
+        remedy = "; for one channel give x[..., None]" if x.ndim == 3 else ""
+        raise ValueError(f"{name} takes images (n, height, width, channels); got inputs of shape {x.shape}{remedy}")
+    check_image_shape("x", x.shape[1:])
     if norm == "group" and any(width % 4 for width in widths):
         raise ValueError(f"width={widths[0]} must be a multiple of 4 for norm='group' (4 groups)")
     if min(x.shape[1:3]) < least_side:

@@ -28,6 +28,7 @@ __all__ = [
     "mask_of",
     "plate_scale",
     "scaled",
+    "widened",
     "without_mask",
 ]
 
@@ -120,10 +121,11 @@ class _Seen:
 
 
 def is_factor(site: dict[str, Any]) -> bool:
-    """Whether a site is a ``numpyro.factor``."""
-    return isinstance(site["fn"], dist.Unit) or (
-        isinstance(site["fn"], dist.ExpandedDistribution) and isinstance(site["fn"].base_dist, dist.Unit)
-    )
+    """Whether a site is a ``numpyro.factor``, under a mask or in a plate too."""
+    distribution = site["fn"]
+    while isinstance(distribution, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Unit)
 
 
 def scaled(log_prob: jax.Array, site: dict[str, Any]) -> jax.Array:
@@ -171,8 +173,13 @@ def datum_shape(array: Any, argument: str) -> jax.ShapeDtypeStruct:
     if len(array.shape) < 1:
         raise ValueError(f"{argument} must have a leading axis over data; got a scalar")
     # Stored images are uint8; a program always sees them as floats.
-    dtype = jnp.result_type(float) if argument == "x" else jax.dtypes.canonicalize_dtype(array.dtype)
+    dtype = jnp.result_type(float) if argument == "x" else widened(jax.dtypes.canonicalize_dtype(array.dtype))
     return jax.ShapeDtypeStruct(tuple(array.shape[1:]), dtype)
+
+
+def widened(dtype: Any) -> Any:
+    """The type in which a program computes with integers: in eight bits -3 is 253."""
+    return jnp.result_type(int) if jnp.issubdtype(dtype, jnp.integer) else dtype
 
 
 def inspect_program(
@@ -276,16 +283,25 @@ def _run(program: Callable[..., Any], x: Any, y: jax.ShapeDtypeStruct) -> dict[s
     def run(x: Any, y: jax.Array) -> None:
         trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(x, y)
         for name, site in trace.items():
-            if site["type"] == "param" and not name.endswith("$params"):
-                raise ProgramError(
-                    f"the site {name!r} is a numpyro.param, which has no posterior; make it a numpyro.sample, or a "
-                    "constant"
-                )
+            if site["type"] == "param":
+                _check_param(name, site["value"], trace)
             if site["type"] in ("sample", "deterministic"):
                 found[name] = _look(name, site, trace)
 
     jax.eval_shape(run, x, y)
     return found
+
+
+def _check_param(name: str, value: Any, trace: Mapping[str, Any]) -> None:
+    """Refuse a ``numpyro.param``, but for that of a module whose weights all have priors."""
+    module = name.removesuffix("$params")
+    weights = [other for other in trace if other.startswith(f"{module}/") and trace[other]["type"] == "sample"]
+    if module == name or len(weights) < len(jax.tree.leaves(value)):
+        what = "is a numpyro.param" if module == name else "has weights without a prior, as flax_module makes them"
+        raise ProgramError(
+            f"the site {name!r} {what}, which have no posterior; make them numpyro.sample sites (random_flax_module "
+            "with a prior for every weight), or constants"
+        )
 
 
 def _look(name: str, site: dict[str, Any], trace: Mapping[str, Any]) -> _Seen:

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from safetensors import safe_open
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import full_precision, map_stack
@@ -36,20 +35,40 @@ from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wa
 from pseudocoreset.models import Model, Params
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
-from pseudocoreset.storage import (
+from pseudocoreset.schema import (
+    COUNT,
+    POSITIVE_COUNT,
+    RECORD,
+    VERSION,
     CorruptFileError,
+    check_record,
+    every,
+    listing,
+    optional,
+)
+from pseudocoreset.storage import (
+    array_shapes,
     atomic_directory,
+    map_arrays,
     read_json,
     verify,
     write_arrays,
     write_json,
 )
-from pseudocoreset.validation import check_integer, check_key, check_positive
+from pseudocoreset.validation import check_integer, check_key, check_positive, key_record
 
 __all__ = ["Experts", "train_experts"]
 
 logger = logging.getLogger(__name__)
 FILE = "snapshots.safetensors"
+RECORD_FILE = "experts.json"
+SCHEMA = 1
+RECORD_FIELDS = {
+    "schema": VERSION,
+    "num_epochs": POSITIVE_COUNT,
+    "groups": listing(POSITIVE_COUNT),
+    "metadata": RECORD,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +98,39 @@ class Experts:
         Raises:
             FileNotFoundError: if the training did not finish there, or never started.
             CorruptFileError: if a snapshot is missing, truncated or altered.
+            ValueError: if a newer version of this package wrote them.
         """
         root = pathlib.Path(directory)
         if not (root / "experts").is_dir():
             raise FileNotFoundError(f"{root} has no finished experts; run train_experts(..., directory={str(root)!r})")
-        record = read_json(verify(root / "experts") / "experts.json")
-        groups = tuple(record["groups"])
-        for group in range(len(groups)):
-            for epoch in range(record["num_epochs"] + 1):
-                verify(_snapshot_path(root, group, epoch))
-        return cls(sum(groups), record["num_epochs"], record["metadata"], groups, directory=root)
+        place = verify(root / "experts", RECORD_FILE) / RECORD_FILE
+        record = check_record(read_json(place), {"schema": VERSION}, place)
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{place} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
+            )
+        check_record(record, RECORD_FIELDS, place)
+        groups, num_epochs = tuple(map(int, record["groups"])), int(record["num_epochs"])
+        metadata = check_record(
+            record["metadata"],
+            {
+                "sites": optional(every(listing(COUNT))),
+                "num_experts": optional(POSITIVE_COUNT),
+                "num_epochs": optional(POSITIVE_COUNT),
+            },
+            f"{place}, metadata",
+        )
+        for name, found in (("num_experts", sum(groups)), ("num_epochs", num_epochs)):
+            if metadata.get(name, found) != found:
+                raise CorruptFileError(f"{place} has {name} {found}, and {metadata[name]} in its metadata")
+        sites = metadata.get("sites")
+        for group, size in enumerate(groups):
+            for epoch in range(num_epochs + 1):
+                folder = _snapshot_path(root, group, epoch)
+                stored = {name: list(item.shape) for name, item in array_shapes(verify(folder, FILE) / FILE).items()}
+                if sites is not None and stored != {name: [size, *shape] for name, shape in sites.items()}:
+                    raise CorruptFileError(f"{folder / FILE} has other arrays than {size} experts of this training")
+        return cls(sum(groups), num_epochs, metadata, groups, directory=root)
 
     def snapshot(self, expert: int, epoch: int) -> dict[str, np.ndarray]:
         """Parameters ``{site: array}`` of one expert after one epoch; reads that one from disk.
@@ -109,10 +151,10 @@ class Experts:
             return {name: array[index] for name, array in self.memory[group, epoch].items()}
         assert self.directory is not None
         path = _snapshot_path(self.directory, group, epoch) / FILE
-        if not path.is_file():
-            raise CorruptFileError(f"{path} has vanished; train the experts again")
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_slice(name)[index] for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        try:
+            return {name: np.array(array[index]) for name, array in map_arrays(path).items()}
+        except IndexError as error:
+            raise CorruptFileError(f"{path} has fewer experts than it had; train them again") from error
 
     def stack(self, choices: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
         """Snapshots (expert, epoch) stacked along a leading axis."""
@@ -288,7 +330,7 @@ def train_experts(
         "experts_per_group": experts_per_group,
         "sites": {site.name: list(site.unconstrained_shape) for site in model.sites},
         "preprocessing": fingerprint(data),
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
     }
     root = None if directory is None else pathlib.Path(directory)
     if root is not None and (root / "experts").is_dir():
@@ -314,11 +356,13 @@ def train_experts(
                         with atomic_directory(_snapshot_path(root, group, epoch)) as folder:
                             write_arrays(folder / FILE, params)
                         checkpoints.save(epoch, state)
+                    else:
+                        verify(_snapshot_path(root, group, epoch), FILE)
                     advance(size if epoch else 0, note)
     if root is not None:
         with atomic_directory(root / "experts") as folder:
-            record = {"schema": 1, "num_epochs": num_epochs, "groups": list(groups), "metadata": metadata}
-            write_json(folder / "experts.json", record)
+            record = {"schema": SCHEMA, "num_epochs": num_epochs, "groups": list(groups), "metadata": metadata}
+            write_json(folder / RECORD_FILE, record)
         wait_for_all("experts are written")
     return Experts(num_experts, num_epochs, metadata, groups, directory=root, memory=memory)
 

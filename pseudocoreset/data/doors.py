@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pseudocoreset.data.dataset import Dataset
     from pseudocoreset.models import Model
 
-__all__ = ["bind_to", "check_preprocessing", "check_start", "check_targets"]
+__all__ = ["bind_to", "bind_to_rows", "check_preprocessing", "check_start", "check_targets"]
 
 
 def bind_to(model: Model, data: Dataset) -> Model:
@@ -27,26 +27,71 @@ def bind_to(model: Model, data: Dataset) -> Model:
     Raises:
         TypeError, ValueError: naming the split and what does not fit.
     """
-    splits = {"data": data.train, "data.validation": data.validation, "data.test": data.test}
-    classes = model.num_classes if model.is_bound else None
-    for name, split in splits.items():
-        if split is not None and classes is not None and split.y.ndim == 1:
-            check_labels(split.y, classes, name)
+    splits = {"data.validation": data.validation, "data.test": data.test}
     # A program of classes may take floats too (Bernoulli) or not (categorical): its run on them tells.
     is_real = data.num_classes is None and model.structure is not None and model.structure.y.dtype.kind in "iu"
-    try:
-        bound = (replace(model, structure=None) if is_real else model).bind(ModelInputs.of(data.train), data.train.y)
-    except ValueError as error:
-        if data.num_classes is not None or not isinstance(error.__cause__, TypeError):
-            raise
+    free = replace(model, structure=None) if is_real else model
+    bound, _ = bind_to_rows(free, ModelInputs.of(data.train), data.train.y, "data", takes_soft=False)
+    assert bound.structure is not None
+    if data.num_classes is None and bound.structure.y.dtype.kind in "iu":
         raise ValueError(
-            f"data has real targets, on which {model.name!r} fails ({error}); for class labels give "
-            "Dataset.from_arrays integers (y.astype(int)), or class_names"
-        ) from error
+            f"data has real targets, {model.name!r} takes class labels; give Dataset.from_arrays integers "
+            "(y.astype(int)), or class_names"
+        )
     for name, split in splits.items():
         if split is not None:
             check_targets(bound, jax.ShapeDtypeStruct(split.raw.shape, np.float32), split.y, name, takes_soft=False)
     return bound
+
+
+def bind_to_rows(
+    model: Model,
+    inputs: ModelInputs,
+    y: np.ndarray,
+    argument: str,
+    *,
+    is_soft: bool = False,
+    takes_soft: bool = True,
+    learned_targets: bool = False,
+) -> tuple[Model, np.ndarray]:
+    """The model bound to inputs and targets, and the targets as it scores them.
+
+    Args:
+        model: a model.
+        inputs: as stored, with their preprocessing.
+        y: targets.
+        argument: how errors call the pair.
+        is_soft: whether the targets are known to be class probabilities.
+        takes_soft: whether class probabilities (n, num_classes) may stand for labels.
+        learned_targets: whether targets may be off the support of a discrete likelihood.
+
+    Raises:
+        TypeError, ValueError: as ``check_targets`` and ``Model.bind``.
+    """
+    dtype = np.float32 if inputs.preprocessing is not None else inputs.dtype
+    struct = jax.ShapeDtypeStruct(inputs.shape, dtype)
+    hard = y.argmax(axis=1).astype(np.int32) if is_soft else y
+    if model.structure is None:
+        model = _shaped(model, inputs, hard)
+    assert model.structure is not None
+    # Before the program is tried on them: this says more of labels than that they have no likelihood.
+    y = check_targets(model, struct, y, argument, takes_soft=takes_soft)
+    if y.ndim > 1 + len(model.structure.y.shape):
+        hard = y.argmax(axis=1).astype(np.int32)
+    elif model.structure.y.dtype.kind in "iu":
+        hard = y
+    return model.bind(inputs, hard, learned_targets=learned_targets), y
+
+
+def _shaped(model: Model, inputs: ModelInputs, y: np.ndarray) -> Model:
+    """The model with its shapes alone; labels that came as floats become integers where the program needs them."""
+    try:
+        return model.bind(inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
+    except ValueError as error:
+        is_whole = y.dtype.kind == "f" and bool(np.all(y == np.round(y)))
+        if not is_whole or not isinstance(error.__cause__, TypeError):
+            raise
+        return model.bind(inputs, jax.ShapeDtypeStruct(y.shape, np.int32))
 
 
 def check_targets(

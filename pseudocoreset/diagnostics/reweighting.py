@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.data.doors import check_preprocessing, check_targets
+from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.diagnostics.formatting import json_values, number, with_error
 
 if TYPE_CHECKING:
@@ -71,10 +71,12 @@ class Reweighting:
         return json_values({name: getattr(self, name) for name in names})
 
     def __str__(self) -> str:
+        can = "can" if self.is_reliable else "cannot"
         return (
-            f"Importance weights of {self.log_weights.size} draws {'can' if self.is_reliable else 'cannot'} be trusted: "
-            f"Pareto k {with_error(self.pareto_k, self.pareto_k_standard_error)}, up to {number(self.threshold)} may be; "
-            f"{number(self.effective_draws, 1)} effective draws; the log ratios spread by {number(self.spread, 1)} nats"
+            f"Importance weights of {self.log_weights.size} draws {can} be trusted: Pareto k "
+            f"{with_error(self.pareto_k, self.pareto_k_standard_error)}, up to {number(self.threshold)} may be; "
+            f"{number(self.effective_draws, 1)} effective draws; the log ratios spread by "
+            f"{number(self.spread, 1)} nats"
         )
 
     __repr__ = __str__
@@ -97,8 +99,7 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
     """
     # BlackJAX puts an array on the device when it is imported
     from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
-    from pseudocoreset.inference.validation import input_struct, resolve_data
-    from pseudocoreset.rows import ModelInputs
+    from pseudocoreset.inference.validation import resolve_data
 
     if posterior.unconstrained is None:
         raise ValueError("posterior did not keep its weights; sample with keep='weights'")
@@ -117,10 +118,7 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
 
     def log_density(name: str) -> np.ndarray:
         rows = sides[name]
-        struct = input_struct(rows.inputs, rows.preprocessing)
-        inputs = ModelInputs(rows.inputs, rows.preprocessing, rows.layout)
-        bound = model.bind(inputs, rows.hard_targets, learned_targets=rows.is_weighted)
-        targets = check_targets(bound, struct, rows.targets, name)
+        bound, targets = rows.bind(model, name)
         estimate = log_density_estimator(
             bound,
             len(rows.inputs),

@@ -28,7 +28,7 @@ from pseudocoreset.evaluation.scores import estimates, scores_of
 from pseudocoreset.inference.posterior import library_versions
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
-from pseudocoreset.validation import check_choice, check_key
+from pseudocoreset.validation import check_choice, check_key, key_record
 
 __all__ = ["PROTOCOLS", "evaluate"]
 
@@ -156,7 +156,7 @@ def evaluate(
                 "num_points": coreset.size,
                 "objective": coreset.metadata.get("objective"),
                 "num_params": bound.num_params,
-                "key": np.asarray(jax.random.key_data(key)).tolist(),
+                "key": key_record(key),
                 "backend": jax.default_backend(),
             },
             notes=(*more, *notes),

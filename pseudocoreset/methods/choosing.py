@@ -22,7 +22,7 @@ from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
 from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
-from pseudocoreset.validation import check_choice, check_integer
+from pseudocoreset.validation import check_choice, check_integer, key_record
 
 __all__ = ["finish", "gaussian_posteriors", "mass_of", "one_model", "quota_of", "ratio", "subset_of"]
 
@@ -107,7 +107,7 @@ def finish(
         "data": data.name,
         "data_fingerprint": fingerprint(data),
         "images_per_class": images_per_class,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
         "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
     }
     coreset = replace(coreset, metadata=coreset.metadata | record)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import full_precision
-from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.coreset import Pseudocoreset, class_weights
 from pseudocoreset.data import Dataset
 from pseudocoreset.fitting import FitResult
 from pseudocoreset.methods.choosing import finish, mass_of, quota_of, subset_of
@@ -170,7 +170,9 @@ def _by_features(
             indices.append(members[np.asarray(picks)])
             measures.append(np.asarray(values))
             advance(1)
-    coreset = subset_of(data, np.concatenate(indices), np.ones(parts * quota, np.float32)).with_mass(mass)
+    chosen = np.concatenate(indices)
+    points = np.ones(parts * quota, np.float32) if images_per_class is None else class_weights(data, chosen)
+    coreset = subset_of(data, chosen, points).with_mass(mass)
     kind = "inputs" if features is None else "function" if callable(features) else "array"
     settings = {"mass": mass, "features": kind}
     return finish(coreset, name, data, images_per_class, key, settings, {measure: np.concatenate(measures)}, began)

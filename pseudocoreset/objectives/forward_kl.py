@@ -75,7 +75,7 @@ def forward_kl(
     }
     if estimator == "closed_form":
         exact = closed_form(posteriors, free, lambda small, full: kl_divergence(full, small))
-        return Objective("forward_kl", model, posteriors.init, exact, None, settings, free)
+        return Objective("forward_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
     def gradient(
         key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]

@@ -156,7 +156,6 @@ SAME: dict[str, Any] = {
     "objects": Z.astype(object),
     "decimals": np.array([[decimal.Decimal(int(v)) for v in row] for row in Z], object),
     "fractions": np.array([[fractions.Fraction(int(v)) for v in row] for row in Z], object),
-    "matrix": np.asmatrix(Z) if hasattr(np, "asmatrix") else Z,
     "pandas": FRAME,
     "pandas nullable": FRAME.convert_dtypes(),
     "pandas of kinds": FRAME.astype({"a": "Int32", "b": "int16", "c": object}),

@@ -12,7 +12,7 @@ import pytest
 from blackjax.base import SamplingAlgorithm
 
 from pseudocoreset.inference import sghmc
-from tests.inference.statistics import threshold
+from tests.inference.statistics import FAILURE_RATE, POWER, chain_moments, threshold, weakest_power
 
 NUM_CHAINS = 10_000
 STEP_SIZE = 0.3
@@ -160,9 +160,14 @@ def test_takes_gradient_estimators_of_blackjax() -> None:
 
         return jax.lax.scan(step, algorithm.init(jnp.zeros(()), init_key), jax.random.split(key, 2000))[1][500:]
 
-    draws = jax.vmap(run)(jax.random.split(jax.random.key(4), 200))
-    means = np.asarray(draws).mean(axis=1)
-    assert abs(means.mean() - float(data.sum()) / 51) < LIMIT * means.std() / np.sqrt(200)
+    draws = np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(4), 200)))[..., None]
+    mean = np.array([float(data.sum()) / 51])
+
+    def law(draws: np.ndarray) -> float:
+        return chain_moments(draws, mean, np.eye(1) / 51)
+
+    assert law(draws) > FAILURE_RATE
+    assert weakest_power(law, draws, mean, np.ones(1) / np.sqrt(51)) > POWER
 
 
 def test_no_key_is_used_twice() -> None:
