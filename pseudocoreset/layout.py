@@ -162,6 +162,10 @@ class InputLayout:
             arrays.append(columns)
         return self._assembled(arrays)
 
+    def by_name(self, x: Any) -> dict[str, Any]:
+        """The arrays of inputs in the form of the user, by their names."""
+        return dict(zip((leaf.name for leaf in self.leaves), self._items(x, "x"), strict=True))
+
     def is_learned(self, fixed: tuple[str, ...] = ()) -> np.ndarray:
         """Which columns (width,) an optimiser may move: those of floats that are not named in ``fixed``."""
         self.check_names(fixed)

@@ -16,6 +16,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model
 from pseudocoreset.newton import WORST_DECREMENT, LogDensity, find_mode, inverse_factor
+from pseudocoreset.rows import ModelInputs
 
 __all__ = ["DataMode", "ModeDivergence", "divergence_at", "divergence_at_mode", "mode_of_data"]
 
@@ -75,7 +76,7 @@ def divergence_at_mode(model: Model, data: Dataset, coreset: Pseudocoreset) -> M
         ``ModeDivergence``: not known for networks, more parameters, data on disk, and where Newton's method finds no
         maximum of the full posterior or the coreset's curvature at it is not positive definite.
     """
-    bound = model.bind(data.train.struct, data.train.y)
+    bound = model.bind(ModelInputs.of(data.train), data.train.y)
     found = mode_of_data(bound, data)
     return found if isinstance(found, ModeDivergence) else divergence_at(bound, found, coreset)
 
@@ -100,7 +101,7 @@ def mode_of_data(model: Model, data: Dataset) -> DataMode | ModeDivergence:
 
 def divergence_at(model: Model, mode: DataMode, coreset: Pseudocoreset) -> ModeDivergence:
     """``divergence_at_mode`` where the mode of the full data is known."""
-    points = jax.tree.map(jnp.asarray, (coreset.inputs, coreset.targets, coreset.weights))
+    points = jax.tree.map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights))
     nats = float(_divergence(model, mode, points))
     if math.isfinite(nats):
         return ModeDivergence(max(nats, 0.0))
