@@ -155,9 +155,9 @@ def _moved(model: Model, x: jax.Array) -> jax.Array:
 def _check_randomness(model: Model, name: str, one: np.ndarray, other: np.ndarray) -> None:
     if not np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         raise ProgramError(
-            f"the log-likelihood at the site {name!r} of {model.name!r} depends on random numbers that the program draws "
-            "by itself, as dropout does, or weights without a prior: it is another function in every run. Leave dropout "
-            "out, and give every weight a prior"
+            f"the log-likelihood at the site {name!r} of {model.name!r} depends on random numbers that the program "
+            "draws by itself, as dropout does, or weights without a prior: it is another function in every run. Leave "
+            "dropout out, and give every weight a prior"
         )
 
 
