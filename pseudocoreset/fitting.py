@@ -36,6 +36,7 @@ from pseudocoreset.leaves import (
     soften,
     to_free,
 )
+from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
@@ -152,6 +153,7 @@ def fit(
         check_start(coreset, data, weights=weights)
         if not coreset.preprocessing.is_known:
             coreset = replace(coreset, preprocessing=data.preprocessing)
+    warn_of_missing_levels(coreset, data)
     is_soft = coreset.is_soft or data.num_classes is not None
     if coreset.targets.ndim == 2:
         # Said once: real targets in training may come to look like probabilities.

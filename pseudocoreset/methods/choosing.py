@@ -17,6 +17,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to
 from pseudocoreset.experts import fingerprint
 from pseudocoreset.fitting import FitResult, Outcome
+from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.methods.common import as_models
 from pseudocoreset.methods.keeping import keep_better
 from pseudocoreset.models import Model
@@ -112,6 +113,7 @@ def finish(
         "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
     }
     coreset = replace(coreset, metadata=coreset.metadata | record)
+    warn_of_missing_levels(coreset, data)
     return FitResult(coreset, history, Outcome.COMPLETED, None, time.perf_counter() - began)
 
 
