@@ -86,6 +86,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     **{
         f"{kernel}, logistic": lambda kernel=kernel: draws(kernel, logistic_regression(num_classes=2))
         for kernel in KERNELS
+        if kernel != "network_hmc"
     },
     **{
         f"evaluate, {protocol}": lambda protocol=protocol: evaluate(
