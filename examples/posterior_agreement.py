@@ -92,7 +92,7 @@ print(comparison)
 comparison.plot().savefig(f"{args.out}/comparison.png", dpi=120)
 plot_agreement(comparison).savefig(f"{args.out}/agreement.png", dpi=120)
 page = report(comparison, f"{args.out}/report.html", coreset=coresets["forward-kl"], data=data)
-print(f"two halves of the reference: total variation {comparison.noise_floor.total_variation:.3f}")
+print(f"two runs of one law: total variation below {comparison.noise_floor.total_variation:.3f}")
 for name in list(posteriors)[1:]:
     print(f"{name}: total variation {comparison.agreement[name].total_variation:.3f} from the reference")
 print(f"Open {page}")

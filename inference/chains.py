@@ -353,10 +353,10 @@ def one_step(
 def summary_of_state(
     plan: Plan, key: jax.Array, state: Any, stats: Stats, density: Density, held_out: HeldOut
 ) -> dict[str, Any]:
-    """What ``summarise`` keeps of a draw, with its log density or, where there are minibatches, that of one."""
+    """What ``summarise`` keeps of a draw, with its log density, or that of a minibatch or of augmented views."""
     params = plan.spec.position(state)
     if "lp" not in stats:
-        name = "lp" if plan.batch_size is None else "lp_estimate"
+        name = "lp" if plan.batch_size is None and plan.augment is None else "lp_estimate"
         stats = {name: density.log_density(params, density.minibatch(key)), **stats}
     return summarise(plan, params, stats, held_out)
 

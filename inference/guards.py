@@ -13,10 +13,11 @@ from pseudocoreset.inference.chains import Plan
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.meshes import to_host
 
-__all__ = ["check_finite", "warn_of_augmentation", "warn_of_divergences", "warn_of_heat"]
+__all__ = ["check_finite", "warn_of_augmentation", "warn_of_divergences", "warn_of_heat", "warn_of_large_steps"]
 
 # Shorter chains say nothing about the temperature of their momenta.
 MIN_REFRESHMENTS = 20
+MOST_INFLATION = 1.25  # of variances, by the steps of SGLD
 
 
 def warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, thinning: int) -> None:
@@ -40,9 +41,25 @@ def warn_of_heat(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning, th
         )
 
 
+def warn_of_large_steps(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tuning) -> None:
+    """Warn if variances of an SGLD chain are too large by more than a quarter, by its configurational temperature."""
+    measured = stats.get("configurational_temperature")
+    if measured is None or measured.size < MIN_REFRESHMENTS:
+        return
+    ratio = float(np.mean(measured, dtype=np.float64)) / float(to_host(tuning["temperature"])[0])
+    if not ratio <= MOST_INFLATION:
+        remedy = "a smaller step_size" if plan.batch_size is None else "a smaller step_size or a larger batch_size"
+        warnings.warn(
+            f"the configurational temperature of the chains is {ratio:.3g} times the temperature asked for: by about "
+            f"this factor the step size (now {np.max(to_host(tuning['step_size'])):.3g}) and the noise of gradients "
+            f"make variances too large, or the chains have not settled. Try {remedy}, or more num_warmup",
+            stacklevel=3,
+        )
+
+
 def warn_of_no_mode(tuning: Tuning) -> None:
     """Warn if chains found no mode whose curvature would tell a step size."""
-    lost = np.flatnonzero(~to_host(tuning["has_mode"])) if "has_mode" in tuning else np.arange(0)
+    lost = np.flatnonzero(~to_host(tuning.get("has_mode", np.ones(1, bool))))
     if len(lost):
         warnings.warn(
             f"{_chains(lost)} found no mode of the posterior, as where a scale of a hierarchy goes to zero: their "

@@ -14,14 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.batching import map_stack
+from pseudocoreset.coreset import mass_note
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import resolve_predict_on, stored_inputs
 from pseudocoreset.layout import InputLayout
 from pseudocoreset.models import Model, Params
 from pseudocoreset.rows import ModelInputs
+from pseudocoreset.schema import (
+    COUNT,
+    NUMBER,
+    POSITIVE,
+    POSITIVE_COUNT,
+    RECORD,
+    TEXT,
+    VERSION,
+    Field,
+    check_record,
+    every,
+    fits_together,
+    listing,
+    maybe,
+    optional,
+)
 from pseudocoreset.storage import (
-    CorruptFileError,
     atomic_directory,
     map_arrays,
     read_arrays,
@@ -44,6 +60,42 @@ GROUPS = ("draws", "unconstrained", "sample_stats")
 SINGLE_ARRAYS = ("function_values", "log_likelihood")
 ARRAYS_FILE = "posterior.safetensors"
 RECORD_FILE = "posterior.json"
+RECORD_FIELDS = {
+    "schema": VERSION,
+    "preprocessing": maybe(RECORD),
+    "metadata": RECORD,
+    "run": maybe(RECORD),
+}
+_NOT_NEGATIVE = Field("a number, 0 or more", lambda value: NUMBER.holds(value) and value >= 0)
+
+
+def _are_positive(value: Any) -> bool:
+    return all(map(_are_positive, value)) if isinstance(value, list) else POSITIVE.holds(value)
+
+
+METADATA_FIELDS = {
+    name: optional(field)
+    for name, field in {
+        "model": TEXT,
+        "kernel": TEXT,
+        "temperature": POSITIVE,
+        "num_chains": POSITIVE_COUNT,
+        "num_warmup": COUNT,
+        "num_samples": POSITIVE_COUNT,
+        "thinning": POSITIVE_COUNT,
+        "num_data": COUNT,
+        "total_weight": _NOT_NEGATIVE,
+        "batch_size": maybe(POSITIVE_COUNT),
+        "augment": maybe(TEXT),
+        "step_size": Field("a positive number, or a list of them", _are_positive),
+        "options": RECORD,
+        "preprocessing": maybe(RECORD),
+        "key": RECORD,
+        "versions": every(TEXT),
+        "seconds": every(_NOT_NEGATIVE),
+    }.items()
+}
+KEY_FIELDS = {"implementation": TEXT, "data": listing(COUNT)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +108,13 @@ class Posterior:
         function_values: (chain, draw, n, d) float32 on ``predict_on``, or None.
         log_likelihood: (chain, draw, n) of the targets of ``predict_on``, or None.
         sample_stats: (chain, draw) by ArviZ's names: ``lp`` the log density at temperature one
-            (``lp_estimate``, from a minibatch, where the kernel used minibatches), ``step_size``,
+            (``lp_estimate``, from a minibatch or augmented images, where the kernel used them), ``step_size``,
             ``acceptance_rate``, ``diverging``, ``energy``, ``n_steps``, ``tree_depth``, and
-            ``kinetic_temperature``, whose mean should be the temperature, as the kernel has them.
+            ``kinetic_temperature`` or ``configurational_temperature``, whose mean should be the temperature, as the
+            kernel has them.
         predict_on: the split that function values belong to, or None.
-        metadata: model, kernel, temperature, counts, options, versions, key, seconds: JSON-able.
+        metadata: model, its sites, the coreset sampled on, kernel, temperature, counts, options, versions, key,
+            seconds: JSON-able.
         unconstrained: unconstrained values by site, kept with the weights; what ``evaluate`` needs.
     """
 
@@ -140,6 +194,27 @@ class Posterior:
         )
         return replace(self, function_values=function_values, log_likelihood=log_likelihood, predict_on=split)
 
+    def with_deterministic(self, model: Model) -> Posterior:
+        """The same draws with those of the deterministic sites of the program that all data share.
+
+        Sites with an entry per datum, as ``"f"``, are not among them: ``evaluate`` gives those.
+
+        Args:
+            model: the model that was sampled.
+
+        Raises:
+            ValueError: if the weights were not kept, or the model has other sites or is not bound.
+        """
+        if self.unconstrained is None:
+            raise ValueError("the weights of this posterior were not kept; sample with keep='weights'")
+        wanted = {site.name: site.unconstrained_shape for site in model.sites}
+        kept = {name: array.shape[2:] for name, array in self.unconstrained.items()}
+        if wanted != kept:
+            raise ValueError(f"model has the sites {wanted}; these draws are of a model with {kept}")
+        every = jax.jit(jax.vmap(jax.vmap(lambda params: model.constrain(params, True))))(self.unconstrained)
+        more = {name: np.asarray(leaf) for name, leaf in every.items() if name not in kept}
+        return replace(self, draws={**self.draws, **more})
+
     def to_arviz(self, *args: Any, **kwargs: Any) -> xarray.DataTree:
         """As an ArviZ ``DataTree``; see ``pseudocoreset.diagnostics.to_arviz``."""
         from pseudocoreset.diagnostics import to_arviz
@@ -177,6 +252,8 @@ class Posterior:
         groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*GROUPS, "predict_on", "preprocessing")}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
+            if (group not in groups) if rest else (group not in SINGLE_ARRAYS):
+                raise ValueError(f"there is an array {name!r}, which no posterior has")
             if rest:
                 groups[group][rest] = array
         return cls(
@@ -202,16 +279,40 @@ class Posterior:
             CorruptFileError: if a file is missing, truncated or altered, or holds something else.
             ValueError: if a newer version of this package wrote it.
         """
-        folder = verify(path)
-        if not (folder / RECORD_FILE).is_file():
-            raise CorruptFileError(f"{path} holds no {RECORD_FILE}; it is not a saved posterior")
-        record = read_json(folder / RECORD_FILE)
+        folder = verify(path, RECORD_FILE, ARRAYS_FILE)
+        place = folder / RECORD_FILE
+        record = check_record(read_json(place), {"schema": VERSION}, place)
         if record["schema"] > SCHEMA:
             raise ValueError(
                 f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
             )
+        check_record(record, RECORD_FIELDS, place)
+        metadata = check_record(record["metadata"], METADATA_FIELDS, f"{place}, metadata")
+        if "key" in metadata:
+            check_record(metadata["key"], KEY_FIELDS, f"{place}, key")
+        if "seconds" in metadata:
+            check_record(metadata["seconds"], {"total": NUMBER}, f"{place}, seconds")
+        if "total_weight" in metadata:
+            check_record(metadata, {"num_data": COUNT}, f"{place}, metadata")
         arrays = (map_arrays if memory_map else read_arrays)(folder / ARRAYS_FILE)
-        return cls.from_flat(arrays, record["metadata"], record["preprocessing"])
+        with fits_together(folder):
+            posterior = cls.from_flat(arrays, metadata, record["preprocessing"])
+            posterior._check_shapes()
+        return posterior
+
+    def _check_shapes(self) -> None:
+        """Raise ``ValueError`` unless all arrays are of the same chains, draws and held-out data."""
+        arrays = flatten_groups({name: getattr(self, name) for name in (*GROUPS, *SINGLE_ARRAYS)})
+        leading = self._leading_shape
+        for name, array in arrays.items():
+            if array.shape[:2] != leading:
+                raise ValueError(f"{name} has shape {array.shape}; the others begin with {leading}")
+        held_out = {name: arrays[name] for name in SINGLE_ARRAYS if name in arrays}
+        counts = {name: array.shape[2] if array.ndim > 2 else None for name, array in held_out.items()}
+        if self.predict_on is not None:
+            counts["predict_on"] = len(self.predict_on.y)
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"the numbers of held-out data differ: {counts}")
 
     def __repr__(self) -> str:
         about = self.metadata
@@ -221,6 +322,9 @@ class Posterior:
         ]
         if "total_weight" in about:
             lines.append(f"  data: {about['num_data']} of total weight {about['total_weight']:g}")
+        coreset = about.get("coreset")
+        if coreset is not None and (note := mass_note(about["total_weight"], coreset["num_data"])):
+            lines.append(f"  {note}")
         sites = [f"{name} {array.shape[2:]}" for name, array in self.draws.items()]
         more = f" and {len(sites) - 4} more" if len(sites) > 4 else ""
         lines.append(f"  draws: {', '.join(sites[:4]) or 'none kept'}{more}")

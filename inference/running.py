@@ -181,7 +181,7 @@ class Run:
     ) -> dict[str, np.ndarray]:
         """Draws from ``drawn`` on, beside those already in the files; leaves (chain, draw, ...)."""
         _, tuning = state
-        arrays = files.reopen() if files is not None and drawn > 0 else {}
+        arrays = files.reopen(drawn, self.num_samples) if files is not None and drawn > 0 else {}
         with progress_bar(f"{self.plan.kernel} sampling", self.num_samples, enabled=self.progress) as advance:
             advance(drawn)
             started = time.perf_counter()
@@ -195,8 +195,12 @@ class Run:
                         for name, leaf in leaves.items()
                     }
                     arrays = _in_memory(shapes) if files is None else files.create(shapes)
-                for name in leaves.keys() & arrays.keys():
-                    arrays[name][:, first:last] = leaves[name][:, : last - first]
+                leaves = {name: leaf[:, : last - first] for name, leaf in leaves.items()}
+                if files is not None:
+                    files.write(first, last, leaves)
+                else:
+                    for name, leaf in leaves.items():
+                        arrays[name][:, first:last] = leaf
                 started = _add_seconds(seconds, "sampling", started)
                 if files is not None:
                     files.save(self.num_warmup + last, (block.states, tuning), seconds)

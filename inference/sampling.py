@@ -16,12 +16,19 @@ from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
+from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.draw_files import DrawFiles, digest_of
-from pseudocoreset.inference.guards import warn_of_augmentation, warn_of_divergences, warn_of_heat, warn_of_no_mode
+from pseudocoreset.inference.guards import (
+    warn_of_augmentation,
+    warn_of_divergences,
+    warn_of_heat,
+    warn_of_large_steps,
+    warn_of_no_mode,
+)
 from pseudocoreset.inference.posterior import (
     Posterior,
     library_versions,
@@ -40,7 +47,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model, Params
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
 
@@ -66,6 +73,7 @@ def sample(
     init_params: Params | None = None,
     predict_on: Any = None,
     keep: str = "auto",
+    deterministic: bool = False,
     chunk_size: int | None = None,
     directory: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -116,6 +124,8 @@ def sample(
         predict_on: ``Split`` or ``(x, y)`` to evaluate on; by default the test split of a ``Dataset``.
         keep: ``"weights"``, ``"functions"`` (function values on ``predict_on``, and sites of at most 64
             elements), or ``"auto"``: functions for a network with something to predict on, weights otherwise.
+        deterministic: also keep deterministic sites that all data share, such as a transform of a parameter, among the
+            draws; those with an entry per datum are not kept.
         chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input. With batch
             norm, where it changes the posterior, all rows of a gradient are by default.
         directory: where to keep the run while it goes on: draws are written there as they are made, so that their
@@ -154,8 +164,8 @@ def sample(
 
     Returns:
         ``Posterior``. Its ``sample_stats`` hold ``lp``, the log density at temperature one, or
-        ``lp_estimate`` where gradients come from minibatches; with thinning, ``diverging`` tells of any and
-        ``n_steps`` counts all steps since the draw before.
+        ``lp_estimate`` where gradients come from minibatches or augmented images; with thinning, ``diverging`` tells
+        of any and ``n_steps`` counts all steps since the draw before.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is compiled; or if ``directory`` holds
@@ -209,6 +219,12 @@ def sample(
         is_on_disk=isinstance(source.inputs, StoredImages),
     )
     plan, shapes = setup.plan, setup.shapes
+    if deterministic and not plan.keep_weights:
+        raise ValueError("deterministic=True needs the draws of all sites; take keep='weights'")
+
+    def completed(posterior: Posterior) -> Posterior:
+        return posterior.with_deterministic(model) if deterministic else posterior
+
     num_warmup, thinning, temperature = setup.num_warmup, setup.thinning, setup.temperature
     warn_of_augmentation(plan)
     kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
@@ -258,19 +274,23 @@ def sample(
         "augment": repr(plan.augment),
         "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
+        "enable_x64": uses_x64(),
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
-            return files.load()
+            return completed(files.load())
         arrays, tuning, seconds = run(positions, init_params is not None, tuning, files)
         earlier = seconds.pop("earlier")
         stats = {name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}
         warn_of_divergences(stats, kernel)
         warn_of_no_mode(tuning)
         warn_of_heat(stats, plan, tuning, thinning)
+        warn_of_large_steps(stats, plan, tuning)
         metadata = {
             "model": model.name,
+            "sites": identity["sites"],
+            "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
             "kernel": kernel,
             "temperature": temperature,
             "num_chains": num_chains,
@@ -285,7 +305,10 @@ def sample(
             "step_size": np.asarray(tuning["step_size"]).tolist(),
             "options": reported_options(setup.options, tuning),
             "keep": identity["keep"],
-            "key": {"implementation": str(jax.random.key_impl(key)), "data": identity["key"]},
+            "key": {
+                "implementation": str(jax.random.key_impl(key)),
+                "data": np.asarray(jax.random.key_data(key)).tolist(),
+            },
             "backend": jax.default_backend(),
             "versions": library_versions(),
             "seconds": {
@@ -294,8 +317,8 @@ def sample(
             },
         }
         if files is not None:
-            return files.finish(metadata)
-    return replace(Posterior.from_flat(arrays, metadata, None), predict_on=split)
+            return completed(files.finish(metadata))
+    return completed(replace(Posterior.from_flat(arrays, metadata, None), predict_on=split))
 
 
 def _identified(option: Any) -> str:

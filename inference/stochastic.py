@@ -124,11 +124,28 @@ def _position_init(key: jax.Array, position: Params, tuning: Tuning, density: De
     return position
 
 
+def _configurational_temperature(gradient: Params, inverse_mass: Params | None, tuning: Tuning) -> jax.Array:
+    """T + e |g|^2 / (2 d), g the gradient estimate in units of the mass: its stationary mean is -E[theta . g] / d.
+
+    A step keeps E |theta|^2 where that is so. For the exact dynamics it is T; on a Gaussian it is T times the mean
+    over parameters of the factor by which the step size and the noise of gradients inflate their variances.
+    """
+    squares = jax.tree.map(jnp.square, gradient)
+    if inverse_mass is not None:
+        squares = jax.tree.map(jnp.multiply, squares, inverse_mass)
+    total = jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, squares))
+    count = sum(leaf.size for leaf in jax.tree.leaves(gradient))
+    return tuning["temperature"] + tuning["step_size"] * total / (2 * count)
+
+
 def _sgld_move(
     key: jax.Array, state: Params, gradient: Params, inverse_mass: Params | None, tuning: Tuning
 ) -> tuple[Params, Stats]:
     kernel = load_blackjax().sgld.build_kernel()
-    stats = {"step_size": tuning["step_size"]}
+    stats = {
+        "configurational_temperature": _configurational_temperature(gradient, inverse_mass, tuning),
+        "step_size": tuning["step_size"],
+    }
     if inverse_mass is None:
         new = kernel(key, state, lambda position, minibatch: gradient, None, tuning["step_size"], tuning["temperature"])
         return new, stats

@@ -28,11 +28,19 @@ __all__ = [
     "mask_of",
     "plate_scale",
     "scaled",
+    "widened",
     "without_mask",
 ]
 
 FUNCTION_SITE = "f"
 FEATURES_SITE = "features"
+LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 SIZES = (5, 7)  # numbers of data of the two runs: what has another shape in the second follows the data
 
 
@@ -120,10 +128,11 @@ class _Seen:
 
 
 def is_factor(site: dict[str, Any]) -> bool:
-    """Whether a site is a ``numpyro.factor``."""
-    return isinstance(site["fn"], dist.Unit) or (
-        isinstance(site["fn"], dist.ExpandedDistribution) and isinstance(site["fn"].base_dist, dist.Unit)
-    )
+    """Whether a site is a ``numpyro.factor``, under a mask or in a plate too."""
+    distribution = site["fn"]
+    while isinstance(distribution, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Unit)
 
 
 def scaled(log_prob: jax.Array, site: dict[str, Any]) -> jax.Array:
@@ -171,8 +180,13 @@ def datum_shape(array: Any, argument: str) -> jax.ShapeDtypeStruct:
     if len(array.shape) < 1:
         raise ValueError(f"{argument} must have a leading axis over data; got a scalar")
     # Stored images are uint8; a program always sees them as floats.
-    dtype = jnp.result_type(float) if argument == "x" else jax.dtypes.canonicalize_dtype(array.dtype)
+    dtype = jnp.result_type(float) if argument == "x" else widened(jax.dtypes.canonicalize_dtype(array.dtype))
     return jax.ShapeDtypeStruct(tuple(array.shape[1:]), dtype)
+
+
+def widened(dtype: Any) -> Any:
+    """The type in which a program computes with integers: in eight bits -3 is 253."""
+    return jnp.result_type(int) if jnp.issubdtype(dtype, jnp.integer) else dtype
 
 
 def inspect_program(
@@ -276,16 +290,25 @@ def _run(program: Callable[..., Any], x: Any, y: jax.ShapeDtypeStruct) -> dict[s
     def run(x: Any, y: jax.Array) -> None:
         trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(x, y)
         for name, site in trace.items():
-            if site["type"] == "param" and not name.endswith("$params"):
-                raise ProgramError(
-                    f"the site {name!r} is a numpyro.param, which has no posterior; make it a numpyro.sample, or a "
-                    "constant"
-                )
+            if site["type"] == "param":
+                _check_param(name, site["value"], trace)
             if site["type"] in ("sample", "deterministic"):
                 found[name] = _look(name, site, trace)
 
     jax.eval_shape(run, x, y)
     return found
+
+
+def _check_param(name: str, value: Any, trace: Mapping[str, Any]) -> None:
+    """Refuse a ``numpyro.param``, but for that of a module whose weights all have priors."""
+    module = name.removesuffix("$params")
+    weights = [other for other in trace if other.startswith(f"{module}/") and trace[other]["type"] == "sample"]
+    if module == name or len(weights) < len(jax.tree.leaves(value)):
+        what = "is a numpyro.param" if module == name else "has weights without a prior, as flax_module makes them"
+        raise ProgramError(
+            f"the site {name!r} {what}, which have no posterior; make them numpyro.sample sites (random_flax_module "
+            "with a prior for every weight), or constants"
+        )
 
 
 def _look(name: str, site: dict[str, Any], trace: Mapping[str, Any]) -> _Seen:
@@ -372,11 +395,11 @@ def _why_it_fails(error: Exception, run: Callable[[int], Any], n: int, num_data:
             "the program has a site that cannot be drawn from, as numpyro.distributions.ImproperUniform; give it a "
             "proper prior, without which the posterior of a few points need not exist"
         )
-    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+    if isinstance(error, LOOKS_AT_VALUES):
         return (
-            "the program looks at the values of its arguments while it is traced, as np.unique(x), int(x.max()) or an "
-            "if on x do. Compute such things before, and let the program close over them; inside it use jax.numpy. "
-            f"JAX said: {str(error).splitlines()[0]}"
+            "the program looks at the values of its arguments while it is traced, as np.unique(x), int(x.max()), "
+            "x[x > 0] or an if on x do. Compute such things before, and let the program close over them; inside it use "
+            f"jax.numpy. JAX said: {str(error).splitlines()[0]}"
         )
     message = str(error)
     if num_data not in SIZES:

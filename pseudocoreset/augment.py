@@ -2,7 +2,8 @@
 
 One group of the strategy is drawn for a whole batch and applied with parameters drawn for each image, or with one
 set of parameters for all (``shared=True``, the siamese form). ``color`` is brightness, saturation and contrast
-in that order.
+in that order. Images that are not square are turned by angles between pixels; the reference code, which turns
+coordinates from -1 to 1 on both axes, shears them.
 """
 
 from __future__ import annotations
@@ -104,6 +105,11 @@ def resolve_augmentation(augment: Any, feature_shape: tuple[int, ...], data_name
     raise TypeError(f"augment must be 'auto', a strategy string, an Augmentation or None; got {augment!r}")
 
 
+def _nearest(number: float) -> int:
+    """The nearest whole number, a half upwards as in the reference (``round`` takes 2.5 down and 3.5 up)."""
+    return math.floor(number + 0.5)
+
+
 def _color(x: jax.Array, draw: Draw) -> jax.Array:
     x = x + draw(0, -0.5, 0.5)
     mean = x.mean(axis=3, keepdims=True)
@@ -121,7 +127,7 @@ def _crop(x: jax.Array, draw: Draw) -> jax.Array:
     _, height, width, _ = x.shape
     shifts = []
     for place, side in enumerate((height, width)):
-        most = round(0.125 * side)
+        most = _nearest(0.125 * side)
         # The draw is uniform over the 2 most + 1 whole shifts.
         shifts.append(jnp.floor(draw(place, -float(most), most + 1.0))[:, 0, 0, 0].astype(jnp.int32))
     down, right = shifts
@@ -134,11 +140,11 @@ def _crop(x: jax.Array, draw: Draw) -> jax.Array:
 
 
 def _cutout(x: jax.Array, draw: Draw) -> jax.Array:
-    """Zero a square of half the side, clipped at the border."""
+    """Zero a rectangle of half the sides, clipped at the border."""
     _, height, width, _ = x.shape
     masks = []
     for place, side in enumerate((height, width)):
-        size = round(0.5 * side)
+        size = _nearest(0.5 * side)
         centre = jnp.floor(draw(place, 0.0, float(side + (1 - size % 2)))[:, 0, 0, 0])
         first = jnp.clip(centre - size // 2, 0, side - 1)[:, None]
         last = jnp.clip(centre - size // 2 + size - 1, 0, side - 1)[:, None]
@@ -161,7 +167,9 @@ def _rotate(x: jax.Array, draw: Draw) -> jax.Array:
     """Rotate by an angle in [-15, 15] degrees."""
     angle = draw(0, -15.0, 15.0)[:, 0, 0, 0] * (math.pi / 180.0)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return _affine(x, jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2))
+    # Coordinates are in units of half a side, an angle is between pixels.
+    aspect = max(x.shape[1] - 1, 1) / max(x.shape[2] - 1, 1)
+    return _affine(x, jnp.stack([jnp.stack([cos, sin * aspect], -1), jnp.stack([-sin / aspect, cos], -1)], -2))
 
 
 def _affine(x: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -5,19 +5,21 @@ They know nothing of the devices of a run: what was begun on one may go on with 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.locks import DirectoryLock
 from pseudocoreset.meshes import is_writer, same_everywhere, to_host
+from pseudocoreset.schema import COUNT, FLAG, RECORD, TEXT, VERSION, check_record, optional
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -27,10 +29,15 @@ from pseudocoreset.storage import (
     write_arrays,
     write_json,
 )
+from pseudocoreset.validation import uses_x64
 
 __all__ = ["Checkpointer", "different_settings"]
 
 logger = logging.getLogger(__name__)
+SCHEMA = 1
+STATE_FILE = "state.safetensors"
+RECORD_FILE = "run.json"
+RECORD_FIELDS = {"schema": VERSION, "step": COUNT, "jax": TEXT, "enable_x64": optional(FLAG), "run": RECORD}
 
 
 def _is_key(leaf: Any) -> bool:
@@ -65,16 +72,16 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], run: dict[str, Any]) -> None:
         self.directory = pathlib.Path(directory)
         self.run = run
-        self._lock: TextIO | None = None
+        self._lock: DirectoryLock | None = None
         if not is_writer():
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.directory / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise BlockingIOError(f"another process is using the checkpoints in {self.directory}") from error
+        if not self._steps() and (deeper := next(self.directory.glob("*/step-*/manifest.json"), None)):
+            raise ValueError(
+                f"{self.directory} holds checkpoints one directory deeper, in {deeper.parents[1]}; give that one to go "
+                "on with them, or an empty one"
+            )
+        self._lock = DirectoryLock(self.directory)
         for leftover in self.directory.glob(".*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -83,10 +90,16 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(self._steps())
 
     def _steps(self) -> list[pathlib.Path]:
-        return sorted(self.directory.glob("step-*"))
+        steps = [path for path in self.directory.glob("step-*") if re.fullmatch(r"step-\d{9,18}", path.name)]
+        return sorted(steps, key=_number)
 
     def save(self, step: int, state: Any, extra: dict[str, np.ndarray] | None = None) -> None:
         """Write the state after ``step`` steps.
@@ -100,8 +113,9 @@ class Checkpointer:
         arrays = {f"state/{i:05d}": leaf for i, leaf in enumerate(to_host(leaves))}
         arrays |= {f"extra/{name}": np.asarray(value) for name, value in (extra or {}).items()}
         with atomic_directory(self.directory / f"step-{step:09d}") as folder:
-            write_arrays(folder / "state.safetensors", arrays)
-            write_json(folder / "run.json", {"schema": 1, "step": step, "jax": jax.__version__, "run": self.run})
+            write_arrays(folder / STATE_FILE, arrays)
+            versions = {"jax": jax.__version__, "enable_x64": uses_x64()}
+            write_json(folder / RECORD_FILE, {"schema": SCHEMA, "step": step, **versions, "run": self.run})
         for old in self._steps()[:-2] if is_writer() else []:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -130,10 +144,12 @@ class Checkpointer:
         steps = self._steps()
         for folder in reversed(steps):
             try:
-                verify(folder)
-                record = read_json(folder / "run.json")
-                arrays = read_arrays(folder / "state.safetensors")
-            except CorruptFileError as error:
+                verify(folder, STATE_FILE, RECORD_FILE)
+                record = check_record(read_json(folder / RECORD_FILE), RECORD_FIELDS, folder / RECORD_FILE)
+                if record["step"] != _number(folder):
+                    raise CorruptFileError(f"{folder} holds step {record['step']}, which is not its name")
+                arrays = read_arrays(folder / STATE_FILE)
+            except (CorruptFileError, FileNotFoundError) as error:
                 logger.warning("skipping a damaged checkpoint: %s", error)
                 continue
             self._check_run(record)
@@ -147,6 +163,17 @@ class Checkpointer:
         return None
 
     def _check_run(self, record: dict[str, Any]) -> None:
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{self.directory} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; "
+                "upgrade it"
+            )
+        is_double = uses_x64()
+        if record.get("enable_x64", is_double) != is_double:
+            raise ValueError(
+                f"{self.directory} holds a run that was begun with jax_enable_x64={not is_double}; now it is "
+                f"{is_double}. Go on with the same setting, or use another directory"
+            )
         if different := different_settings(record["run"], self.run):
             raise ValueError(
                 f"{self.directory} holds checkpoints of another run; use another directory. Different: {different}"
@@ -159,14 +186,25 @@ class Checkpointer:
             )
 
 
+def _number(folder: pathlib.Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def _fill(template: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The template with the arrays of a checkpoint in the place of its own."""
     leaves, treedef = jax.tree.flatten(template)
+    wanted = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
     saved = [arrays[name] for name in sorted(arrays) if name.startswith("state/")]
-    shapes = [np.shape(jax.random.key_data(leaf)) if _is_key(leaf) else np.shape(leaf) for leaf in leaves]
-    if [a.shape for a in saved] != shapes:
+    if [a.shape for a in saved] != [np.shape(leaf) for leaf in wanted]:
         raise ValueError("the checkpoint has arrays of other shapes than this run; use another directory")
+    for array, leaf in zip(saved, wanted, strict=True):
+        if jax.dtypes.canonicalize_dtype(array.dtype) != (dtype := jnp.result_type(leaf)):
+            raise ValueError(
+                f"the checkpoint has arrays of {array.dtype} where this run has {dtype}; use another directory"
+            )
     filled = [
-        jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else jnp.asarray(a, dtype=jnp.result_type(leaf))
+        # The implementation of the run's own key: two of them can have numbers of one shape.
+        jax.random.wrap_key_data(jnp.asarray(a), impl=jax.random.key_impl(leaf)) if _is_key(leaf) else jnp.asarray(a)
         for leaf, a in zip(leaves, saved, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)

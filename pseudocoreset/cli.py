@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
+import os
 import pathlib
+import sys
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 __all__ = ["app", "main"]
 
+GOES_ON = "The same command goes on where this one was stopped."
+AFTER_INTERRUPT = {
+    "experts": GOES_ON,
+    "sample": GOES_ON,
+    "fit": f"{GOES_ON[:-1]} if it has --checkpoint-dir; without, it begins again.",
+}
+
+
+class _Commands(typer.core.TyperGroup):
+    """Commands that say after Ctrl-C how they go on, and end with 130 as shells expect."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            said = AFTER_INTERRUPT.get(ctx.invoked_subcommand, "")
+            typer.echo(f"\nInterrupted. {said}".rstrip(), err=True)
+            raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    """Print what is on disk already: the command has done its work, whether or not somebody can read it."""
+    try:
+        typer.echo(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # Else the interpreter tries again at its end.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="pseudocoreset",
     help="Learn a few synthetic data whose Bayesian posterior matches that of the whole data set, and check it.",
     no_args_is_help=True,
@@ -72,6 +111,7 @@ def _mesh(devices: int, stack: int | None = None) -> Any:
 @app.command()
 def demo(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the results")] = pathlib.Path("demo"),
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """The whole road on bundled handwritten digits: experts, FBPC, three posteriors, a report. A few minutes."""
@@ -79,12 +119,13 @@ def demo(
 
     from pseudocoreset.demo import run_demo
 
+    _check_free("--out", out, overwrite, "metrics.json")
     metrics = run_demo(out, key=jax.random.key(seed))
-    typer.echo(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
+    _say(f"{'posterior of':<14}{'accuracy':>10}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for name, label in (("full", "all data"), ("fbpc", "FBPC coreset"), ("random", "random images")):
         row = metrics[name]
-        typer.echo(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
-    typer.echo(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
+        _say(f"{label:<14}{row['accuracy']:>10.1%}{row['nll']:>8.3f}{row['brier']:>8.3f}{row['ece']:>8.3f}")
+    _say(f"{metrics['seconds']['total']:.0f} s. Open {out / 'report.html'}")
 
 
 @app.command()
@@ -121,7 +162,7 @@ def experts(
         directory=out,
         mesh=mesh,
     )
-    typer.echo(repr(trained))
+    _say(repr(trained))
 
 
 METHODS = (
@@ -134,6 +175,27 @@ METHODS = (
     "distribution_matching",
     "bacon",
 )
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run left at this place")]
+
+
+def _check_free(option: str, place: pathlib.Path, overwrite: bool, mark: str | None = None) -> None:
+    """Refuse, before anything runs, a place that is taken; with --overwrite a folder that holds something else.
+
+    Args:
+        option: how the place was given.
+        place: a file, or with ``mark`` a folder.
+        overwrite: whether the user said so.
+        mark: the file by which a folder is known to hold what may be replaced.
+    """
+    is_taken = any(place.iterdir()) if place.is_dir() else place.exists()
+    if not is_taken:
+        return
+    if not overwrite:
+        raise typer.BadParameter(f"{option} {place} is there already; give another place, or --overwrite to replace it")
+    if place.is_dir() and (mark is None or not (place / mark).is_file()):
+        raise typer.BadParameter(f"{option} {place} is a folder with something else in it; give another place")
 
 
 def _number(text: str, option: str) -> float:
@@ -158,7 +220,10 @@ def fit(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="updates; the paper's number if not given")] = None,
     step_size: Annotated[float | None, typer.Option(help="step on the inputs; the paper's if not given")] = None,
-    weights: Annotated[str, typer.Option(help="mass of the weights: ones or data")] = "ones",
+    weights: Annotated[
+        str | None, typer.Option(help="mass of the weights: data or ones; if not given, data once it is learned")
+    ] = None,
+    overwrite: Overwrite = False,
     checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
     depth: Depth = 3,
     width: Width = 128,
@@ -167,7 +232,7 @@ def fit(
     devices: Devices = 1,
     seed: Seed = 0,
 ) -> None:
-    """Learn a coreset."""
+    """Learn a coreset, at the mass of the data: its posterior has the scale of the full-data one."""
     import jax
 
     from pseudocoreset import methods
@@ -175,22 +240,25 @@ def fit(
     from pseudocoreset.validation import check_choice
 
     check_choice(method, "method", METHODS)
+    _check_free("--out", out, overwrite, "coreset.json")
     mesh = _mesh(devices, 1)  # a step trains one network, but for methods that share what is not its data
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
-    given = {"proxy": proxy, "steps": steps, "step_size": step_size}
+    trained = None if experts_dir is None else Experts.load(experts_dir)
+    given = {"proxy": proxy, "steps": steps, "step_size": step_size, "weights": weights, "experts": trained}
     result = getattr(methods, f"fit_{method}")(
         model,
         dataset,
         images_per_class=images_per_class,
         key=jax.random.key(seed),
-        experts=None if experts_dir is None else Experts.load(experts_dir),
-        weights=weights,
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
         **{name: value for name, value in given.items() if value is not None},
     )
+    if weights is None:
+        # What published evaluations score does not depend on the mass; a posterior does.
+        result = dataclasses.replace(result, coreset=result.coreset.with_mass("data"))
     result.coreset.save(out)
-    typer.echo(repr(result))
+    _say(repr(result))
 
 
 @app.command()
@@ -246,7 +314,7 @@ def sample(
         directory=out,
         mesh=mesh,
     )
-    typer.echo(repr(posterior))
+    _say(repr(posterior))
 
 
 @app.command()
@@ -264,6 +332,7 @@ def evaluate(
         typer.Option("--set", metavar="NAME=VALUE", help="a setting of the protocol, num_repeats=3 say"),
     ] = None,
     json_file: Annotated[pathlib.Path | None, typer.Option("--json", help="also write the figures here")] = None,
+    overwrite: Overwrite = False,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
     depth: Depth = 3,
@@ -282,6 +351,8 @@ def evaluate(
     from pseudocoreset.storage import write_json
     from pseudocoreset.validation import check_choice
 
+    if json_file is not None:
+        _check_free("--json", json_file, overwrite)
     mesh = _mesh(devices)
     names = network or ["convnet"]
     settings = dict(_setting(text) for text in setting or ())
@@ -352,6 +423,7 @@ def report(
     out: Annotated[pathlib.Path, typer.Option(help="the HTML file to write")],
     coreset: Annotated[pathlib.Path | None, typer.Option(help="the coreset to picture, a folder or a name")] = None,
     reference: Reference = "full",
+    overwrite: Overwrite = False,
     title: Annotated[str, typer.Option(help="heading of the page")] = "Pseudocoreset report",
     data: DataName = "cifar10",
     data_dir: DataDir = None,
@@ -363,11 +435,12 @@ def report(
     """The same comparison as one HTML page, with plots, and the coreset beside real images."""
     from pseudocoreset.diagnostics import report as write_report
 
+    _check_free("--out", out, overwrite)
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     pictured = None if coreset is None else _coreset(coreset)
     comparison, loaded = _compared(posteriors, reference, dataset, model)
     write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, model=model, title=title)
-    typer.echo(f"wrote {out}")
+    _say(f"wrote {out}")
 
 
 def main() -> None:
@@ -376,8 +449,10 @@ def main() -> None:
     from rich.logging import RichHandler
     from rich.markup import escape
 
+    from pseudocoreset.progress import keep_running
     from pseudocoreset.storage import CorruptFileError
 
+    keep_running()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
     logger = logging.getLogger("pseudocoreset")
     logger.addHandler(handler)

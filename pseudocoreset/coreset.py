@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,20 @@ import numpy as np
 from pseudocoreset.data.coercion import as_numbers, as_several
 from pseudocoreset.data.preprocessing import Preprocessing
 from pseudocoreset.layout import InputLayout, is_several
+from pseudocoreset.schema import (
+    COUNT,
+    FLAG,
+    POSITIVE_COUNT,
+    RECORD,
+    TEXT,
+    VERSION,
+    Field,
+    check_record,
+    fits_together,
+    listing,
+    maybe,
+    optional,
+)
 from pseudocoreset.storage import (
     CorruptFileError,
     atomic_directory,
@@ -27,11 +42,25 @@ from pseudocoreset.validation import check_choice, check_integer, check_key
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset
 
-__all__ = ["Pseudocoreset", "coreset_names", "load_coreset"]
+__all__ = ["Pseudocoreset", "class_weights", "coreset_names", "load_coreset", "mass_note"]
 
 SCHEMA = 2
 SHIPPED = pathlib.Path(__file__).with_name("coresets")
 MASSES = ("ones", "data")
+RECORD_FIELDS = {
+    "schema": VERSION,
+    "num_data": COUNT,
+    "class_names": maybe(listing(TEXT)),
+    "preprocessing": RECORD,
+    "metadata": RECORD,
+    "holds_probabilities": optional(maybe(FLAG)),
+}
+METADATA_FIELDS: dict[str, Field] = {
+    "steps": optional(maybe(COUNT)),
+    "steps_done": optional(COUNT),
+    "outcome": optional(TEXT),
+    "images_per_class": optional(maybe(POSITIVE_COUNT)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +145,9 @@ class Pseudocoreset:
     ) -> Pseudocoreset:
         """A coreset of real data chosen at random: the usual starting point, and the baseline to beat.
 
+        With ``images_per_class`` the weights carry the masses of the classes: those of class c sum to n_c at mass n,
+        so that classes that are rare in the data stay rare. All are equal where all classes are.
+
         Args:
             data: the data set; the choice is made from its train split, without replacement.
             images_per_class: points of every class, ordered by class; for classes only.
@@ -133,7 +165,7 @@ class Pseudocoreset:
             inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
             layout=data.train.layout,
             targets=np.asarray(data.train.y[indices]),
-            weights=np.ones(len(indices), np.float32),
+            weights=class_weights(data, indices) if size is None else np.ones(len(indices), np.float32),
             preprocessing=data.preprocessing,
             num_data=data.train.num_data,
             class_names=data.class_names,
@@ -154,6 +186,15 @@ class Pseudocoreset:
     def mass(self) -> float:
         """Sum of the weights."""
         return float(np.sum(self.weights, dtype=np.float64))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of its inputs and targets: the same at every mass."""
+        digest = hashlib.sha256()
+        for array in (self.packed, self.targets):
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def is_soft(self) -> bool:
@@ -209,29 +250,32 @@ class Pseudocoreset:
             CorruptFileError: if a file is missing, truncated or altered.
             ValueError: if a newer version of this package wrote it.
         """
-        folder = verify(path)
-        record = read_json(folder / "coreset.json")
+        folder = verify(path, "coreset.json", "coreset.safetensors")
+        record = check_record(read_json(folder / "coreset.json"), {"schema": VERSION}, folder / "coreset.json")
         if record["schema"] > SCHEMA:
             raise ValueError(
                 f"{path} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
             )
+        check_record(record, RECORD_FIELDS, folder / "coreset.json")
+        check_record(record["metadata"], METADATA_FIELDS, f"{folder / 'coreset.json'}, metadata")
         arrays = read_arrays(folder / "coreset.safetensors")
         missing = {"inputs", "targets", "weights"} - arrays.keys()
         if missing:
             raise CorruptFileError(f"{path} lacks {', '.join(sorted(missing))}")
         prefix = "preprocessing/"
         parts = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-        return cls(
-            inputs=arrays["inputs"],
-            targets=arrays["targets"],
-            weights=arrays["weights"],
-            preprocessing=Preprocessing.from_parts(parts, record["preprocessing"]),
-            num_data=record["num_data"],
-            class_names=None if record["class_names"] is None else tuple(record["class_names"]),
-            metadata=record["metadata"],
-            holds_probabilities=record.get("holds_probabilities"),
-            layout=None if record.get("layout") is None else InputLayout.from_metadata(record["layout"]),
-        )
+        with fits_together(folder):
+            return cls(
+                inputs=arrays["inputs"],
+                targets=arrays["targets"],
+                weights=arrays["weights"],
+                preprocessing=Preprocessing.from_parts(parts, record["preprocessing"]),
+                num_data=int(record["num_data"]),
+                class_names=None if record["class_names"] is None else tuple(record["class_names"]),
+                metadata=record["metadata"],
+                holds_probabilities=record.get("holds_probabilities"),
+                layout=None if record.get("layout") is None else InputLayout.from_metadata(record["layout"]),
+            )
 
     def __repr__(self) -> str:
         shape = f"shape {'x'.join(map(str, self.packed.shape[1:]))}" if self.layout is None else str(self.layout)
@@ -240,6 +284,25 @@ class Pseudocoreset:
             f"Pseudocoreset({self.size} points of {shape}, {kind}, mass {self.mass:g} for {self.num_data} data, "
             f"objective {self.metadata.get('objective', 'unknown')!r})"
         )
+
+
+def class_weights(data: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Weights of chosen data (m,), of sum m, that give every class its share of the data."""
+    labels = np.asarray(data.train.y)
+    members, chosen = np.bincount(labels), np.bincount(labels[indices], minlength=labels.max() + 1)
+    own = labels[indices]
+    present = members[chosen > 0].sum()
+    return (members[own] * len(indices) / (chosen[own] * present)).astype(np.float32)
+
+
+def mass_note(mass: float, num_data: int) -> str:
+    """What to know of a mass far from that of the data; empty if it is near, or the data are not known."""
+    if num_data < 1 or mass > num_data / 2:
+        return ""
+    return (
+        f"mass {mass:.4g} stands for {num_data} data: the posterior is wider than the full-data one, as if there were "
+        f"{mass:.4g} of them. coreset.with_mass('data') (the command's --mass data) gives it their scale"
+    )
 
 
 def coreset_names() -> tuple[str, ...]:

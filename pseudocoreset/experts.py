@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from safetensors import safe_open
 
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import full_precision, map_stack
@@ -34,22 +33,45 @@ from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
+from pseudocoreset.newton import SHRINKAGE
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
-from pseudocoreset.storage import (
+from pseudocoreset.schema import (
+    COUNT,
+    POSITIVE_COUNT,
+    RECORD,
+    VERSION,
     CorruptFileError,
+    check_record,
+    every,
+    listing,
+    optional,
+)
+from pseudocoreset.storage import (
+    array_shapes,
     atomic_directory,
+    map_arrays,
     read_json,
     verify,
     write_arrays,
     write_json,
 )
-from pseudocoreset.validation import check_integer, check_key, check_positive
+from pseudocoreset.validation import check_integer, check_key, check_positive, key_record
 
 __all__ = ["Experts", "train_experts"]
 
 logger = logging.getLogger(__name__)
+START_ROWS = 1024  # of the data, at which the loss of a start is looked at
+PROPORTION = 100.0  # of losses, beyond which a start is out of all proportion to one nearer to zero
 FILE = "snapshots.safetensors"
+RECORD_FILE = "experts.json"
+SCHEMA = 1
+RECORD_FIELDS = {
+    "schema": VERSION,
+    "num_epochs": POSITIVE_COUNT,
+    "groups": listing(POSITIVE_COUNT),
+    "metadata": RECORD,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +101,39 @@ class Experts:
         Raises:
             FileNotFoundError: if the training did not finish there, or never started.
             CorruptFileError: if a snapshot is missing, truncated or altered.
+            ValueError: if a newer version of this package wrote them.
         """
         root = pathlib.Path(directory)
         if not (root / "experts").is_dir():
             raise FileNotFoundError(f"{root} has no finished experts; run train_experts(..., directory={str(root)!r})")
-        record = read_json(verify(root / "experts") / "experts.json")
-        groups = tuple(record["groups"])
-        for group in range(len(groups)):
-            for epoch in range(record["num_epochs"] + 1):
-                verify(_snapshot_path(root, group, epoch))
-        return cls(sum(groups), record["num_epochs"], record["metadata"], groups, directory=root)
+        place = verify(root / "experts", RECORD_FILE) / RECORD_FILE
+        record = check_record(read_json(place), {"schema": VERSION}, place)
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{place} has schema {record['schema']}, this version of pseudocoreset reads up to {SCHEMA}; upgrade it"
+            )
+        check_record(record, RECORD_FIELDS, place)
+        groups, num_epochs = tuple(map(int, record["groups"])), int(record["num_epochs"])
+        metadata = check_record(
+            record["metadata"],
+            {
+                "sites": optional(every(listing(COUNT))),
+                "num_experts": optional(POSITIVE_COUNT),
+                "num_epochs": optional(POSITIVE_COUNT),
+            },
+            f"{place}, metadata",
+        )
+        for name, found in (("num_experts", sum(groups)), ("num_epochs", num_epochs)):
+            if metadata.get(name, found) != found:
+                raise CorruptFileError(f"{place} has {name} {found}, and {metadata[name]} in its metadata")
+        sites = metadata.get("sites")
+        for group, size in enumerate(groups):
+            for epoch in range(num_epochs + 1):
+                folder = _snapshot_path(root, group, epoch)
+                stored = {name: list(item.shape) for name, item in array_shapes(verify(folder, FILE) / FILE).items()}
+                if sites is not None and stored != {name: [size, *shape] for name, shape in sites.items()}:
+                    raise CorruptFileError(f"{folder / FILE} has other arrays than {size} experts of this training")
+        return cls(sum(groups), num_epochs, metadata, groups, directory=root)
 
     def snapshot(self, expert: int, epoch: int) -> dict[str, np.ndarray]:
         """Parameters ``{site: array}`` of one expert after one epoch; reads that one from disk.
@@ -109,10 +154,10 @@ class Experts:
             return {name: array[index] for name, array in self.memory[group, epoch].items()}
         assert self.directory is not None
         path = _snapshot_path(self.directory, group, epoch) / FILE
-        if not path.is_file():
-            raise CorruptFileError(f"{path} has vanished; train the experts again")
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_slice(name)[index] for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        try:
+            return {name: np.array(array[index]) for name, array in map_arrays(path).items()}
+        except IndexError as error:
+            raise CorruptFileError(f"{path} has fewer experts than it had; train them again") from error
 
     def stack(self, choices: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
         """Snapshots (expert, epoch) stacked along a leading axis."""
@@ -150,8 +195,12 @@ class _Training:
         return has_data_axis(mesh) and self.model.is_separable
 
     @functools.partial(jax.jit, static_argnums=0)
-    def start(self, keys: jax.Array) -> _State:
+    def start(self, keys: jax.Array, data: DeviceData | None) -> _State:
+        """Where experts begin; with some data (not for networks) on the way to zero from where the loss is not huge."""
         params = jax.vmap(self.model.init)(keys)
+        if data is not None:
+            x, y = data.batch(jnp.arange(min(data.num_data, START_ROWS)))
+            params = jax.vmap(lambda one: _nearer(self.model, one, x, y))(params)
         return _State(params, jax.vmap(self.optimizer.init)(params))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -289,7 +338,7 @@ def train_experts(
         "sites": {site.name: list(site.unconstrained_shape) for site in model.sites},
         "preprocessing": fingerprint(data),
         "inputs": data.preprocessing.summary,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
     }
     root = None if directory is None else pathlib.Path(directory)
     if root is not None and (root / "experts").is_dir():
@@ -315,13 +364,27 @@ def train_experts(
                         with atomic_directory(_snapshot_path(root, group, epoch)) as folder:
                             write_arrays(folder / FILE, params)
                         checkpoints.save(epoch, state)
+                    else:
+                        verify(_snapshot_path(root, group, epoch), FILE)
                     advance(size if epoch else 0, note)
     if root is not None:
         with atomic_directory(root / "experts") as folder:
-            record = {"schema": 1, "num_epochs": num_epochs, "groups": list(groups), "metadata": metadata}
-            write_json(folder / "experts.json", record)
+            record = {"schema": SCHEMA, "num_epochs": num_epochs, "groups": list(groups), "metadata": metadata}
+            write_json(folder / RECORD_FILE, record)
         wait_for_all("experts are written")
     return Experts(num_experts, num_epochs, metadata, groups, directory=root, memory=memory)
+
+
+def _nearer(model: Model, params: Params, x: jax.Array, y: jax.Array) -> Params:
+    """``params``, or those nearer to zero where their loss is out of all proportion, as with columns on raw scales."""
+
+    def scaled(factor: jax.Array) -> Params:
+        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, params)
+
+    factors = jnp.asarray(SHRINKAGE)
+    losses = jax.lax.map(lambda factor: -jnp.mean(model.log_likelihood(scaled(factor), x, y)), factors)
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    return scaled(factors[jnp.argmax(losses <= jnp.min(losses) + PROPORTION * (1 + jnp.abs(jnp.min(losses))))])
 
 
 def _trajectory(
@@ -333,7 +396,8 @@ def _trajectory(
     checkpoints: Checkpointer | None,
 ) -> Any:
     """Yield (epoch, state, whether it is new, note), from the newest checkpoint if there is one."""
-    state = training.start(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys))
+    looks_at = data if isinstance(data, DeviceData) and not training.model.is_network else None
+    state = training.start(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys), looks_at)
     saved = None if checkpoints is None else checkpoints.restore(state)
     begin = 0
     if saved is not None:

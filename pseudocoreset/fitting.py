@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import importlib.metadata
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,53 +24,29 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_preprocessing, check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.leaves import Box, Free, KeptMass, from_free, kept_mass, project, pull_back, soften, to_free
+from pseudocoreset.leaves import (
+    Box,
+    Free,
+    KeptMass,
+    from_free,
+    hold_still,
+    kept_mass,
+    project,
+    pull_back,
+    soften,
+    to_free,
+)
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["FitResult", "Outcome", "fit"]
 
 logger = logging.getLogger(__name__)
-MOST_SKIPPED = 10
 Callback = Callable[[int, Pseudocoreset, dict[str, float]], bool | None]
-
-
-class Outcome(enum.Enum):
-    """How a fit ended, with a sentence that a person can read."""
-
-    COMPLETED = "All steps were done."
-    STOPPED = "A callback asked to stop."
-    NON_FINITE = (
-        f"Stopped: {MOST_SKIPPED} steps in a row had a gradient that was not finite. The coreset is the last finite "
-        "one; use a smaller step size, or younger experts."
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    """What a fit returns.
-
-    Attributes:
-        coreset: the learned coreset.
-        history: scalars by name, one value a step done, ``(steps,)`` each; with several models their names carry the
-            index of the model.
-        outcome: how it ended.
-        state: final state of the loop: arrays, optimiser state, objective states.
-        seconds: wall time of this call.
-    """
-
-    coreset: Pseudocoreset
-    history: dict[str, np.ndarray]
-    outcome: Outcome
-    state: Any
-    seconds: float
-
-    def __repr__(self) -> str:
-        steps = len(next(iter(self.history.values()), ()))
-        return f"FitResult({self.coreset!r}, {steps} steps in {self.seconds:.1f} s. {self.outcome.value})"
 
 
 # What learned weights keep of their mass, and where learned inputs may go.
@@ -86,6 +61,8 @@ class _Loop(NamedTuple):
     optimizer: Any
     objectives: tuple[Any, ...]
     skipped: jax.Array  # steps in a row with a gradient that was not finite
+    good: CoresetArrays  # the last arrays whose gradient and loss were finite
+    lost: Free  # where the last gradient was not finite
 
 
 @full_precision()
@@ -113,7 +90,7 @@ def fit(
     Steps run in compiled blocks without a return to the host. Free weights are projected onto non-negative numbers
     after each step, and keep their mass, or that of each class, where the objective does not determine it
     (``Objective.mass``); free class targets become probabilities, 0.9 on the label at the start, learned through their
-    logits. A step whose gradient is not finite, or that leaves no weight above zero, is skipped. With a
+    logits. A step whose gradient or loss is not finite, or that leaves no weight above zero, is skipped. With a
     ``checkpoint_dir`` the whole state is written between blocks, and a run that was stopped, called again with the
     same arguments, ends with the same bits as one that was not.
 
@@ -191,7 +168,8 @@ def fit(
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
     is_bounded = not any(o.model.is_network for o in objectives)
     box = Box.of(data.train, fixed, is_bounded=is_bounded) if "inputs" in names else None
-    loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32))
+    nothing = {name: jnp.zeros(getattr(arrays, name).shape, bool) for name in names}
+    loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32), arrays, nothing)
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
     choices = [
         None if o.window is None or e is None else _snapshot_choices(jax.random.fold_in(expert_key, i), o, e, steps)
@@ -211,7 +189,7 @@ def fit(
         "data_fingerprint": fingerprint(data),
         "experts": [None if e is None else e.metadata for e in expert_sets],
         "steps": steps,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": key_record(key),
     } | ({"fixed": list(fixed)} if fixed else {})
     checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, run)
     try:
@@ -250,17 +228,30 @@ def fit(
     finally:
         if checkpoints is not None:
             checkpoints.__exit__()
-    if outcome is not Outcome.COMPLETED:
-        logger.warning("step %d of %d: %s", done, steps, outcome.value)
-    fitted = record(loop.arrays)
+    series = {name: np.concatenate(parts) for name, parts in history.items()}
+    rise, advice = find_rise(objectives, series), ""
+    if outcome is Outcome.NON_FINITE:
+        first = done - int(loop.skipped) + 1
+        advice = advise(objectives, coreset, loop.arrays, loop.lost, series, first, jax.random.fold_in(key, done))
+    elif rise is not None:
+        advice = (
+            "The coreset is further from the full posterior than where it started. Take a smaller step size, or use "
+            "the start."
+        )
+    if outcome is not Outcome.COMPLETED or advice:
+        worse = "" if rise is None else f"worse than its start: {rise}. "
+        logger.warning("step %d of %d: %s%s %s", done, steps, worse, outcome.value, advice)
+    fitted = record(loop.good if outcome is Outcome.NON_FINITE else loop.arrays)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "numpyro", "optax")}
     metadata = {**fitted.metadata, **run, "steps_done": done, "outcome": outcome.name, "versions": versions}
     return FitResult(
         coreset=replace(fitted, metadata=metadata),
-        history={name: np.concatenate(values) for name, values in history.items()},
+        history=series,
         outcome=outcome,
         state=loop,
         seconds=time.perf_counter() - began,
+        advice=advice,
+        rise=rise,
     )
 
 
@@ -357,25 +348,32 @@ def _compile_block(
         (step, snapshots), (kept, box) = item, limits
         total: dict[str, jax.Array] = {}
         states = []
+        losses = []
         report: dict[str, jax.Array] = {}
         for i, objective in enumerate(objectives):
             step_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
             gradient, state, info = objective.gradient(step_key, loop.objectives[i], loop.arrays, data, snapshots[i])
             total = {name: total[name] + leaf if total else leaf for name, leaf in gradient.items()}
+            losses.append(info.get("loss", jnp.zeros(())))
             states.append(state)
             report |= {name if len(objectives) == 1 else f"{name}_{i}": value for name, value in info.items()}
         if box is not None:
             total["inputs"] = box.slope(total["inputs"])
+        lost = {name: ~jnp.isfinite(leaf) for name, leaf in total.items()}
+        is_good = jnp.isfinite(optax.tree.norm((total, losses)))
+        good = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), loop.arrays, loop.good)
         total = pull_back(loop.arrays, loop.free, total, is_soft, kept)
         updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
         free = project(optax.apply_updates(loop.free, updates), kept)
+        if "inputs" in free:
+            free["inputs"] = hold_still(free["inputs"], loop.free["inputs"], total["inputs"])
         if box is not None:
             free["inputs"] = box.enter(free["inputs"], loop.free["inputs"])
         arrays = from_free(loop.arrays, free, is_soft)
-        proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped))
-        finite = jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
+        proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped), good, lost)
+        finite = is_good & jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
         finite = finite if kept is None else finite & kept.is_imposed(arrays.weights)
-        stay = loop._replace(skipped=loop.skipped + 1)
+        stay = loop._replace(skipped=loop.skipped + 1, good=good, lost=lost)
         report["gradient_norm"] = optax.tree.norm(total)
         report["inputs_rms"] = jnp.sqrt(jnp.mean(arrays.inputs**2))
         if "weights" in free:

@@ -3,31 +3,40 @@
 Everything that this package saves is written by ``atomic_directory``: into a temporary sibling, each file
 synced to disk, a manifest with sizes and SHA-256 sums last, then one rename. A reader checks the manifest first. Of
 several processes (``jax.distributed``) the first alone writes; what is called here does nothing in the others.
+
+Readers open regular files alone (a pipe would keep them waiting, a device never ends), compare sizes before they
+allocate, and answer whatever is wrong with ``CorruptFileError``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from pseudocoreset.meshes import is_writer
+from pseudocoreset.schema import COUNT, TEXT, CorruptFileError, check_record, listing
 
 __all__ = [
     "CorruptFileError",
+    "array_shapes",
     "atomic_directory",
+    "check_replaceable",
     "create_arrays",
     "map_arrays",
+    "open_regular",
     "read_arrays",
     "read_json",
     "seal",
@@ -37,10 +46,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-
-
-class CorruptFileError(RuntimeError):
-    """Something saved is missing, truncated or altered."""
+MOST_JSON_BYTES = 256 * 2**20
+MOST_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors format
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -51,9 +58,50 @@ def _sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str], *, writable: bool = False) -> Iterator[io.BufferedReader]:
+    """A regular file, opened to be read from its beginning.
+
+    Raises:
+        CorruptFileError: if it is absent, or a directory, a pipe, a device or a socket.
+    """
+    # Looked at before it is opened: opening a device can do something. The flag is for what changes in between.
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        _check_regular(os.stat(path), path)
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CorruptFileError(f"{os.fspath(path)} cannot be opened: {reason}") from error
+    with os.fdopen(descriptor, "r+b" if writable else "rb") as file:
+        _check_regular(os.fstat(descriptor), path)
+        yield cast(io.BufferedReader, file)
+
+
+def _check_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    if not stat.S_ISREG(found.st_mode):
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "something else")
+        raise CorruptFileError(f"{os.fspath(path)} must be a file; it is {kind}")
+
+
+def check_replaceable(path: pathlib.Path) -> None:
+    """Nothing, if a file may be written here: there is none, or a regular one.
+
+    Raises:
+        CorruptFileError: if a directory, a pipe or a device is in its place.
+    """
+    if os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+            _check_regular(os.stat(path), path)
 
 
 @contextlib.contextmanager
@@ -93,7 +141,9 @@ def seal(directory: pathlib.Path, names: Iterable[str]) -> None:
     for name in names:
         file = directory / name
         _sync(file)
-        manifest[name] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
+        with open_regular(file) as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        manifest[name] = {"bytes": file.stat().st_size, "sha256": digest}
     unsealed = directory / f"{MANIFEST}.partial"
     write_json(unsealed, manifest)
     _sync(unsealed)
@@ -101,8 +151,8 @@ def seal(directory: pathlib.Path, names: Iterable[str]) -> None:
     _sync(directory)
 
 
-def verify(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The directory itself, after every file in its manifest was found whole.
+def verify(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
+    """The directory itself, after every file in its manifest was found whole, these among them.
 
     Raises:
         FileNotFoundError: if there is no such directory.
@@ -111,29 +161,61 @@ def verify(path: str | os.PathLike[str]) -> pathlib.Path:
     directory = pathlib.Path(path)
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no directory {directory}")
-    if not (directory / MANIFEST).is_file():
-        raise CorruptFileError(f"{directory} has no {MANIFEST}; it was not written by this package, or not completely")
-    for name, expected in read_json(directory / MANIFEST).items():
+    if not os.path.lexists(directory / MANIFEST):
+        deeper = next(directory.glob(f"*/{MANIFEST}"), None)
+        hint = "" if deeper is None else f" (one directory deeper, {deeper.parent} has one)"
+        raise CorruptFileError(
+            f"{directory} has no {MANIFEST}{hint}; it was not written by this package, or not completely"
+        )
+    manifest = read_json(directory / MANIFEST)
+    for name in names:
+        if name not in manifest:
+            raise CorruptFileError(f"{directory / MANIFEST} does not name {name}; {directory} holds something else")
+    for name, expected in manifest.items():
+        check_record(expected, {"bytes": COUNT, "sha256": TEXT}, f"{directory / MANIFEST}, {name!r}")
+        parts = pathlib.PurePath(name)
+        if not name or parts.is_absolute() or ".." in parts.parts:
+            raise CorruptFileError(f"{directory / MANIFEST} names {name!r}, which is no file of {directory}")
         file = directory / name
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise CorruptFileError(f"{file} is missing; restore it or make {directory} again")
-        if file.stat().st_size != expected["bytes"] or _digest(file) != expected["sha256"]:
+        with open_regular(file) as content:
+            is_whole = os.fstat(content.fileno()).st_size == expected["bytes"]
+            is_whole = is_whole and hashlib.file_digest(content, "sha256").hexdigest() == expected["sha256"]
+        if not is_whole:
             raise CorruptFileError(f"{file} is damaged (size or checksum differs from {MANIFEST}); make it again")
     return directory
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """JSON, indented, with a final newline."""
+    """JSON, indented, with a final newline; numbers and arrays of NumPy are written as JSON's."""
     if is_writer():
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a record for JSON has a {type(value).__name__}: {value!r}")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a JSON file, or ``CorruptFileError``."""
+    """The JSON object in a file, or ``CorruptFileError``."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_JSON_BYTES:
+            raise CorruptFileError(f"{path} has {size:,} bytes, more than a record of this package; it is another file")
+        content = file.read(size)
+    return check_record(_parsed(content, path), {}, path)
+
+
+def _parsed(content: bytes, path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is not valid JSON: {error}") from error
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CorruptFileError(f"{path} is not valid JSON: {reason}") from error
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
@@ -143,19 +225,80 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
         save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, or ``CorruptFileError``."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(f"{path} cannot be read as safetensors: {error}") from error
-
-
 # Names of element types in a safetensors header.
 ELEMENT_TYPES = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4", "U32": "<u4",
-    "F32": "<f4", "F64": "<f8", "I64": "<i8", "U64": "<u8",
+    "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "I16": np.dtype("<i2"), "U16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype("<i4"), "U32": np.dtype("<u4"),
+    "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U64": np.dtype("<u8"),
+    "C64": np.dtype("<c8"),
 }  # fmt: skip
+
+
+class _Stored(NamedTuple):
+    """Where an array is in a file; with ``shape`` and ``dtype`` like one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+
+def _header(file: io.BufferedReader, path: pathlib.Path) -> dict[str, _Stored]:
+    """The arrays of a safetensors file, which fill it without gap or overlap: so none claims more than the file has."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
+        raise CorruptFileError(f"{path} cannot be read as safetensors: the header does not fit into the file")
+    header = check_record(_parsed(file.read(length), path), {}, f"{path}, header")
+    header.pop("__metadata__", None)
+    arrays: dict[str, _Stored] = {}
+    spans = []
+    for name, item in header.items():
+        place = f"{path}, array {name!r}"
+        check_record(item, {"dtype": TEXT, "shape": listing(COUNT), "data_offsets": listing(COUNT)}, place)
+        if item["dtype"] not in ELEMENT_TYPES or len(item["data_offsets"]) != 2 or len(item["shape"]) > 32:
+            raise CorruptFileError(f"{place} has an unknown dtype, or a header of another form: {item}")
+        dtype, (start, end) = ELEMENT_TYPES[item["dtype"]], map(int, item["data_offsets"])
+        shape = tuple(map(int, item["shape"]))
+        if math.prod(filter(None, shape)) * dtype.itemsize >= 2**63:  # of an empty array too
+            raise CorruptFileError(f"{place} has the shape {shape}, which no array has")
+        if end - start != math.prod(shape) * dtype.itemsize:
+            raise CorruptFileError(f"{place} has {end - start} bytes, which is not its shape {shape} of {dtype}")
+        arrays[name] = _Stored(shape, dtype, 8 + length + start)
+        spans.append((start, end))
+    position = 0
+    for start, end in sorted(spans):
+        if start != position:
+            raise CorruptFileError(f"{path} has arrays that overlap or leave a gap")
+        position = end
+    if 8 + length + position != size:
+        raise CorruptFileError(f"{path} has {size:,} bytes; its arrays end at {8 + length + position:,}")
+    return arrays
+
+
+def array_shapes(path: pathlib.Path) -> dict[str, _Stored]:
+    """Shapes and dtypes of the arrays of a safetensors file, or ``CorruptFileError``; reads its header alone."""
+    with open_regular(path) as file:
+        return _header(file, path)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, or ``CorruptFileError``."""
+    arrays = {}
+    with open_regular(path) as file:
+        for name, stored in _header(file, path).items():
+            array = np.empty(stored.shape, stored.dtype)
+            file.seek(stored.offset)
+            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                raise CorruptFileError(f"{path} ended while it was read")
+            arrays[name] = _checked_flags(array, name, path)
+    return arrays
+
+
+def _checked_flags(array: np.ndarray, name: str, path: pathlib.Path) -> np.ndarray:
+    """The array; bytes that are neither 0 nor 1 are no booleans, and NumPy would count them both ways."""
+    if array.dtype == bool and array.size and array.view(np.uint8).max() > 1:
+        raise CorruptFileError(f"{path}, array {name!r} has bytes that are neither true nor false")
+    return array
 
 
 def create_arrays(path: pathlib.Path, shapes: Mapping[str, Any]) -> None:
@@ -168,7 +311,8 @@ def create_arrays(path: pathlib.Path, shapes: Mapping[str, Any]) -> None:
     Raises:
         OSError: if the disk has no room.
     """
-    names = {np.dtype(code): name for name, code in ELEMENT_TYPES.items()}
+    check_replaceable(path)
+    names = {dtype: name for name, dtype in ELEMENT_TYPES.items()}
     header: dict[str, Any] = {}
     end = 0
     # The largest elements first keeps every array aligned.
@@ -201,19 +345,12 @@ def map_arrays(path: pathlib.Path, *, writable: bool = False) -> dict[str, np.nd
     Raises:
         CorruptFileError: if the file is not whole.
     """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        arrays: dict[str, np.ndarray] = {}
-        for name, item in header.items():
-            dtype, shape = np.dtype(ELEMENT_TYPES[item["dtype"]]), tuple(item["shape"])
-            if math.prod(shape) == 0:  # nothing to map
-                arrays[name] = np.zeros(shape, dtype)
+    arrays: dict[str, np.ndarray] = {}
+    with open_regular(path, writable=writable) as file:
+        for name, stored in _header(file, path).items():
+            if math.prod(stored.shape) == 0:  # nothing to map
+                arrays[name] = np.zeros(stored.shape, stored.dtype)
                 continue
-            offset = 8 + length + item["data_offsets"][0]
-            arrays[name] = np.memmap(path, dtype, "r+" if writable else "r", offset, shape)
-        return arrays
-    except (OSError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"{path} cannot be read as safetensors: {error}") from error
+            mapped = np.memmap(path, stored.dtype, "r+" if writable else "r", stored.offset, stored.shape)
+            arrays[name] = mapped if writable else _checked_flags(mapped, name, path)
+    return arrays

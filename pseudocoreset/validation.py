@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["check_choice", "check_integer", "check_key", "check_positive"]
+__all__ = ["check_choice", "check_integer", "check_key", "check_positive", "key_record", "uses_x64"]
 
 
 def check_key(key: Any, argument: str = "key") -> jax.Array:
@@ -26,6 +28,18 @@ def check_key(key: Any, argument: str = "key") -> jax.Array:
     if key.shape:
         raise ValueError(f"{argument} must be one key; got a batch of shape {key.shape}, take one with {argument}[i]")
     return key
+
+
+def key_record(key: jax.Array) -> Any:
+    """What identifies a key in the settings of a run: its numbers, and its implementation where it is not JAX's own."""
+    numbers = np.asarray(jax.random.key_data(key)).tolist()
+    implementation = str(jax.random.key_impl(key))
+    return numbers if implementation == "threefry2x32" else {"implementation": implementation, "data": numbers}
+
+
+def uses_x64() -> bool:
+    """Whether JAX computes in double precision here."""
+    return jnp.result_type(float) == jnp.float64
 
 
 def check_integer(value: Any, argument: str, minimum: int = 1) -> int:

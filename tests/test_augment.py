@@ -44,22 +44,50 @@ def test_the_gradient_is_that_of_finite_differences(group):
 
 
 def test_crop_is_a_shift_with_zeros_let_in():
-    most = round(0.125 * 16)
     seen = set()
     for key in KEYS:
         for image, moved in zip(IMAGES, Augmentation("crop")(key, IMAGES), strict=True):
             matches = [
                 (down, right)
-                for down in range(-most, most + 1)
-                for right in range(-most, most + 1)
+                for down in range(-2, 3)
+                for right in range(-2, 3)
                 if np.array_equal(moved, ndimage.shift(np.asarray(image), (-down, -right, 0), order=0, cval=0.0))
             ]
             assert len(matches) == 1
             seen.update(matches)
-    assert len(seen) == (2 * most + 1) ** 2
+    assert len(seen) == 25
 
 
-def test_cutout_is_one_square_of_half_the_side():
+# A side, an eighth and a half of it, int(x + 0.5) as in the reference: Python rounds others at 5, 9, 13, 20 and 36.
+ODD_SIDES = [
+    (5, 1, 3),
+    (7, 1, 4),
+    (9, 1, 5),
+    (12, 2, 6),
+    (13, 2, 7),
+    (20, 3, 10),
+    (27, 3, 14),
+    (28, 4, 14),
+    (36, 5, 18),
+]
+
+
+@pytest.mark.parametrize(("side", "most", "size"), ODD_SIDES)
+def test_shifts_and_cutouts_of_odd_sides_are_those_of_the_reference(side, most, size):
+    ramp = 1.0 + jnp.arange(side, dtype=jnp.float32)
+    column = jnp.broadcast_to(ramp[:, None, None], (1000, side, 2, 1))  # so that both groups act on one axis
+    moved = np.asarray(Augmentation("crop")(KEYS[0], column)).max(2)[..., 0]
+    shifts = {int(row[row > 0][0] - (np.flatnonzero(row)[0] + 1)) for row in moved if row.any()}
+    assert shifts == set(range(-most, most + 1))
+    cut = np.asarray(Augmentation("cutout")(KEYS[0], column)) == 0
+    places = {tuple(np.flatnonzero(rows)) for rows in cut.any((2, 3))}
+    wanted = set()
+    for centre in range(side + 1 - size % 2):
+        wanted.add(tuple(np.unique(np.clip(np.arange(size) + centre - size // 2, 0, side - 1))))
+    assert places - {()} == wanted
+
+
+def test_cutout_is_one_rectangle_of_half_the_sides():
     for key in KEYS[:10]:
         for image, cut in zip(np.asarray(IMAGES), np.asarray(Augmentation("cutout")(key, IMAGES)), strict=True):
             gone = (cut == 0).all(-1)
@@ -68,6 +96,30 @@ def test_cutout_is_one_square_of_half_the_side():
             assert 4 <= len(rows) <= 8
             assert 4 <= len(columns) <= 8
             np.testing.assert_array_equal(cut[~gone], image[~gone])
+
+
+@pytest.mark.parametrize("shape", [(20, 40), (31, 17)])
+def test_oblong_images_are_turned_not_sheared(shape):
+    """Against scipy's rotation of the picture about its centre, at the angle that a ramp of columns tells."""
+    height, width = shape
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.sin(0.4 * rows + 0.2) * np.cos(0.3 * columns)
+    stack = jnp.asarray(np.stack([rows - (height - 1) / 2, columns - (width - 1) / 2, image], -1), jnp.float32)[None]
+    inner = np.s_[height // 2 - 3 : height // 2 + 3, width // 2 - 3 : width // 2 + 3]
+    angles = []
+    for key in KEYS[:8]:
+        out = np.asarray(Augmentation("rotate")(key, stack, shared=True))[0]
+        # Near the centre the ramps show where each pixel comes from, (row, column) = R (row, column).
+        found = np.linalg.lstsq(
+            np.asarray(stack[0, ..., :2])[inner].reshape(-1, 2), out[..., :2][inner].reshape(-1, 2), rcond=None
+        )[0].T
+        np.testing.assert_allclose(found @ found.T, np.eye(2), atol=1e-4)
+        angle = np.degrees(np.arctan2(found[0, 1], found[0, 0]))
+        turned = ndimage.rotate(np.pad(image, 1), angle, reshape=False, order=1)[1:-1, 1:-1]
+        np.testing.assert_allclose(out[2:-2, 2:-2, 2], turned[2:-2, 2:-2], atol=1e-3)
+        angles.append(angle)
+    assert np.ptp(angles) > 8
+    assert np.max(np.abs(angles)) <= 15.01
 
 
 def test_flip_is_left_for_right():

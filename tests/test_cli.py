@@ -105,3 +105,48 @@ def test_two_devices_made_of_a_cpu_score_as_one_does(coreset, tmp_path):
 def test_evaluate_names_what_it_does_not_know(coreset, arguments, message):
     result = run("evaluate", coreset, *arguments, *NETWORK, fails=True)
     assert message in result.output + str(result.exception)
+
+
+def test_nothing_finished_is_overwritten_unasked(coreset, tmp_path):
+    """Refused before anything runs, and again with --overwrite where the folder holds something else."""
+    before = (coreset / "manifest.json").read_text()
+    failed = run("fit", "--out", coreset, *NETWORK, fails=True)
+    assert "is there already; give another place, or --overwrite" in " ".join(failed.output.replace("│", " ").split())
+    assert (coreset / "manifest.json").read_text() == before
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("years of work")
+    for flag in ([], ["--overwrite"]):
+        assert run("fit", "--out", thesis, *flag, *NETWORK, fails=True).exit_code == 2
+        assert run("demo", "--out", thesis, *flag, fails=True).exit_code == 2
+    assert (thesis / "chapter.tex").read_text() == "years of work"
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert run("report", "full=x", "--out", page, *NETWORK, fails=True).exit_code == 2
+    assert run("evaluate", coreset, "--json", page, *NETWORK, fails=True).exit_code == 2
+    assert page.read_text() == "mine"
+
+
+def test_the_command_fits_at_the_mass_of_the_data_and_says_what_another_means(tmp_path):
+    few = ["--method", "distribution_matching", "--steps", "1", *NETWORK, "--out"]
+    printed = run("fit", *few, tmp_path / "a").output
+    learned = Pseudocoreset.load(tmp_path / "a")
+    assert learned.mass == pytest.approx(load_dataset("digits").train.num_data)
+    assert "with_mass" not in printed
+    printed = run("fit", "--weights", "ones", *few, tmp_path / "b").output
+    assert Pseudocoreset.load(tmp_path / "b").mass == pytest.approx(10)
+    assert "coreset.with_mass('data')" in " ".join(printed.split())
+    replaced = run("fit", "--overwrite", "--seed", "1", *few, tmp_path / "b")
+    assert replaced.exit_code == 0
+    assert Pseudocoreset.load(tmp_path / "b").digest != learned.digest
+    draws = ["--num-chains", "1", "--num-warmup", "1", "--num-samples", "2", "--thinning", "1", *NETWORK]
+    said = run("sample", "--coreset", tmp_path / "a", "--mass", "ones", "--out", tmp_path / "thin", *draws).output
+    assert "coreset.with_mass('data')" in " ".join(said.split())
+    run("sample", "--coreset", tmp_path / "b", "--out", tmp_path / "other", *draws)
+    pairs = [f"full={tmp_path / 'other'}"]
+    wrong = run("report", *pairs, "--coreset", tmp_path / "a", "--out", tmp_path / "r.html", *NETWORK, fails=True)
+    assert "not one that these posteriors were sampled on" in str(wrong.exception)
+    run("report", *pairs, "--coreset", tmp_path / "b", "--out", tmp_path / "r.html", *NETWORK)
+    wide = ["--data", "digits", "--width", "3", "--depth", "1"]
+    wrong = run("compare", *pairs, *wide, fails=True)
+    assert "the posterior 'full' is of the model" in str(wrong.exception)

@@ -7,10 +7,14 @@ import sys
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from safetensors.numpy import load_file
 
-from pseudocoreset import Dataset, Pseudocoreset, coreset_names, load_coreset, load_dataset
+from pseudocoreset import Dataset, Pseudocoreset, coreset_names, fit_herding, load_coreset, load_dataset
+from pseudocoreset.inference import sample
+from pseudocoreset.models import Model, logistic_regression
 from pseudocoreset.storage import CorruptFileError
 
 RNG = np.random.default_rng(0)
@@ -164,3 +168,66 @@ def test_a_coreset_of_the_package_is_in_the_units_of_the_data_that_load_dataset_
 def test_an_unknown_coreset_is_refused():
     with pytest.raises(ValueError, match=r"name='digits' is unknown.*'digits-fbpc-1'"):
         load_coreset("digits")
+
+
+def test_class_balanced_points_carry_the_masses_of_the_classes():
+    """One class of 900, one of 90, one of 10: weights of a class sum to its size at mass n, whatever came before."""
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.repeat([0, 1, 2], [900, 90, 10]))
+    data = Dataset.from_arrays(rng.normal(size=(1000, 2)), y)
+    for mass in ("ones", "data"):
+        coreset = Pseudocoreset.from_data(data, images_per_class=5, key=jax.random.key(0), mass=mass)
+        assert coreset.mass == pytest.approx(15 if mass == "ones" else 1000)
+        whole = coreset.with_mass(3.0).with_mass("data")
+        np.testing.assert_allclose(
+            [whole.weights[whole.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5
+        )
+    chosen = fit_herding(
+        logistic_regression(data), data, images_per_class=5, weights="data", key=jax.random.key(0), progress=False
+    ).coreset
+    np.testing.assert_allclose([chosen.weights[chosen.targets == c].sum() for c in range(3)], [900, 90, 10], rtol=1e-5)
+    even = Dataset.from_arrays(rng.normal(size=(30, 2)), np.arange(30) % 3)
+    np.testing.assert_array_equal(Pseudocoreset.from_data(even, images_per_class=2, key=jax.random.key(0)).weights, 1.0)
+
+
+def test_the_posterior_of_a_class_balanced_coreset_has_the_right_intercept():
+    """Of 4,000 data with 8 % ones; equal weights would put the intercept log(0.92 / 0.08) = 2.4 too high."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4000, 1))
+    y = (rng.random(4000) < 1 / (1 + np.exp(2.7 - 0.5 * x[:, 0]))).astype(int)
+    data = Dataset.from_arrays(x, y)
+
+    def program(x, y=None):
+        slope, intercept = numpyro.sample("slope", dist.Normal(0, 5)), numpyro.sample("intercept", dist.Normal(0, 5))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Bernoulli(logits=intercept + slope * x[:, 0]), obs=y)
+
+    model = Model.from_numpyro(program)
+    coreset = Pseudocoreset.from_data(data, images_per_class=150, key=jax.random.key(0), mass="data")
+
+    def intercept(source):
+        posterior = sample(
+            model, source, kernel="nuts", num_chains=2, num_warmup=200, num_samples=200, key=jax.random.key(1),
+            progress=False,
+        )  # fmt: skip
+        return float(posterior.draws["intercept"].mean())
+
+    assert intercept(coreset) == pytest.approx(intercept(data), abs=0.3)
+
+
+def test_the_digest_tells_points_apart_and_no_masses():
+    data = Dataset.from_arrays(np.arange(20.0).reshape(10, 2), np.arange(10) % 2)
+    one = Pseudocoreset.from_data(data, size=3, key=jax.random.key(0))
+    assert one.digest == one.with_mass("data").digest
+    assert one.digest != Pseudocoreset.from_data(data, size=3, key=jax.random.key(1)).digest
+    assert one.digest != dataclasses.replace(one, targets=1 - one.targets).digest
+
+
+def test_a_posterior_at_a_small_mass_says_so():
+    data = Dataset.from_arrays(np.random.default_rng(0).normal(size=(100, 2)), np.arange(100) % 2)
+    model = logistic_regression(data)
+    coreset = Pseudocoreset.from_data(data, size=4, key=jax.random.key(0))
+    few = dict(kernel="nuts", num_chains=1, num_warmup=5, num_samples=5, key=jax.random.key(1), progress=False)
+    assert "mass 4 stands for 100 data" in repr(sample(model, coreset, **few))
+    assert "coreset.with_mass('data')" in repr(sample(model, coreset, **few))
+    assert "stands for" not in repr(sample(model, coreset.with_mass("data"), **few))

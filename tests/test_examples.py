@@ -27,7 +27,7 @@ PRINTED = {
     "digits": "Agreement with",
     "logistic_regression": "Agreement with",
     "multi_architecture": r"On MLP, unseen: random .*%, first .*%, all .*%",
-    "posterior_agreement": r"two halves of the reference: .*\nrandom, m: .*\n(.*\n)*forward-kl, n: total variation",
+    "posterior_agreement": r"two runs of one law: .*\nrandom, m: .*\n(.*\n)*forward-kl, n: total variation",
     "tiny_imagenet": r"the fit needs .* of temporaries(.*\n)*fbpc: accuracy .*\nrandom: accuracy",
 }
 

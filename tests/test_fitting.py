@@ -1,5 +1,6 @@
 """The optimisation loop: it improves coresets, resumes to the same bits, survives bad steps, refuses bad input."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -10,14 +11,16 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 
 from pseudocoreset import Dataset, Experts, Pseudocoreset, fit, fit_fbpc, load_dataset, train_experts
 from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.fitting import Outcome
-from pseudocoreset.models import MLP, ConvNet, bnn
+from pseudocoreset.models import MLP, ConvNet, Model, bnn, logistic_regression
 from pseudocoreset.objectives import Objective, function_kl
+from pseudocoreset.outcome import Outcome, find_rise
 from pseudocoreset.recipes import fbpc_recipe
 from pseudocoreset.storage import CorruptFileError
 
@@ -180,6 +183,126 @@ def test_steps_that_are_not_finite_are_skipped_and_too_many_end_the_run():
     assert len(never.history["skipped"]) == 10
     assert never.history["skipped"].all()
     np.testing.assert_array_equal(never.coreset.inputs, start.inputs)
+
+
+def of(gradient, model=MODEL, free=("inputs",), loss_is_value=False):
+    def whole(key, state, coreset, data, snapshots):
+        leaves, loss = gradient(key, coreset)
+        return leaves, state, {"loss": loss}
+
+    return Objective("made", model, lambda key, coreset, data: (), whole, None, {}, free, loss_is_value=loss_is_value)
+
+
+def square(key, coreset):
+    """Gradient and value of half the squared inputs."""
+    return {"inputs": coreset.inputs}, 0.5 * jnp.sum(coreset.inputs**2) + 0.1 * jax.random.normal(key)
+
+
+@pytest.mark.parametrize(("rate", "is_worse"), [(0.1, False), (0.0, False), (-0.02, True), (2.3, True)])
+def test_a_fit_that_ends_worse_than_its_start_says_so_first(rate, is_worse, caplog):
+    start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
+    arguments = dict(coreset=start, key=jax.random.key(0), steps=30, optimizer=optax.sgd(rate), progress=False)
+    result = fit(of(square, loss_is_value=True), DATA, **arguments)
+    first = repr(result).splitlines()[0]
+    assert result.outcome is Outcome.COMPLETED
+    assert result.is_worse is is_worse
+    assert first.startswith("FitResult(worse than its start: loss rose from ") is is_worse
+    assert ("worse than its start" in caplog.text) is is_worse
+    assert ("further from the full posterior" in result.advice) is is_worse
+    # Nothing is said of a loss that is no value.
+    assert not fit(of(square), DATA, **arguments).is_worse
+
+
+def test_noise_is_no_rise():
+    """Of 400 fits whose loss is noise alone none; of 400 with a rise of a tenth and a noise of a tenth nearly all."""
+    rng = np.random.default_rng(0)
+    objectives = (of(square, loss_is_value=True),)
+    noise = 10 + rng.normal(size=(400, 200))
+    assert not any(find_rise(objectives, {"loss": row}) for row in noise)
+    assert sum(find_rise(objectives, {"loss": row}) is not None for row in noise + np.linspace(0, 5, 200)) > 390
+    assert find_rise(objectives, {"loss": np.array([2257.0, 11442.0])}) is not None
+    assert find_rise(objectives, {"loss": np.array([1.0])}) is None
+    # Wild after the first step, and never back.
+    wild = np.r_[106.0, 1e5, 1.7e6, 4e5 * rng.random(30), 29_000 + 600 * rng.normal(size=27)]
+    assert find_rise(objectives, {"loss": wild}).first == 106
+    short = 10 + rng.normal(size=(400, 12))
+    assert sum(find_rise(objectives, {"loss": row}) is not None for row in short) <= 12
+
+
+def test_the_coreset_after_a_failure_has_a_finite_objective():
+    """Steps of one upwards; from 3 above the start on the loss, and then the gradient, is no number."""
+    start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
+
+    def wall(lost_loss):
+        def gradient(key, coreset):
+            inside = jnp.max(coreset.inputs - start.inputs) < 2.5
+            return (
+                {"inputs": jnp.full_like(coreset.inputs, -1.0) * jnp.where(inside | lost_loss, 1.0, jnp.nan)},
+                jnp.where(inside, 1.0, jnp.nan),
+            )
+
+        return gradient
+
+    for lost_loss in (False, True):
+        result = fit(
+            of(wall(lost_loss)), DATA, coreset=start, key=jax.random.key(0), steps=40, optimizer=optax.sgd(1.0),
+            progress=False,
+        )  # fmt: skip
+        assert result.outcome is Outcome.NON_FINITE
+        np.testing.assert_allclose(result.coreset.inputs, start.inputs + 2.0, atol=1e-5)
+        assert "Since step 4 " in result.advice
+        assert result.advice in repr(result)
+        assert ("the gradient in the inputs was not finite" in result.advice) is not lost_loss
+        assert ("the loss was not finite; the gradient" in result.advice) is lost_loss
+
+
+def test_advice_names_the_column_and_the_leaf():
+    rows = Dataset.from_arrays(np.random.default_rng(0).normal(size=(20, 5)), np.arange(20) % 2)
+    model = logistic_regression(rows)
+    start = Pseudocoreset.from_data(rows, size=4, key=jax.random.key(0))
+
+    def column(key, coreset):
+        lost = jnp.ones_like(coreset.inputs).at[:, 3].set(jnp.nan)
+        return {"inputs": lost, "weights": jnp.ones_like(coreset.weights)}, jnp.ones(())
+
+    arguments = dict(coreset=start, key=jax.random.key(0), steps=20, optimizer=optax.sgd(0.1), progress=False)
+    found = fit(of(column, model, ("inputs", "weights")), rows, **arguments)
+    assert "Since step 1 the gradient in the inputs in column 3 was not finite; the likelihood was" in found.advice
+    assert "weights" not in found.advice.split(";")[0]
+
+
+def positive_program(x, y=None):
+    rate = numpyro.sample("rate", dist.LogNormal(0, 1))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Gamma(2.0, rate * jnp.exp(x[:, 0])), obs=y)
+
+
+def test_advice_for_targets_without_likelihood_is_no_step_size():
+    model = Model.from_numpyro(positive_program)
+    x = np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32)
+    rows = Dataset.from_arrays(x, np.ones(20, np.float32))
+    model = model.bind(x, rows.train.y)
+    start = Pseudocoreset.from_data(rows, size=4, key=jax.random.key(0))
+    bad = dataclasses.replace(start, targets=np.array([1.0, -2.5, 1.0, 1.0], np.float32))
+
+    def likelihood(key, coreset):
+        def loss(targets):
+            params = model.init(jax.random.key(1))
+            return -jnp.sum(model.log_likelihood(params, coreset.inputs, targets))
+
+        value, slope = jax.value_and_grad(loss)(coreset.targets)
+        return {"targets": jnp.where(jnp.isfinite(value), 10.0 + 0 * slope, jnp.nan)}, value
+
+    arguments = dict(key=jax.random.key(0), steps=20, optimizer=optax.sgd(0.04), progress=False)
+    never = fit(of(likelihood, model, ("targets",)), rows, coreset=bad, **arguments)
+    assert "targets of 1 of the 4 points of the start have no finite likelihood" in never.advice
+    assert "points 1; their targets are -2.5" in never.advice
+    assert "smaller step size" not in repr(never)
+    moved = fit(of(likelihood, model, ("targets",)), rows, coreset=start, **arguments)
+    assert "Since step 4 the likelihood of" in moved.advice
+    assert "is not finite at points 0, 1, 2, 3: their targets left its support" in moved.advice
+    assert "smaller step size" not in repr(moved)
+    assert np.all(moved.coreset.targets > 0)
 
 
 def test_callbacks_see_progress_and_can_stop(experts):

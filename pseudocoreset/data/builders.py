@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from pseudocoreset.storage import open_regular
+
 __all__ = ["make_builder", "prepare"]
 
 Example = tuple[int, dict[str, Any]]
@@ -166,8 +168,15 @@ def make_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
 
     Returns:
         A `tfds.core.GeneratorBasedBuilder`.
+
+    Raises:
+        CorruptFileError: a directory, a pipe or a device is in the place of a file of prepared data.
     """
     directory = None if data_dir is None else os.fspath(pathlib.Path(data_dir).expanduser())
+    for record in [] if directory is None else pathlib.Path(directory).glob(f"{name}/*/*.json"):
+        # TFDS would wait for ever for what a pipe in their place may say.
+        with open_regular(record):
+            pass
     return _builder_class(name)(data_dir=directory)
 
 

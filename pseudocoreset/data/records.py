@@ -1,18 +1,24 @@
 """Prepared TFDS records: read into arrays that are kept beside them, or left on disk and read as they are asked for."""
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
 import os
 import pathlib
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from pseudocoreset.schema import CorruptFileError
+from pseudocoreset.storage import open_regular
 
 __all__ = ["STREAMED_BYTES", "Inputs", "StoredImages", "open_split", "read_split"]
 
@@ -56,7 +62,8 @@ class StoredImages:
         """Decode images: one, or those of a slice, of integers (k,) or of booleans (n,)."""
         chosen = self._positions[index if isinstance(index, slice) else np.asarray(index)]
         if chosen.ndim == 0:
-            return _pixels(self._source[int(chosen)], self.shape[1:])
+            with _whole(self._builder):
+                return _pixels(self._source[int(chosen)], self.shape[1:])
         images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
         if len(chosen) <= _CHUNK:
             self._fill(images, chosen, 0)
@@ -99,8 +106,9 @@ class StoredImages:
 
     def _fill(self, images: np.ndarray, positions: np.ndarray, start: int) -> None:
         part = positions[start : start + _CHUNK].tolist()
-        for i, example in enumerate(self._source.__getitems__(part), start):
-            images[i] = _pixels(example, self.shape[1:])
+        with _whole(self._builder):
+            for i, example in enumerate(self._source.__getitems__(part), start):
+                images[i] = _pixels(example, self.shape[1:])
 
     def __repr__(self) -> str:
         return f"StoredImages({len(self):,} x {self.shape[1:]} in {self._builder.data_dir})"
@@ -118,7 +126,7 @@ def open_split(builder: Any, split: str) -> tuple[StoredImages, np.ndarray]:
     """
     path = pathlib.Path(builder.data_dir) / f"index_{split}.npz"
     fingerprint = _fingerprint(builder, split)
-    arrays = _read_kept(path, fingerprint, ("positions", "labels"))
+    arrays = _read_kept(path, fingerprint, builder, split, "positions")
     if arrays is None:
         arrays = _index(builder, split)
         _keep(path, fingerprint, positions=arrays[0], labels=arrays[1])
@@ -142,10 +150,11 @@ def read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: the dataset is prepared in a format that cannot be read without TensorFlow.
+        CorruptFileError: its records are damaged.
     """
     path = pathlib.Path(builder.data_dir) / f"decoded_{split}.npz"
     fingerprint = _fingerprint(builder, split)
-    arrays = _read_kept(path, fingerprint, ("images", "labels"))
+    arrays = _read_kept(path, fingerprint, builder, split, "images")
     if arrays is None:
         positions, labels = _index(builder, split)
         arrays = StoredImages(builder, split, positions, fingerprint)[:], labels
@@ -155,22 +164,70 @@ def read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _fingerprint(builder: Any, split: str) -> str:
     """Hash what TFDS says of the prepared data, and the names and sizes of the files of a split."""
-    digest = hashlib.sha256((pathlib.Path(builder.data_dir) / "dataset_info.json").read_bytes())
+    with open_regular(pathlib.Path(builder.data_dir) / "dataset_info.json") as file:
+        digest = hashlib.sha256(file.read())
     for path in sorted(map(os.fspath, builder.info.splits[split].filepaths)):
-        digest.update(f"{os.path.basename(path)} {os.path.getsize(path)}\n".encode())
+        with open_regular(path) as file:
+            digest.update(f"{os.path.basename(path)} {os.fstat(file.fileno()).st_size}\n".encode())
     return digest.hexdigest()
 
 
-def _read_kept(path: pathlib.Path, fingerprint: str, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_kept(
+    path: pathlib.Path, fingerprint: str, builder: Any, split: str, name: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """``name`` ("positions" or "images") and the labels that were kept; None where they are absent or damaged."""
+    count, features = builder.info.splits[split].num_examples, builder.info.features
+    first = (count,) if name == "positions" else (count, *features["image"].shape)
+    shapes = {name: first, "labels": (count,), "fingerprint": ()}
     try:
-        # The checksums of the archive are verified while reading.
-        with np.load(path, allow_pickle=False) as content:
-            if str(content["fingerprint"]) != fingerprint:
+        with open_regular(path) as file:
+            # The shapes before the arrays, which would claim memory of any size.
+            if _shapes_in(file) != shapes:
                 return None
-            return content[names[0]], content[names[1]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            file.seek(0)
+            # The checksums of the archive are verified while reading.
+            with np.load(file, allow_pickle=False) as content:
+                if str(content["fingerprint"]) != fingerprint:
+                    return None
+                values, labels = content[name], content["labels"]
+    except (CorruptFileError, OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         # Absent or damaged: the records are still there.
         return None
+    is_order = values.dtype == np.int64 and np.array_equal(np.sort(values), np.arange(count))
+    if not (is_order if name == "positions" else values.dtype == np.uint8) or labels.dtype != np.int32:
+        return None
+    are_classes = count == 0 or (labels.min() >= 0 and labels.max() < features["label"].num_classes)
+    return (values, labels) if are_classes else None
+
+
+def _shapes_in(file: IO[bytes]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays in an archive of NumPy's, by name."""
+    shapes = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as content:
+                version = np.lib.format.read_magic(content)
+                if version != (1, 0) or member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{member.filename} is not as it was written")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+            if dtype.itemsize > 1024:  # a text of any length is one element
+                raise ValueError(f"{member.filename} has elements of {dtype.itemsize} bytes")
+            shapes[member.filename.removesuffix(".npy")] = shape
+    return shapes
+
+
+@contextlib.contextmanager
+def _whole(builder: Any) -> Iterator[None]:
+    """``CorruptFileError`` where records cannot be read or decoded."""
+    try:
+        yield
+    except (CorruptFileError, NotImplementedError):
+        raise
+    # PIL has SyntaxError for a broken PNG, ArrayRecord RuntimeError for whatever it finds.
+    except (OSError, ValueError, LookupError, SyntaxError, RuntimeError, EOFError, struct.error, zlib.error) as error:
+        raise CorruptFileError(
+            f"{builder.data_dir} is damaged ({type(error).__name__}: {error}); remove it to prepare it again"
+        ) from error
 
 
 def _keep(path: pathlib.Path, fingerprint: str, **arrays: np.ndarray) -> None:
@@ -199,7 +256,8 @@ def _open(builder: Any, split: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        with _whole(builder):
+            return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise ValueError(
             f"data_dir={str(builder.data_dir_root)!r} holds {builder.name} in a format that cannot be read "
@@ -216,10 +274,11 @@ def _index(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     def look(start: int) -> None:
         positions = range(start, min(start + _CHUNK, len(source)))
-        for position, example in zip(positions, source.__getitems__(positions), strict=True):
-            labels[position] = example["label"]
-            if has_id:
-                ids[position] = bytes(example["id"])
+        with _whole(builder):
+            for position, example in zip(positions, source.__getitems__(positions), strict=True):
+                labels[position] = example["label"]
+                if has_id:
+                    ids[position] = bytes(example["id"])
 
     _in_threads(look, len(source))
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__)) if has_id else np.arange(len(source))

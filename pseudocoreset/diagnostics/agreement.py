@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from pseudocoreset.diagnostics.blocks import log_probability_blocks, mean_blocks
-from pseudocoreset.diagnostics.distances import Distances, distances, median_distance
 from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.diagnostics.metrics import standard_error, top_classes
-from pseudocoreset.diagnostics.predictive import Predictive, predict
+from pseudocoreset.diagnostics.predictive import Predictive
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
     from pseudocoreset.models import Model
 
-__all__ = ["UNIFORM", "Agreement", "agreement", "draw_groups", "function_distances", "halves", "noise_floor"]
+__all__ = ["UNIFORM", "Agreement", "agreement", "draw_groups", "function_draws", "halves"]
 
 UNIFORM = "uniform"
 NUM_HALVES = 2
@@ -30,8 +27,8 @@ NUM_GROUPS = 4  # of draws that are left out in turn, at least
 class Agreement:
     """How close predictions q are to reference predictions p, averaged over held-out inputs.
 
-    Standard errors are over the choice of held-out inputs. What the draws of the reference leave open is the noise
-    floor of a ``Comparison``.
+    Standard errors are over the choice of held-out inputs. What the draws of both leave open is the ``noise`` of a
+    ``Comparison``.
 
     Attributes:
         top1: Fraction of inputs with the same most probable class (ties: shared over all tied classes).
@@ -120,58 +117,18 @@ def draw_groups(num_chains: int, num_draws: int) -> np.ndarray:
     return (np.arange(num_chains)[:, None] * parts + within).ravel()
 
 
-def noise_floor(posterior: Posterior, model: Model) -> Agreement | None:
-    """Agreement between two halves of one posterior; None where there is one draw."""
-    parts = halves(posterior)
-    return None if parts is None else agreement(*(predict(posterior, model, chains=c, draws=d) for c, d in parts))
-
-
-def function_distances(
-    posteriors: Mapping[str, Posterior], reference: str, model: Model, inputs: slice, key: jax.Array
-) -> tuple[dict[str, Distances], Distances | None]:
-    """Distances of the others from the reference, and of its halves, with one kernel.
+def function_draws(posterior: Posterior, model: Model, inputs: np.ndarray) -> np.ndarray:
+    """``(chain, draw, k)`` log-probabilities, centred over classes, or means of the target, at held-out inputs.
 
     Args:
-        posteriors: Evaluated on the same held-out inputs.
-        reference: Name of the reference.
+        posterior: Draws evaluated on held-out inputs.
         model: A bound model.
-        inputs: Held-out inputs used.
-        key: For the directions of the sliced Wasserstein distance.
-
-    Returns:
-        Distances by name, of posteriors of two draws or more, and the noise floor.
+        inputs: Which held-out inputs.
     """
-    everything = slice(None)
-
-    def functions(
-        posterior: Posterior, chains: slice = everything, draws: slice = everything
-    ) -> tuple[np.ndarray, np.ndarray]:
-        blocks = mean_blocks if model.num_classes is None else log_probability_blocks
-        values = np.concatenate(list(blocks(posterior, model, inputs=inputs, chains=chains, draws=draws)))
-        values = values.astype(np.float64)
-        if model.num_classes is not None:
-            # Probabilities of zero are far from all others, but not infinitely.
-            values = np.maximum(values, np.log(np.finfo(np.float32).tiny))
-            values -= values.mean(-1, keepdims=True)
-        counts = len(range(posterior.num_chains)[chains]), len(range(posterior.num_draws)[draws])
-        return values.reshape(len(values), -1), draw_groups(*counts)
-
-    def between(
-        left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray], bandwidth: float
-    ) -> Distances:
-        return distances(left[0], right[0], key=key, bandwidth=bandwidth, groups=(left[1], right[1]))
-
-    full = functions(posteriors[reference])
-    if len(full[0]) < NUM_HALVES:
-        return {}, None
-    bandwidth = median_distance(full[0] / np.sqrt(full[0].shape[1]))
-    found = {
-        name: between(full, functions(posterior), bandwidth)
-        for name, posterior in posteriors.items()
-        if name != reference and posterior.num_chains * posterior.num_draws >= NUM_HALVES
-    }
-    slices = halves(posteriors[reference])
-    parts = [] if slices is None else [functions(posteriors[reference], *half) for half in slices]
-    if not parts or min(len(values) for values, _ in parts) < NUM_HALVES:
-        return found, None
-    return found, between(parts[0], parts[1], bandwidth)
+    blocks = mean_blocks if model.num_classes is None else log_probability_blocks
+    values = np.concatenate(list(blocks(posterior, model, inputs=inputs))).astype(np.float64)
+    if model.num_classes is not None:
+        # Probabilities of zero are far from all others, but not infinitely.
+        values = np.maximum(values, np.log(np.finfo(np.float32).tiny))
+        values -= values.mean(-1, keepdims=True)
+    return values.reshape(posterior.num_chains, posterior.num_draws, -1)

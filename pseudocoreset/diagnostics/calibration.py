@@ -29,7 +29,7 @@ from pseudocoreset.diagnostics.ranks import (
     ranks_of,
 )
 from pseudocoreset.meshes import check_mesh, replicate, to_host
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 if TYPE_CHECKING:
     from pseudocoreset.models import Model
@@ -177,6 +177,10 @@ def calibrate(
     defaults as ``pseudocoreset.inference.sample``, started where ``model.init`` says. Meant for small models: the data
     and draws of all simulations are in memory together.
 
+    At the defaults ``is_calibrated`` is false for a posterior whose standard deviations are 0.7 of the right ones in
+    some 93 % of cases, for 0.8 of them in 42 %, for 1.25 of them in 18 %, and for a mean 0.3 of them off in 72 %; 600
+    simulations find 0.8 in 95 % (one of four quantities wrong; normal posteriors).
+
     Ranked are the elements of latent sites (of at most 16; not the weights of a network, whose symmetries no chain
     explores), the log-likelihood of the data, which sees what no single parameter does, such as a posterior that has
     forgotten its data, and function values at a few inputs.
@@ -318,7 +322,7 @@ def calibrate(
             "batch_size": plan.batch_size,
             "num_divergences": num_divergent,
             "options": json_values(reported_options(setup.options, _of_simulations(to_host(tuning)))),
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "key": key_record(key),
             "seconds": round(time.perf_counter() - started, 1),
         },
     )

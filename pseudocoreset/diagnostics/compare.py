@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import jax
+import numpy as np
 from numpy.typing import ArrayLike
 
-from pseudocoreset.diagnostics.agreement import UNIFORM, agreement, function_distances, noise_floor
-from pseudocoreset.diagnostics.blocks import bound, same_data
+from pseudocoreset.diagnostics.agreement import UNIFORM, agreement, function_draws
+from pseudocoreset.diagnostics.blocks import bound, held_out, same_data
 from pseudocoreset.diagnostics.comparison import Comparison, Comparisons
-from pseudocoreset.diagnostics.convergence import convergence
+from pseudocoreset.diagnostics.convergence import convergence, spread_indices
 from pseudocoreset.diagnostics.differences import score_difference
+from pseudocoreset.diagnostics.distances import Distances, PairedSamples, Sample, median_distance
 from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.diagnostics.metrics import metrics_of
 from pseudocoreset.diagnostics.moments import moments_of_all
+from pseudocoreset.diagnostics.noise import Noise, Parts, distance_noise, parts_of, prediction_noise
 from pseudocoreset.diagnostics.predictive import predict, uniform_predictive
 from pseudocoreset.diagnostics.reweighting import Reweighting, reweight
 
@@ -76,18 +80,20 @@ def compare_posteriors(
             kept weights, so several splits need posteriors that kept them.
         reference: Name of the posterior that the others are held against; None for scores alone.
         num_bins: Bins of the calibration error.
-        max_inputs: Held-out inputs whose predictions are examined for convergence and distances.
+        max_inputs: Held-out inputs whose predictions are examined for convergence and distances, evenly spread over
+            the split.
         sources: What posteriors were sampled on, by their names, that of the reference included: these are weighted
             to the reference, as ``reweight`` does. For models of few parameters.
-        key: For the directions of the sliced Wasserstein distance; the same ones every time by default.
+        key: For the directions of the sliced Wasserstein distance and the simulation of noise; the same every time by
+            default.
 
     Returns:
         ``Comparison``; of several splits ``Comparisons``, one by name. What does not depend on the split, moments and
         importance weights, is with the first.
 
     Raises:
-        ValueError: No posterior, an unknown ``reference``, the name "uniform", a posterior without predictions on
-            ``split`` and without weights to make them, or ``sources`` that do not fit.
+        ValueError: A posterior of another model, no posterior, an unknown ``reference``, the name "uniform", a
+            posterior without predictions on ``split`` and without weights to make them, or ``sources`` that do not fit.
     """
     if not posteriors:
         raise ValueError("posteriors is empty; give at least one, {'coreset': posterior}")
@@ -128,11 +134,12 @@ def _compare(
     key: jax.Array,
 ) -> Comparison:
     model = bound(model, split)
+    _check_model(posteriors, model)
     evaluated = {name: _evaluated(name, posterior, model, split, split_name) for name, posterior in posteriors.items()}
     predictions = {name: predict(posterior, model) for name, posterior in evaluated.items()}
     if model.num_classes is not None:
         predictions[UNIFORM] = uniform_predictive(split.y, model.num_classes)
-    found: dict[str, Any] = {"agreement": {}, "noise_floor": None, "distances": {}, "distance_floor": None}
+    found: dict[str, Any] = {"agreement": {}, "distances": {}}
     if reference is not None:
         full = predictions[reference]
         others = {name: row for name, row in predictions.items() if name != reference}
@@ -140,10 +147,7 @@ def _compare(
         found["differences"] = {
             name: score_difference(full, other, num_bins=num_bins) for name, other in others.items()
         }
-        found["noise_floor"] = noise_floor(evaluated[reference], model)
-        found["distances"], found["distance_floor"] = function_distances(
-            evaluated, reference, model, slice(0, max_inputs), key
-        )
+        found["distances"], found["noise"] = _distances_and_noise(evaluated, reference, model, max_inputs, key)
     return Comparison(
         metrics={name: metrics_of(row, num_bins=num_bins) for name, row in predictions.items()},
         convergence={name: convergence(p, model, max_inputs=max_inputs) for name, p in evaluated.items()},
@@ -153,6 +157,56 @@ def _compare(
         **found,
         **parameters,
     )
+
+
+def _distances_and_noise(
+    posteriors: Mapping[str, Posterior], reference: str, model: Model, max_inputs: int, key: jax.Array
+) -> tuple[dict[str, Distances], dict[str, Noise]]:
+    """Distances of the others from the reference, with one kernel function, and what noise alone makes of a comparison.
+
+    The noise of a reference alone is that of a second run of it.
+    """
+    full = posteriors[reference]
+    inputs = spread_indices(held_out(full).num_data, max_inputs)
+    samples: dict[str, tuple[Sample, Parts]] = {}
+    for name, posterior in posteriors.items():
+        values = function_draws(posterior, model, inputs)
+        parts = parts_of(values)
+        chains = np.repeat(np.arange(values.shape[0]), values.shape[1])
+        samples[name] = Sample(values.reshape(len(chains), -1), chains, parts.labels), parts
+    left, left_parts = samples[reference]
+    bandwidth = median_distance(left.draws / np.sqrt(left.draws.shape[1])) if len(left.draws) > 1 else 1.0
+    found: dict[str, Distances] = {}
+    noises: dict[str, Noise] = {}
+    others = [name for name in posteriors if name != reference]
+    for name in others or [reference]:
+        right, right_parts = samples[name]
+        parts_of_both = left_parts, right_parts
+        distances = None
+        if min(len(left.draws), len(right.draws)) > 1:
+            pairs = PairedSamples(left, right, key, bandwidth)
+            distances = distance_noise(pairs, parts_of_both, jax.random.fold_in(key, 1))
+            if others:
+                found[name] = pairs()
+        noise = prediction_noise((full, posteriors[name]), parts_of_both, model, jax.random.fold_in(key, 2))
+        if noise is not None:
+            noises[name] = dataclasses.replace(noise, distances=distances)
+    return found, noises
+
+
+def _check_model(posteriors: Mapping[str, Posterior], model: Model) -> None:
+    """Refuse posteriors of another model."""
+    wanted = {name: list(leaf.shape) for name, leaf in jax.eval_shape(model.init, jax.random.key(0)).items()}
+    for name, posterior in posteriors.items():
+        made = posterior.metadata.get("model", model.name)
+        kept = posterior.unconstrained
+        sites = None if kept is None else {site: list(array.shape[2:]) for site, array in kept.items()}
+        sites = posterior.metadata.get("sites", sites)
+        if made != model.name or sites not in (None, wanted):
+            raise ValueError(
+                f"the posterior {name!r} is of the model {made!r} with the sites {sites or 'not known'}; it is "
+                f"compared as one of {model.name!r} with the sites {wanted}. Give the model that it was sampled from"
+            )
 
 
 def _check_sources(

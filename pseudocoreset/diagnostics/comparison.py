@@ -15,6 +15,7 @@ from pseudocoreset.diagnostics.distances import Distances
 from pseudocoreset.diagnostics.formatting import Table, html_table, json_values, text_table
 from pseudocoreset.diagnostics.metrics import Metrics
 from pseudocoreset.diagnostics.moments import Moments
+from pseudocoreset.diagnostics.noise import Noise, largest
 from pseudocoreset.diagnostics.predictive import Predictive
 from pseudocoreset.diagnostics.reweighting import Reweighting
 from pseudocoreset.diagnostics.tables import tables_with_notes
@@ -35,25 +36,22 @@ class Comparison:
         metrics: Scores by posterior, and of the uniform prediction under "uniform" (classes only).
         agreement: Closeness to the reference by posterior, the reference left out; empty without a reference.
         distances: Distances of function values (log-probabilities, centred over classes, or means of the target) from
-            those of the reference, jointly at the first held-out inputs; of posteriors with two draws or more.
-        noise_floor: Agreement between two halves of the reference's own chains (of its draws, if it has one
-            chain): what a perfect coreset would be measured at, or a little better, since halves are noisier.
-        distance_floor: The same of the distances.
+            those of the reference, jointly at held-out inputs; of posteriors with two draws or more.
         convergence: R-hat, effective sample size and Monte-Carlo error by posterior.
         reference: Name of the reference posterior, or None.
         predictions: Model averages by posterior.
         settings: What made each posterior: its metadata.
         differences: Scores less those of the reference on the same examples, the reference left out.
         moments: Moments of the parameters against those of the reference, for models of few parameters.
-        moment_floor: The same of two halves of the reference.
+        moment_floor: Moments of one half of the reference's own chains against the other's.
         reweighting: Importance weights to the reference, where ``sources`` were given.
+        noise: By posterior, what two runs of one law would be measured at, with as many draws as this posterior and the
+            reference have: 98 of 100 such pairs stay below. Of a reference alone, that of a second run of it.
     """
 
     metrics: dict[str, Metrics]
     agreement: dict[str, Agreement]
-    noise_floor: Agreement | None
     distances: dict[str, Distances]
-    distance_floor: Distances | None
     convergence: dict[str, Convergence]
     reference: str | None
     predictions: dict[str, Predictive]
@@ -62,6 +60,17 @@ class Comparison:
     moments: dict[str, Moments] = dataclasses.field(default_factory=dict)
     moment_floor: Moments | None = None
     reweighting: dict[str, Reweighting] = dataclasses.field(default_factory=dict)
+    noise: dict[str, Noise] = dataclasses.field(default_factory=dict)
+
+    @property
+    def noise_floor(self) -> Agreement | None:
+        """The largest noise of agreement of any posterior here: below it no two runs can be told apart."""
+        return largest([row.agreement for row in self.noise.values()])
+
+    @property
+    def distance_floor(self) -> Distances | None:
+        """The largest noise of distances of any posterior here."""
+        return largest([row.distances for row in self.noise.values() if row.distances is not None])
 
     @property
     def num_data(self) -> int:
@@ -87,6 +96,7 @@ class Comparison:
             "reference": self.reference,
             "metrics": rows(self.metrics),
             "agreement": rows(self.agreement),
+            "noise": rows(self.noise),
             "noise_floor": floor(self.noise_floor),
             "differences": rows(self.differences),
             "distances": rows(self.distances),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["to_arviz"]
 
 _NETWORK_PREFIX = "network/"
+_DIMENSIONS = ("chain", "draw")
+_HELD_OUT = ("f", "probabilities", "input", "output", "class")  # what there is beside the sites, and its dimensions
 _PREDICTIVE_STREAM = 2**31 - 1  # far from the streams that a sampler folds into the same key
 
 
@@ -41,7 +44,10 @@ def to_arviz(
 
     Groups:
 
-    * ``posterior``: draws of the latent sites (those of a network only with ``include_weights``); ``f``, the
+    * ``posterior``: draws of the latent sites (those of a network only with ``include_weights``), under their names;
+      netCDF has no slash in names, so ``part/a`` is ``part.a``, and a name that is taken, by another site or by
+      what this group holds besides, gets a number, ``part.a_1``. The attribute ``renamed_sites`` of the tree holds
+      the names of the program, as JSON ``{new: old}``. Further ``f``, the
       function values, and ``probabilities``, both at held-out inputs. They are functions of the parameters,
       so R-hat, ESS, trace and rank plots apply to them, and for a network they are the quantities to look at.
     * ``posterior_predictive``: ``y``, one target drawn from the likelihood for each draw and held-out input,
@@ -67,20 +73,26 @@ def to_arviz(
         ``xarray.DataTree`` with named dimensions; ``tree.to_netcdf(path, engine="h5netcdf")`` writes it.
 
     Raises:
-        ValueError: ``max_inputs`` below 1.
+        ValueError: ``max_inputs`` below 1, or a ``coreset`` that was not sampled on.
     """
     import arviz_base
 
+    if coreset is not None:
+        check_coreset(coreset, [posterior.metadata])
     if max_inputs < 1:
         raise ValueError(f"max_inputs must be at least 1; got {max_inputs}")
     split = posterior.predict_on
     inputs = np.arange(0) if split is None else spread_indices(split.num_data, max_inputs)
-    groups: dict[str, dict[str, np.ndarray]] = {
-        "posterior": {
+    stored = _stored_names(
+        {
             name: values
             for name, values in posterior.draws.items()
             if include_weights or not name.startswith(_NETWORK_PREFIX)
         },
+        _DIMENSIONS if split is None else _DIMENSIONS + _HELD_OUT,
+    )
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "posterior": {new: posterior.draws[name] for name, new in stored.items()},
         "sample_stats": dict(posterior.sample_stats),
     }
     dims: dict[str, list[str]] = {}
@@ -114,8 +126,6 @@ def to_arviz(
         constant, constant_dims = _coreset_variables(coreset)
         groups.setdefault("constant_data", {}).update(constant)
         dims |= constant_dims
-    # netCDF has no slash in names
-    groups = {group: {name.replace("/", "."): v for name, v in content.items()} for group, content in groups.items()}
     tree = arviz_base.from_dict(
         {group: content for group, content in groups.items() if content},
         dims=dims,
@@ -123,7 +133,38 @@ def to_arviz(
         check_conventions=False,
     )
     tree.attrs.update(_attributes(posterior, coreset))
+    renamed = {new: name for name, new in stored.items() if new != name}
+    if renamed:
+        tree.attrs["renamed_sites"] = json.dumps(renamed)
     return tree
+
+
+def _stored_names(draws: Mapping[str, np.ndarray], reserved: tuple[str, ...]) -> dict[str, str]:
+    """The name of every site in the tree, each its own: a slash becomes a point, and what is taken gets a number.
+
+    Names that need no change keep theirs, whatever the order of the sites.
+    """
+    taken = {*reserved, *(f"{name}_dim_{axis}" for name, array in draws.items() for axis in range(array.ndim - 2))}
+    stored: dict[str, str] = {}
+    for name in sorted(draws, key=lambda name: "/" in name):
+        plain = name.replace("/", ".")
+        new, number = plain, 0
+        while new in taken:
+            number += 1
+            new = f"{plain}_{number}"
+        taken.add(new)
+        stored[name] = new
+    return {name: stored[name] for name in draws}
+
+
+def check_coreset(coreset: Pseudocoreset, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a coreset that none of the posteriors was sampled on, by the metadata of those that know theirs."""
+    known = {made["coreset"]["digest"] for made in settings if made.get("coreset")}
+    if known and coreset.digest not in known:
+        raise ValueError(
+            f"coreset (objective {coreset.metadata.get('objective', 'unknown')!r}, {coreset.size} points) is not one "
+            "that these posteriors were sampled on: its inputs or targets differ. Give theirs, or none"
+        )
 
 
 def _run_key(posterior: Posterior) -> jax.Array | None:
@@ -140,7 +181,10 @@ def _class_labels(num_classes: int, coreset: Pseudocoreset | None) -> np.ndarray
 
 
 def _coreset_variables(coreset: Pseudocoreset) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    arrays = {"inputs": coreset.inputs, "targets": coreset.targets, "weights": coreset.weights}
+    inputs: dict[str, np.ndarray] = {"inputs": coreset.inputs}
+    if coreset.layout is not None:
+        inputs = {f"inputs_{name}": leaf for name, leaf in coreset.layout.by_name(coreset.inputs).items()}
+    arrays = inputs | {"targets": coreset.targets, "weights": coreset.weights}
     variables = {f"coreset_{name}": np.asarray(array) for name, array in arrays.items()}
     dims = {
         name: ["coreset_point", *(f"{name}_dim_{axis}" for axis in range(1, array.ndim))]

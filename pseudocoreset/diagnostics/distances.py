@@ -1,7 +1,7 @@
 """Distances between two samples of draws: sliced Wasserstein, energy distance, maximum mean discrepancy, Gaussian fits.
 
-Each takes draws as rows. None of them is zero between two samples of one law: hold them against the distance of two
-halves of one sample.
+Each takes draws as rows, or chains of draws. None of them is zero between two samples of one law: hold them against
+what two samples of one law give (``noise.distance_noise``).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def sliced_wasserstein(
     (mean over directions v of W_p(<v, x>, <v, y>)^p)^(1/p), v uniform on the sphere; exact in one dimension.
 
     Args:
-        x: draws (s, d).
-        y: draws (t, d).
+        x: draws (s, d) or (chain, draw, d).
+        y: draws (t, d) or (chain, draw, d).
         key: one typed key, for the directions.
         num_projections: directions; one is enough in one dimension.
         order: p, 1 or 2.
@@ -49,13 +49,13 @@ def sliced_wasserstein(
     Raises:
         ValueError: for shapes that do not go together, or another order.
     """
-    x, y = _checked(x, y)
+    one, other = _samples(x, y)
     check_key(key)
     check_integer(num_projections, "num_projections")
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2; got {order}")
-    directions = _directions(key, x.shape[1], num_projections)
-    return _projected_wasserstein(x @ directions, y @ directions, order)
+    directions = _directions(key, one.draws.shape[1], num_projections)
+    return _projected_wasserstein(one.draws @ directions, other.draws @ directions, order)
 
 
 def _directions(key: jax.Array, dimension: int, count: int) -> np.ndarray:
@@ -78,31 +78,35 @@ def _projected_wasserstein(one: np.ndarray, other: np.ndarray, order: int) -> fl
 def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     """Energy distance (Szekely and Rizzo 2013), 2 E|X - Y| - E|X - X'| - E|Y - Y'|, in the units of the draws.
 
+    X and X' must be independent. Of several chains only draws of different chains are paired; of one chain, in the
+    order of its draws, those that are three autocorrelation times apart.
+
     Args:
-        x: draws (s, d), two at least.
-        y: draws (t, d), two at least.
+        x: draws (s, d) of one chain, or (chain, draw, d); two at least.
+        y: draws (t, d) or (chain, draw, d), likewise.
 
     Returns:
-        The unbiased estimate, which may be a little below zero where the laws are close.
+        The unbiased estimate, which may be a little below zero where the laws are close. Of a single chain of fewer
+        than six autocorrelation times it is biased upwards.
     """
-    x, y = _checked(x, y, least=2)
-    return _energy(*_PairMeans(x, y, np.sqrt)())
+    one, other = _samples(x, y, least=2)
+    return _energy(*_PairMeans(one, other, np.sqrt)())
 
 
 def maximum_mean_discrepancy(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
-    """Squared maximum mean discrepancy (Gretton et al. 2012) with the kernel exp(-|x - y|^2 / (2 h^2)).
+    """Squared maximum mean discrepancy (Gretton et al. 2012), kernel function exp(-|x - y|^2 / (2 h^2)).
 
     Args:
-        x: draws (s, d), two at least.
-        y: draws (t, d), two at least.
+        x: draws (s, d) of one chain, or (chain, draw, d); two at least. Paired as in ``energy_distance``.
+        y: draws (t, d) or (chain, draw, d), likewise.
         bandwidth: h; by default the median distance of two draws of ``x``. Compare figures of one bandwidth only.
 
     Returns:
         The unbiased estimate, which may be a little below zero where the laws are close.
     """
-    x, y = _checked(x, y, least=2)
-    h = median_distance(x) if bandwidth is None else check_positive(bandwidth, "bandwidth")
-    return _discrepancy(*_PairMeans(x, y, _kernel(h))())
+    one, other = _samples(x, y, least=2)
+    h = median_distance(one.draws) if bandwidth is None else check_positive(bandwidth, "bandwidth")
+    return _discrepancy(*_PairMeans(one, other, _kernel(h))())
 
 
 def median_distance(x: ArrayLike, most: int = 1000) -> float:
@@ -149,32 +153,65 @@ def distances(
     """All distances of two samples.
 
     Args:
-        reference: draws (s, d), two at least.
-        other: draws (t, d), two at least.
+        reference: draws (s, d) of one chain, or (chain, draw, d); two at least. Paired as in ``energy_distance``.
+        other: draws (t, d) or (chain, draw, d), likewise.
         key: one typed key, for the directions of the sliced Wasserstein distance.
-        bandwidth: of the kernel, on the draws over sqrt(d); by default that of ``reference``.
-        groups: integers (s,) and (t,) from zero, such as the chain of each draw: standard errors are from leaving
-            out one group at a time (the jackknife), of either sample. Draws of different groups must be independent.
+        bandwidth: of the kernel function, on the draws over sqrt(d); by default that of ``reference``.
+        groups: integers (s,) and (t,) from zero, such as the chain of each draw, or its part of a chain: standard
+            errors are from leaving out one group at a time (the jackknife), of either sample. Draws of different
+            groups must be independent. Where draws come as (s, d), groups are taken for chains.
     """
-    x, y = _checked(reference, other, least=2)
-    root = float(np.sqrt(x.shape[1]))
-    x, y = x / root, y / root
-    h = median_distance(x) if bandwidth is None else check_positive(bandwidth, "bandwidth")
-    check_key(key)
-    labels = (np.zeros(len(x), int), np.zeros(len(y), int)) if groups is None else groups
-    directions = _directions(key, x.shape[1], NUM_PROJECTIONS)
-    along_x, along_y = x @ directions, y @ directions
-    roots, kernels = _PairMeans(x, y, np.sqrt, *labels), _PairMeans(x, y, _kernel(h), *labels)
+    x, y = _samples(reference, other, least=2)
+    if groups is not None:
+        x, y = (_grouped(sample, labels) for sample, labels in zip((x, y), groups, strict=True))
+    return PairedSamples(x, y, key, bandwidth)()
 
-    def values(keep_x: np.ndarray, keep_y: np.ndarray) -> np.ndarray:
-        kept = along_x[keep_x[labels[0]]], along_y[keep_y[labels[1]]]
+
+class Sample(NamedTuple):
+    """Draws with the chain and the group of each."""
+
+    draws: np.ndarray  # (s, d) float64
+    chains: np.ndarray  # (s,) integers from zero
+    groups: np.ndarray  # (s,) integers from zero, each within one chain
+
+
+class PairedSamples:
+    """Two samples with everything that distances of them, or of some of their groups, take.
+
+    Args:
+        x: the reference, two draws at least.
+        y: the other sample.
+        key: for the directions of the sliced Wasserstein distance.
+        bandwidth: of the kernel function, on the draws over sqrt(d); by default that of ``x``.
+    """
+
+    def __init__(self, x: Sample, y: Sample, key: jax.Array, bandwidth: float | None = None) -> None:
+        root = float(np.sqrt(x.draws.shape[1]))
+        x, y = x._replace(draws=x.draws / root), y._replace(draws=y.draws / root)
+        h = median_distance(x.draws) if bandwidth is None else check_positive(bandwidth, "bandwidth")
+        directions = _directions(check_key(key), x.draws.shape[1], NUM_PROJECTIONS)
+        self.root = root
+        self.labels = x.groups, y.groups
+        self.along = x.draws @ directions, y.draws @ directions
+        self.roots, self.kernels = _PairMeans(x, y, np.sqrt), _PairMeans(x, y, _kernel(h))
+
+    def __call__(self) -> Distances:
+        """The distances with their standard errors."""
+        whole = [np.ones(labels.max() + 1, bool) for labels in self.labels]
+        errors = jackknife(self._values, self.labels)
+        found = [] if errors is None else [float(error) if np.isfinite(error) else None for error in errors]
+        return Distances(*self._values(*whole).tolist(), *found)
+
+    def within_reference(self, one: np.ndarray, other: np.ndarray) -> float:
+        """The sliced Wasserstein distance between some groups of the reference and others, masks of its groups."""
+        along, labels = self.along[0], self.labels[0]
+        return self.root * _projected_wasserstein(along[one[labels]], along[other[labels]], order=2)
+
+    def _values(self, keep_x: np.ndarray, keep_y: np.ndarray) -> np.ndarray:
+        kept = self.along[0][keep_x[self.labels[0]]], self.along[1][keep_y[self.labels[1]]]
         # E <v, delta>^2 = |delta|^2 / d over directions v.
-        sliced = root * _projected_wasserstein(*kept, order=2)
-        return np.array([sliced, _energy(*roots(keep_x, keep_y)), _discrepancy(*kernels(keep_x, keep_y))])
-
-    whole = np.ones(labels[0].max() + 1, bool), np.ones(labels[1].max() + 1, bool)
-    errors = jackknife(values, labels)
-    return Distances(*values(*whole).tolist(), *([] if errors is None else errors.tolist()))
+        sliced = self.root * _projected_wasserstein(*kept, order=2)
+        return np.array([sliced, _energy(*self.roots(keep_x, keep_y)), _discrepancy(*self.kernels(keep_x, keep_y))])
 
 
 def jackknife(
@@ -225,13 +262,14 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
     """Moments and KL divergences of Gaussian fits, for models of few parameters.
 
     Args:
-        x: draws (s, d) of the reference, more than d + 1 of them.
-        y: draws (t, d), likewise.
+        x: draws (s, d) or (chain, draw, d) of the reference, more than d + 1 of them.
+        y: draws (t, d) or (chain, draw, d), likewise.
 
     Raises:
         ValueError: for fewer draws, whose covariance is singular.
     """
-    x, y = _checked(x, y)
+    one, other = _samples(x, y)
+    x, y = one.draws, other.draws
     d = x.shape[1]
     for name, draws in (("x", x), ("y", y)):
         if len(draws) <= d + 1:
@@ -257,38 +295,81 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
     )
 
 
-def _checked(x: ArrayLike, y: ArrayLike, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    one, other = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
-        raise ValueError(f"x and y must be draws (s, d) and (t, d); got shapes {one.shape} and {other.shape}")
-    if min(len(one), len(other)) < least:
-        raise ValueError(f"x and y must have at least {least} draws; got {len(one)} and {len(other)}")
-    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+def _samples(x: ArrayLike, y: ArrayLike, least: int = 1) -> tuple[Sample, Sample]:
+    """Draws (s, d) of one chain, or (chain, draw, d), with the labels of their chains; checked."""
+    arrays = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    shapes = f"shapes {arrays[0].shape} and {arrays[1].shape}"
+    if any(array.ndim not in (2, 3) for array in arrays) or arrays[0].shape[-1] != arrays[1].shape[-1]:
+        raise ValueError(f"x and y must be draws (s, d) and (t, d), or (chain, draw, d); got {shapes}")
+    counts = [int(np.prod(array.shape[:-1])) for array in arrays]
+    if min(counts) < least:
+        raise ValueError(f"x and y must have at least {least} draws; got {counts[0]} and {counts[1]}")
+    if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("x and y must be finite")
-    return one, other
+
+    def labelled(draws: np.ndarray, count: int) -> Sample:
+        chains = np.repeat(np.arange(len(draws)), draws.shape[1]) if draws.ndim == 3 else np.zeros(count, int)
+        return Sample(draws.reshape(count, draws.shape[-1]), chains, chains)
+
+    return labelled(arrays[0], counts[0]), labelled(arrays[1], counts[1])
+
+
+def _grouped(sample: Sample, groups: ArrayLike) -> Sample:
+    labels = np.asarray(groups)
+    if labels.shape != sample.chains.shape:
+        raise ValueError(f"groups must be one integer a draw, ({len(sample.chains)},); got shape {labels.shape}")
+    return sample._replace(groups=labels, chains=sample.chains if sample.chains.any() else labels)
+
+
+def autocorrelation_time(draws: np.ndarray) -> float:
+    """Draws that are worth one independent draw, at least 1, for all coordinates together.
+
+    1 + 2 sum_k rho_k, with rho_k the autocorrelation at lag k of the sum of squares over coordinates, between chains
+    included, summed as long as pairs of neighbours stay positive and decrease (Geyer 1992).
+
+    Args:
+        draws: (chain, draw, d).
+    """
+    chains, count, dimension = draws.shape
+    if count < 4:
+        return 1.0
+    covariance = np.zeros(count)
+    for first in range(0, dimension, 64):  # what Fourier transforms hold at once
+        part = draws[..., first : first + 64]
+        spectrum = np.abs(np.fft.rfft(part - part.mean(1, keepdims=True), 2 * count, axis=1)) ** 2
+        covariance += np.fft.irfft(spectrum, axis=1)[:, :count].sum((0, 2))
+    covariance /= chains * (count - 1)
+    total = covariance[0] * (count - 1) / count
+    if chains > 1:
+        total += draws.mean(1).var(0, ddof=1).sum()
+    if not total > 0:
+        return 1.0
+    correlation = 1 - (covariance[0] - covariance) / total
+    pairs = correlation[0 : 2 * (count // 2) : 2] + correlation[1 : 2 * (count // 2) : 2]
+    ends = np.flatnonzero(pairs <= 0)
+    pairs = np.minimum.accumulate(pairs[: ends[0] if len(ends) else None])
+    return float(np.clip(2 * pairs.sum() - 1, 1.0, chains * count))
 
 
 class _PairMeans:
-    """Means over pairs of x and y, and over pairs of two different rows of x and of y; of all groups, or of some."""
+    """Means over pairs of x and y, and over independent pairs of x and of y; of all groups, or of some."""
 
-    def __init__(
-        self,
-        x: np.ndarray,
-        y: np.ndarray,
-        of_squares: Callable[[np.ndarray], np.ndarray],
-        x_groups: np.ndarray | None = None,
-        y_groups: np.ndarray | None = None,
-    ) -> None:
-        members = [
-            np.ones((len(rows), 1)) if groups is None else np.eye(groups.max() + 1)[groups]
-            for rows, groups in ((x, x_groups), (y, y_groups))
-        ]
-        same = float(of_squares(np.zeros(1))[0])  # what a row has with itself
+    def __init__(self, x: Sample, y: Sample, of_squares: Callable[[np.ndarray], np.ndarray]) -> None:
+        members = [np.eye(sample.groups.max() + 1)[sample.groups] for sample in (x, y)]
         self.counts = [member.sum(0) for member in members]
-        self.cross = _group_sums(x, y, of_squares, members[0], members[1])
+        self.cross = _group_sums(x.draws, y.draws, of_squares, *members)
+        everything = [
+            _group_sums(sample.draws, sample.draws, of_squares, member, member)
+            for sample, member in zip((x, y), members, strict=True)
+        ]
         self.within = [
-            _group_sums(rows, rows, of_squares, member, member) - same * np.diag(count)
-            for rows, member, count in ((x, members[0], self.counts[0]), (y, members[1], self.counts[1]))
+            _independent(sample, of_squares, sums.copy()) for sample, sums in zip((x, y), everything, strict=True)
+        ]
+        self.between = [
+            _centred(sums / np.outer(a, b))
+            for sums, a, b in zip(
+                (self.cross, *everything), (self.counts[0], *self.counts), (self.counts[1], *self.counts), strict=True
+            )
         ]
 
     def __call__(
@@ -299,9 +380,53 @@ class _PairMeans:
             for count, keep in zip(self.counts, (keep_x, keep_y), strict=True)
         ]
         s, t = (float(count @ keep) for count, keep in zip(self.counts, kept, strict=True))
-        within_x, within_y = (keep @ sums @ keep for sums, keep in zip(self.within, kept, strict=True))
-        cross = kept[0] @ self.cross @ kept[1]
-        return float(cross) / (s * t), float(within_x) / (s * (s - 1)), float(within_y) / (t * (t - 1))
+        cross = kept[0] @ self.cross @ kept[1] / (s * t)
+        with np.errstate(invalid="ignore"):  # one chain is left of several: no pairs
+            within = [
+                float(keep @ sums @ keep / (keep @ pairs @ keep))
+                for (sums, pairs), keep in zip(self.within, kept, strict=True)
+            ]
+        return float(cross), within[0], within[1]
+
+    def quadratic(self, x_factors: np.ndarray, y_factors: np.ndarray) -> np.ndarray:
+        """Within x, plus within y, less twice between, of means moved by factors (r, group) times their deviations.
+
+        Pairs count as they do in the means; what a group has with itself, whose expectation is not zero, does not.
+        """
+        cross, *within = self.between
+        total = -2 * np.sum(x_factors @ cross * y_factors, axis=1)
+        for form, (_, pairs), factors in zip(within, self.within, (x_factors, y_factors), strict=True):
+            weights = pairs * (1 - np.eye(len(pairs)))
+            weights *= len(pairs) * (len(pairs) - 1) / max(weights.sum(), 1.0)
+            total = total + np.sum(factors @ (weights * form) * factors, axis=1)
+        return total
+
+
+def _centred(matrix: np.ndarray) -> np.ndarray:
+    return matrix - matrix.mean(0) - matrix.mean(1, keepdims=True) + matrix.mean()
+
+
+def _independent(
+    sample: Sample, of_squares: Callable[[np.ndarray], np.ndarray], sums: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over independent pairs of draws by their groups, from those over all, and numbers of these pairs."""
+    counts = np.bincount(sample.groups).astype(float)
+    pairs = np.outer(counts, counts)
+    chain_of = np.zeros(len(counts), int)
+    chain_of[sample.groups] = sample.chains
+    if len(np.unique(sample.chains)) > 1:
+        differ = chain_of[:, None] != chain_of
+        return sums * differ, pairs * differ
+    time = autocorrelation_time(sample.draws[None])
+    nearest = 1 if time < 1.5 else int(np.ceil(3 * time))  # lag of the first pair that counts
+    for lag in range(min(nearest, max(1, len(sample.draws) // 2))):
+        left, right = slice(None, len(sample.draws) - lag), slice(lag, None)
+        values = of_squares(((sample.draws[left] - sample.draws[right]) ** 2).sum(1))
+        for target, amount in ((sums, values), (pairs, np.ones_like(values))):
+            np.subtract.at(target, (sample.groups[left], sample.groups[right]), amount)
+            if lag:
+                np.subtract.at(target, (sample.groups[right], sample.groups[left]), amount)
+    return sums, pairs
 
 
 def _energy(cross: float, within_x: float, within_y: float) -> float:

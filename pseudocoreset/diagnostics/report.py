@@ -27,6 +27,7 @@ from pseudocoreset.diagnostics.chain_plots import (
 )
 from pseudocoreset.diagnostics.comparison import Comparison, Comparisons
 from pseudocoreset.diagnostics.comparison_plots import plot_agreement, plot_comparison, plot_reliability
+from pseudocoreset.diagnostics.conversion import check_coreset
 from pseudocoreset.diagnostics.formatting import html_table, json_values
 from pseudocoreset.diagnostics.plots import plot_coreset, plot_history
 from pseudocoreset.diagnostics.tables import tables_with_notes
@@ -99,12 +100,15 @@ def report(
         The path.
 
     Raises:
-        ValueError: ``posteriors`` without ``model``.
+        ValueError: ``posteriors`` without ``model``, or a ``coreset`` that none of the posteriors was sampled on.
     """
     if posteriors is not None and model is None:
         raise ValueError(
             "report needs model to plot the chains of posteriors; report(..., posteriors=..., model=model)"
         )
+    if coreset is not None:
+        comparisons = [comparison] if isinstance(comparison, Comparison) else comparison.values()
+        check_coreset(coreset, [settings for one in comparisons for settings in one.settings.values()])
     by_split = {"": comparison} if isinstance(comparison, Comparison) else dict(comparison)
     where = {split: f", on {split}" if split else "" for split in by_split}
     main, *others = by_split

@@ -71,10 +71,12 @@ class Reweighting:
         return json_values({name: getattr(self, name) for name in names})
 
     def __str__(self) -> str:
+        can = "can" if self.is_reliable else "cannot"
         return (
-            f"Importance weights of {self.log_weights.size} draws {'can' if self.is_reliable else 'cannot'} be trusted: "
-            f"Pareto k {with_error(self.pareto_k, self.pareto_k_standard_error)}, up to {number(self.threshold)} may be; "
-            f"{number(self.effective_draws, 1)} effective draws; the log ratios spread by {number(self.spread, 1)} nats"
+            f"Importance weights of {self.log_weights.size} draws {can} be trusted: Pareto k "
+            f"{with_error(self.pareto_k, self.pareto_k_standard_error)}, up to {number(self.threshold)} may be; "
+            f"{number(self.effective_draws, 1)} effective draws; the log ratios spread by "
+            f"{number(self.spread, 1)} nats"
         )
 
     __repr__ = __str__

@@ -80,6 +80,9 @@ def _quality(comparison: Comparison, name: str) -> str:
             said += (
                 f"; its predicted means are {number(found.mean_difference)} standard deviations of {reference!r} away"
             )
+            noise = comparison.noise.get(name)
+            if noise is not None and noise.agreement.mean_difference is not None:
+                said += "; " + _held_against(found.mean_difference, noise.agreement.mean_difference)
         return " ".join([said + ".", *_against(comparison, name)])
     said = f"{name!r} is right on {scores.accuracy:.1%} of held-out examples with NLL "
     said += with_error(scores.nll, scores.nll_standard_error)
@@ -98,15 +101,17 @@ def _quality(comparison: Comparison, name: str) -> str:
             " of the examples; their probabilities differ by "
             f"{with_error(closeness.total_variation, closeness.total_variation_standard_error)} in total variation"
         )
-        floor = comparison.noise_floor
-        if floor is not None and floor.total_variation is not None:
-            said += f", where two halves of {reference!r} differ by {number(floor.total_variation)}: " + (
-                "within the noise of sampling"
-                if closeness.total_variation <= floor.total_variation
-                else "more than the noise of sampling"
-            )
+        noise = comparison.noise.get(name)
+        if noise is not None and noise.agreement.total_variation is not None:
+            said += "; " + _held_against(closeness.total_variation, noise.agreement.total_variation)
         said += "."
     return " ".join([said, *_against(comparison, name)])
+
+
+def _held_against(value: float, noise: float) -> str:
+    """What two runs of one law would give, and on which side of it this is."""
+    side = "within" if value <= noise else "more than"
+    return f"98 of 100 pairs of runs of one law stay below {number(noise)}: {side} the noise of sampling"
 
 
 def _against(comparison: Comparison, name: str) -> list[str]:
@@ -128,18 +133,23 @@ def _paired(comparison: Comparison, name: str) -> str:
     size = f"{with_error(abs(gap.elpd), gap.elpd_standard_error)} nats over {comparison.num_data} examples"
     if not math.isfinite(gap.elpd) or not math.isfinite(gap.elpd_standard_error):
         return f"Its log predictive density (elpd) differs by {size}."
-    if abs(gap.elpd) <= 2 * gap.elpd_standard_error:
+    noise = comparison.noise.get(name)
+    # Over the choice of examples, and over the draws of both.
+    if abs(gap.elpd) <= math.hypot(2 * gap.elpd_standard_error, 0.0 if noise is None else noise.elpd):
         return f"Their log predictive densities (elpd) cannot be told apart: a difference of {size}."
     return f"Its log predictive density (elpd) is {'higher' if gap.elpd > 0 else 'lower'} by {size}, error paired."
 
 
 def _distance(comparison: Comparison, name: str) -> str:
-    found, floor = comparison.distances[name], comparison.distance_floor
+    found, noise = comparison.distances[name], comparison.noise.get(name)
     said = (
         "As whole functions, its draws are at a sliced Wasserstein distance of "
         f"{with_error(found.sliced_wasserstein, found.sliced_wasserstein_standard_error)}"
     )
-    return said + ("." if floor is None else f" (the halves: {number(floor.sliced_wasserstein)}).")
+    if noise is None or noise.distances is None:
+        return said + "."
+    held = _held_against(found.energy, noise.distances.energy)
+    return said + f" and an energy distance of {number(found.energy)}; {held}."
 
 
 def _moments(comparison: Comparison, name: str) -> str:

@@ -68,6 +68,8 @@ class Objective:
         free: the leaves of the coreset that it has a gradient for, among ``"inputs"``, ``"targets"``, ``"weights"``.
         mass: whether its minimum determines the sum of the weights: ``"learned"`` if it does; ``"kept"`` if it says
             nothing of the sum, or ``"kept by class"`` of that of each class, which ``fit`` then keeps as it was.
+        loss_is_value: whether the ``"loss"`` that ``gradient`` reports measures how good the coreset is, so that it can
+            be compared between steps; false where it is only something whose gradient is the right one.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Objective:
     settings: dict[str, Any]
     free: tuple[str, ...] = ("inputs",)
     mass: str = "learned"
+    loss_is_value: bool = False
 
 
 def check_free(free: Sequence[str]) -> tuple[str, ...]:

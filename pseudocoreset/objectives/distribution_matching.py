@@ -101,4 +101,6 @@ def distribution_matching(
         return leaves, state, info
 
     settings = {"batch_size": batch_size, "augment": None if augment is None else augment.strategy}
-    return Objective("distribution_matching", model, init, gradient, None, settings, free, "kept by class")
+    return Objective(
+        "distribution_matching", model, init, gradient, None, settings, free, "kept by class", loss_is_value=True
+    )

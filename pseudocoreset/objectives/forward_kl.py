@@ -42,8 +42,9 @@ def forward_kl(
 ) -> Objective:
     """The forward KL divergence from the full-data to the coreset posterior, for one model.
 
-    The gradient is divided by the mass of the weights, so that step sizes do not depend on it, as in the published
-    recipes; memory does not grow with the number of draws. Around MAP solutions of networks the sum of the weights is
+    Estimated from draws, the gradient is divided by the mass of the weights, so that step sizes do not depend on it, as
+    in the published recipes; that of ``estimator="closed_form"`` is of the divergence itself. Memory does not grow with
+    the number of draws. Around MAP solutions of networks the sum of the weights is
     not determined, and ``fit`` keeps it.
 
     Args:
@@ -75,7 +76,7 @@ def forward_kl(
     }
     if estimator == "closed_form":
         exact = closed_form(posteriors, free, lambda small, full: kl_divergence(full, small))
-        return Objective("forward_kl", model, posteriors.init, exact, None, settings, free)
+        return Objective("forward_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
     def gradient(
         key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]

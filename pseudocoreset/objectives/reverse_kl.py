@@ -94,7 +94,7 @@ def reverse_kl(
     }
     if estimator == "closed_form":
         exact = closed_form(posteriors, free, kl_divergence)
-        return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free)
+        return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
     def log_likelihoods(params: Params, coreset: CoresetArrays) -> jax.Array:
         return model.log_likelihood(params, coreset.inputs, coreset.targets)
@@ -144,4 +144,6 @@ def reverse_kl(
         return leaves, state, info
 
     mass = "kept" if target == "tempered" else posteriors.mass
-    return Objective("reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free, mass)
+    return Objective(
+        "reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free, mass, loss_is_value=True
+    )

@@ -66,7 +66,9 @@ def wasserstein(
     posteriors = bind_posteriors(model, proxy, training)
     if posteriors.gaussians is not None:
         exact = closed_form(posteriors, free, squared_wasserstein)
-        return Objective("wasserstein", model, posteriors.init, exact, None, posteriors.settings, free)
+        return Objective(
+            "wasserstein", model, posteriors.init, exact, None, posteriors.settings, free, loss_is_value=True
+        )
     if proxy not in (None, "isotropic"):
         raise ValueError(
             f"proxy={proxy!r}: fixed covariances leave the gradient of the Wasserstein distance as it is; use "
@@ -140,4 +142,4 @@ def _unrolled(
         return leaves, moved, {"loss": loss, "step_size": jnp.exp(state.log_value)}
 
     settings = {**inner.describe(), "learn_step_size": learn_step_size, "rematerialise": rematerialise}
-    return Objective(name, model, init, gradient, inner.window, settings, free, "kept")
+    return Objective(name, model, init, gradient, inner.window, settings, free, "kept", loss_is_value=True)

@@ -9,6 +9,7 @@ from pseudocoreset.proxies.covariance import (
     Trajectory,
     resolve_covariance,
 )
+from pseudocoreset.proxies.divergence import ModeDivergence, divergence_at_mode
 from pseudocoreset.proxies.training import Batch, BatchFn, descend, mean_loss, mean_loss_and_gradient
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "Isotropic",
     "Laplace",
     "Linearized",
+    "ModeDivergence",
     "Side",
     "Trajectory",
     "descend",
+    "divergence_at_mode",
     "mean_loss",
     "mean_loss_and_gradient",
     "resolve_covariance",

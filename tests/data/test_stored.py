@@ -1,5 +1,6 @@
 """Training images that stay on disk: the same data, experts and chains as in memory."""
 
+import os
 import warnings
 
 import jax
@@ -10,6 +11,7 @@ from pseudocoreset import Experts, Pseudocoreset, experts, fit_fbpc, fit_random,
 from pseudocoreset.data import load_dataset, records
 from pseudocoreset.inference import Posterior, sample, streaming
 from pseudocoreset.models import MLP, bnn
+from pseudocoreset.storage import CorruptFileError
 
 KEY = jax.random.key(0)
 
@@ -67,6 +69,48 @@ def test_the_index_is_kept_and_a_stale_one_is_not_believed(pair, cifar10, monkey
         np.savez(kept, **{**content, "fingerprint": np.array("of others"), "positions": np.zeros(50, int)})
     again = load_dataset("cifar10", data_dir=cifar10[0], stream=True)
     np.testing.assert_array_equal(again.train.raw[:], pair[0].train.raw)
+
+
+def test_records_that_are_damaged_are_named_and_a_damaged_index_is_made_again(pair, cifar10):
+    raw, data_dir = pair[0].train.raw, cifar10[0]
+
+    def read(stream=True):
+        return load_dataset("cifar10", data_dir=data_dir, stream=stream).train.raw[:]
+
+    (index,) = data_dir.glob("cifar10/*/index_train.npz")
+    with np.load(index) as kept:
+        whole = dict(kept)
+    for changes in (
+        {"positions": np.zeros(50, int)},
+        {"labels": np.full(50, 10, np.int32)},
+        {"positions": np.arange(9)},
+    ):
+        np.savez(index, **{**whole, **changes})
+        np.testing.assert_array_equal(read(), raw)
+    index.unlink()
+    os.mkfifo(index)
+    np.testing.assert_array_equal(read(), raw)
+
+    (records_file,) = data_dir.glob("cifar10/*/*-train.array_record*")
+    before = records_file.read_bytes()
+    (decoded,) = data_dir.glob("cifar10/*/decoded_train.npz")
+    decoded.unlink()
+    damaged = bytearray(before)
+    for place in range(70_000, len(damaged), 1000):
+        damaged[place] ^= 1
+    records_file.write_bytes(damaged)
+    for stream in (True, False):
+        with pytest.raises(CorruptFileError, match=r"cifar10.* is damaged .*remove it to prepare it again"):
+            read(stream)
+    records_file.unlink()
+    os.mkfifo(records_file)
+    with pytest.raises(CorruptFileError, match="must be a file; it is a pipe"):
+        read()
+    (info,) = data_dir.glob("cifar10/*/dataset_info.json")
+    info.unlink()
+    os.mkfifo(info)
+    with pytest.raises(CorruptFileError, match=r"dataset_info\.json must be a file; it is a pipe"):
+        read()
 
 
 @pytest.mark.parametrize("images", [15, 45])  # of one step a block, of three

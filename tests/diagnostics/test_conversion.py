@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import arviz_stats
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 import xarray
 
@@ -168,3 +170,59 @@ def test_bad_arguments(softmax: tuple[Model, object], softmax_posterior: Posteri
         to_arviz(softmax_posterior, max_inputs=0)
     with pytest.raises(TypeError, match="typed key"):
         to_arviz(softmax_posterior, softmax[0], key=3)
+
+
+@pytest.mark.parametrize(
+    ("sites", "stored"),
+    [
+        (["part/a", "part.a", "draws/x"], ["part.a_1", "part.a", "draws.x"]),
+        (["part.a", "part/a"], ["part.a", "part.a_1"]),
+        (["a/b/c", "a.b/c", "a/b.c", "a.b.c_1"], ["a.b.c", "a.b.c_2", "a.b.c_3", "a.b.c_1"]),
+        (["chain", "draw", "f"], ["chain_1", "draw_1", "f"]),
+        (["w", "w_dim_0"], ["w", "w_dim_0_1"]),
+        (["sample_stats/lp", "unconstrained/w", "lp"], ["sample_stats.lp", "unconstrained.w", "lp"]),
+    ],
+)  # fmt: skip
+def test_no_site_is_written_over_another(sites: list[str], stored: list[str], tmp_path: pathlib.Path) -> None:
+    """Through a tree, netCDF and our own files: every site comes back with its own draws."""
+    random = np.random.default_rng(0)
+    draws = {name: random.normal(size=(2, 5, 3) if name == "w" else (2, 5)).astype(np.float32) for name in sites}
+    posterior = Posterior(
+        draws=draws, unconstrained=draws, function_values=None, log_likelihood=None,
+        sample_stats={"lp": np.zeros((2, 5))}, predict_on=None, metadata={},
+    )  # fmt: skip
+    to_arviz(posterior).to_netcdf(tmp_path / "p.nc", engine="h5netcdf")
+    back = xarray.open_datatree(tmp_path / "p.nc", engine="h5netcdf")
+    for site, name in zip(sites, stored, strict=True):
+        np.testing.assert_array_equal(back["posterior"].dataset[name].values, draws[site])
+    renamed = json.loads(back.attrs.get("renamed_sites", "{}"))
+    assert renamed == {new: old for old, new in zip(sites, stored, strict=True) if new != old}
+    back.close()
+    posterior.save(tmp_path / "p")
+    again = Posterior.load(tmp_path / "p")
+    for group in (again.draws, again.unconstrained):
+        assert group.keys() == draws.keys()
+        assert all(np.array_equal(group[name], values) for name, values in draws.items())
+
+
+def test_sites_named_as_what_stands_beside_them(tools: SimpleNamespace) -> None:
+    """A latent site "probabilities", which the tree has of its own."""
+
+    def program(x: jax.Array, y: jax.Array | None = None) -> None:
+        weights = numpyro.sample("probabilities", dist.Normal(0, 1).expand((x.shape[1],)).to_event(1))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Bernoulli(logits=x @ weights), obs=y)
+
+    random = np.random.default_rng(0)
+    split = tools.make_split(random.normal(size=(8, 2)), random.integers(0, 2, 8).astype(np.int32))
+    model = Model.from_numpyro(program).bind(split.x, split.y)
+    posterior = tools.make_posterior(model, split, {"probabilities": random.normal(size=(2, 3, 2))})
+    group = to_arviz(posterior, model)["posterior"].dataset
+    assert group["probabilities"].shape == (2, 3, 8, 2)
+    np.testing.assert_array_equal(group["probabilities_1"].values, posterior.draws["probabilities"])
+
+
+def test_another_coreset_than_that_sampled_on_is_refused(run: dict[str, Posterior], images: Dataset) -> None:
+    other = Pseudocoreset.from_data(images, images_per_class=2, key=jax.random.key(5))
+    with pytest.raises(ValueError, match="not one that these posteriors were sampled on"):
+        to_arviz(run["coreset"], coreset=other)

@@ -190,6 +190,8 @@ def test_every_number_has_its_error(comparison: Comparison) -> None:
     heads = {heading.split(" ")[0]: rows for heading, _, rows in comparison.tables()}
     for heading in ("Predictions", "Agreement", "Distances", "Parameters"):
         for row in heads[heading]:
+            if row[0] == "two runs of one law":  # a quantile of noise
+                continue
             cells = row[1:-1] if heading == "Predictions" else row[1:]
             assert all(" ± " in cell for cell in cells), row
     assert all(" ± " in cell for cell in heads["Scores"][0][1:-1])

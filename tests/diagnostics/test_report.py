@@ -103,8 +103,9 @@ def test_it_says_the_numbers(page: Page, comparison: Comparison) -> None:
     assert f"{scores.accuracy:.3f} ±" in page.text
     assert f"'coreset' is right on {scores.accuracy:.1%} of held-out examples with NLL {scores.nll:.3f}" in page.text
     assert f"Both name the same class on {comparison.agreement['coreset'].top1:.1%}" in page.text
-    assert f"differ by {comparison.noise_floor.total_variation:.3f}" in page.text
-    assert "full, half against half" in page.text
+    noise = comparison.noise["coreset"].agreement.total_variation
+    assert f"98 of 100 pairs of runs of one law stay below {noise:.3f}" in page.text
+    assert "two runs of one law" in page.text
     assert "R-hat max" in page.text
     gap = comparison.differences["coreset"]
     assert f"by {abs(gap.elpd):.3f} ± {gap.elpd_standard_error:.3f} nats over 30 examples" in page.text

@@ -10,10 +10,11 @@ import pytest
 
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.models import MLP, Model, bnn, logistic_regression, poisson_regression
-from tests.inference.statistics import FAILURE_RATE
+from tests.inference.statistics import FAILURE_RATE, MISTAKES, POWER, rank_law, rank_power
 
 X = np.random.default_rng(0).normal(size=(15, 2)).astype(np.float32)
-RUN: dict[str, Any] = {"num_simulations": 150, "num_draws": 49, "num_warmup": 150, "key": jax.random.key(0)}
+# Enough to find every mistake of ``MISTAKES``; see test_there_are_enough_simulations.
+RUN: dict[str, Any] = {"num_simulations": 700, "num_draws": 49, "num_warmup": 150, "key": jax.random.key(0)}
 
 
 LOGISTIC = logistic_regression(num_classes=2).bind(X, np.zeros(15, int))
@@ -39,7 +40,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "network_hmc": (logistic, {"kernel": "network_hmc", "trajectory_length": 1.0}),
     "mclmc": (logistic, {"kernel": "mclmc", "num_warmup": 1000}),
     "adjusted_mclmc": (logistic, {"kernel": "adjusted_mclmc", "num_warmup": 1000}),
-    "network": (network, {"kernel": "sghmc", "step_size": 0.04, "friction": 1.0, "num_warmup": 3000, "thinning": 150}),
+    "network": (network, {"kernel": "sghmc", "step_size": 0.025, "friction": 1.0, "num_warmup": 4000, "thinning": 240}),
 }
 
 
@@ -51,11 +52,22 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_kernels_are_calibrated(case: str) -> None:
     model, settings = CASES[case]
     found = calibrate(model(), X, **{**RUN, **settings})
+    assert rank_law(found.ranks, found.num_draws) > FAILURE_RATE, str(found)
     assert found.p_value > FAILURE_RATE, str(found)
     if case == "network":
         assert found.quantities == ("log_likelihood", "f[0]", "f[1]", "f[2]")
 
 
-def test_a_cold_chain_is_not() -> None:
+@pytest.mark.parametrize("temperature", [0.64, pytest.param(1.5625, marks=pytest.mark.slow)])
+def test_chains_at_another_temperature_are_not(temperature: float) -> None:
+    """Of deviations 0.8 or 1.25 times the right ones, about: the posterior is not quite normal."""
     model, settings = CASES["sghmc"]
-    assert calibrate(model(), X, **{**RUN, **settings}, temperature=0.2).p_value < FAILURE_RATE
+    found = calibrate(model(), X, **{**RUN, **settings}, temperature=temperature, thinning=32)
+    assert rank_law(found.ranks, found.num_draws) < FAILURE_RATE
+
+
+@pytest.mark.parametrize("num_quantities", [4, pytest.param(6, marks=pytest.mark.slow)])
+def test_there_are_enough_simulations(num_quantities: int) -> None:
+    """Of posteriors a fifth too narrow, a quarter too wide, or 0.3 standard deviations off in one quantity alone."""
+    for mistake in MISTAKES.values():
+        assert rank_power(RUN["num_simulations"], RUN["num_draws"], num_quantities, mistake) > POWER

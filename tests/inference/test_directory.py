@@ -173,3 +173,33 @@ def test_a_directory_lifts_the_limit_of_memory(regression, tmp_path: Path, monke
     with pytest.raises(ValueError, match="or give directory"):
         run(regression, "sghmc")
     assert run(regression, "sghmc", directory=tmp_path / "run").num_draws == 40
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_implementations_go_on_to_the_same_bits(regression, tmp_path: Path, monkeypatch, implementation):
+    settings = {"kernel": "sghmc", "num_warmup": 4, "num_samples": 6, "thinning": 1}
+    key = jax.random.key(3, impl=implementation)
+    whole = run(regression, "sghmc", key=key, **settings)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, is_written=True)
+        with pytest.raises(Stopped):
+            run(regression, "sghmc", key=key, directory=tmp_path / "run", **settings)
+    other = jax.random.wrap_key_data(
+        jax.random.key_data(key), impl={"rbg": "unsafe_rbg", "unsafe_rbg": "rbg"}[implementation]
+    )
+    with pytest.raises(ValueError, match=r"another run.*key: saved .*implementation"):
+        run(regression, "sghmc", key=other, directory=tmp_path / "run", **settings)
+    assert_same(run(regression, "sghmc", key=key, directory=tmp_path / "run", **settings), whole)
+
+
+def test_a_run_goes_on_in_the_precision_in_which_it_was_begun(regression, tmp_path: Path, monkeypatch) -> None:
+    settings = {"kernel": "sghmc", "num_warmup": 4, "num_samples": 6, "thinning": 1}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, is_written=True)
+        with pytest.raises(Stopped):
+            run(regression, "sghmc", directory=tmp_path / "run", **settings)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="jax_enable_x64=False; now it is True"):
+        run(regression, "sghmc", directory=tmp_path / "run", **settings)
+    run(regression, "sghmc", directory=tmp_path / "run", **settings)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="enable_x64: saved False, now True"):
+        run(regression, "sghmc", directory=tmp_path / "run", **settings)

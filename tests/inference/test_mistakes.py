@@ -16,7 +16,21 @@ import pytest
 
 from pseudocoreset.inference import Minibatch
 from pseudocoreset.inference.kernels import KERNELS, Density
-from tests.inference.statistics import FAILURE_RATE, chain_means, combined, exchangeability, gaussian_law
+from tests.inference.statistics import (
+    FAILURE_RATE,
+    MISTAKES,
+    POWER,
+    chain_means,
+    chain_moments,
+    combined,
+    exchangeability,
+    gaussian_law,
+    power,
+    rank_law,
+    rank_power,
+    simulations_needed,
+    weakest_power,
+)
 from tests.inference.targets import REGRESSION, density
 
 TEMPERATURE = 0.3
@@ -203,9 +217,58 @@ def test_p_values_are_those_of_chance() -> None:
     shares = (np.array(chance) < 0.05).mean(axis=0)
     assert np.all(shares < 0.05 + 5 * np.sqrt(0.05 * 0.95 / len(chance))), shares
     assert np.all(shares > 0), shares
+    ranks = random.integers(0, 50, (200, 150, 4))
+    share = np.mean([rank_law(some, 49) < 0.05 for some in ranks])
+    assert 0 < share < 0.05 + 5 * np.sqrt(0.05 * 0.95 / 200)
     many = random.normal(size=(10_000, 2)) @ factor.T
     assert gaussian_law(centre + 1.06 * many, centre, covariance) < FAILURE_RATE
     assert gaussian_law(centre + many + 0.08 * factor[:, 0], centre, covariance) < FAILURE_RATE
     assert chain_means(many[:, None] + centre + 0.1, centre) < FAILURE_RATE
     assert exchangeability(many, 0.9 * many + 0.5) < FAILURE_RATE
     assert combined([0.5, 0.01]) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("dimension", [3, 10])
+def test_power_of_the_law_of_two_thousand_draws(dimension: int) -> None:
+    """The fewest draws that ``gaussian_law`` is given, and about the most coordinates."""
+    draws = np.random.default_rng(0).normal(size=(2000, dimension))
+
+    def law(draws: np.ndarray) -> float:
+        return gaussian_law(draws, np.zeros(dimension), np.eye(dimension))
+
+    assert law(draws) > FAILURE_RATE
+    assert weakest_power(law, draws, np.zeros(1), np.ones(1)) > 0.999
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_power_is_how_often_a_mistake_is_found(name: str) -> None:
+    """Over repetitions, where it is neither sure nor hopeless: of chains, and of ranks."""
+    random, mistake = np.random.default_rng(0), MISTAKES[name]
+    zero, one = np.zeros(1), np.ones(1)
+    num_draws = {"narrow": 2, "wide": 3, "shifted": 2}[name]
+    p_values = []
+    for _ in range(300):
+        draws = mistake.made(random.normal(size=(150, num_draws, 1)), zero, one, 0)
+        p_values.append(chain_moments(draws, zero, np.eye(1)))
+    share = np.mean(np.array(p_values) < FAILURE_RATE)
+    assert 0.05 < share < 0.95
+    # Each of them is a guess, off by about one in the score: right on average, and near 0 and 1 alike.
+    assert abs(np.mean([power(p) for p in p_values]) - share) < 0.1
+
+    num_simulations, num_draws = 450, 49
+    found = []
+    for _ in range(200):
+        truths = random.normal(size=(num_simulations, 1))
+        posterior = mistake.made(random.normal(size=(num_simulations, num_draws, 1)), zero, one, 0)
+        ranks = np.sum(posterior < truths[:, None], axis=1)
+        found.append(4 * rank_law(ranks, num_draws) < FAILURE_RATE)  # as one of four quantities
+    said = rank_power(num_simulations, num_draws, 4, mistake)
+    assert 0.1 < said < 0.9
+    assert abs(np.mean(found) - said) < 4.5 * np.sqrt(said * (1 - said) * (1 / 200 + 1 / 1000))
+
+
+def test_no_more_simulations_than_needed() -> None:
+    count = simulations_needed(49, 4, step=350)
+    assert count == 700
+    assert min(rank_power(count, 49, 4, mistake) for mistake in MISTAKES.values()) > POWER
+    assert min(rank_power(count - 100, 49, 4, mistake) for mistake in MISTAKES.values()) < POWER

@@ -12,6 +12,7 @@ import pytest
 from pseudocoreset.inference import Minibatch, hmc, log_density_estimator, sample
 from pseudocoreset.inference.data import log_density_terms
 from pseudocoreset.models import MLP, bnn, logistic_regression
+from tests.inference.statistics import FAILURE_RATE, POWER, chain_means, chain_moments, weakest_power
 
 NUM_CHAINS = 3000
 RANDOM = np.random.default_rng(0)
@@ -158,17 +159,17 @@ def test_step_sizes_adapt_to_the_acceptance_rate(regression) -> None:
     )  # fmt: skip
     assert 0.7 < posterior.sample_stats["acceptance_rate"].mean() < 0.95
     draws = posterior.draws["b"].astype(float)
-    means = draws.mean(axis=1)
-    assert np.all(np.abs(means.mean(axis=0) - regression.mean) < 5 * means.std(axis=0) / np.sqrt(200))
-    squares = np.square(draws - regression.mean).mean(axis=1)
-    error = squares.std(axis=0) / np.sqrt(200)
-    assert np.all(np.abs(squares.mean(axis=0) - np.diag(covariance)) < 5 * error)
+
+    def law(draws: np.ndarray) -> float:
+        return chain_moments(draws, regression.mean, covariance)
+
+    assert law(draws) > FAILURE_RATE
+    assert weakest_power(law, draws, regression.mean, np.sqrt(np.diag(covariance))) > POWER
     stats = posterior.sample_stats
     names = "lp acceptance_rate diverging energy energy_change n_steps step_size"
     assert set(stats) == set(names.split())
     # H = -lp + kinetic energy, which has the law of half a chi-squared variable of three degrees.
-    kinetic = (stats["energy"] + stats["lp"]).astype(float).mean(axis=1)
-    assert abs(kinetic.mean() - 1.5) < 5 * kinetic.std() / np.sqrt(200)
+    assert chain_means((stats["energy"] + stats["lp"]).astype(float), 1.5) > FAILURE_RATE
 
 
 def test_lengths_of_trajectories(regression) -> None:

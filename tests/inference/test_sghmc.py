@@ -12,7 +12,7 @@ import pytest
 from blackjax.base import SamplingAlgorithm
 
 from pseudocoreset.inference import sghmc
-from tests.inference.statistics import threshold
+from tests.inference.statistics import FAILURE_RATE, POWER, chain_moments, threshold, weakest_power
 
 NUM_CHAINS = 10_000
 STEP_SIZE = 0.3
@@ -78,6 +78,15 @@ def test_law_of_a_standard_normal_is_kept(temperature: float, friction: float) -
     assert abs(variance_ratio(state.position, temperature) - 1) < LIMIT * RATIO_ERROR
     assert abs(float(jnp.mean(state.position))) < LIMIT * np.sqrt(temperature / NUM_CHAINS)
     assert abs(variance_ratio(state.momentum, temperature) - 1) < LIMIT * RATIO_ERROR
+
+
+@pytest.mark.parametrize("step_size", [0.5, 1.9])
+def test_the_momentum_has_its_temperature_at_every_stable_step(step_size: float) -> None:
+    """Which is why its mean square tells of noisy gradients, not of steps that are too large."""
+    start_key, key = jax.random.split(jax.random.key(5))
+    exact = jnp.sqrt(0.3) * jax.random.normal(start_key, (NUM_CHAINS,))
+    state = run_chains(key, exact, standard_gradient, 200, step_size, 1.0, 0.3)
+    assert abs(variance_ratio(state.momentum, 0.3) - 1) < LIMIT * RATIO_ERROR
 
 
 @pytest.mark.parametrize("friction", [1.0, pytest.param(5.0, marks=pytest.mark.slow)])
@@ -160,9 +169,14 @@ def test_takes_gradient_estimators_of_blackjax() -> None:
 
         return jax.lax.scan(step, algorithm.init(jnp.zeros(()), init_key), jax.random.split(key, 2000))[1][500:]
 
-    draws = jax.vmap(run)(jax.random.split(jax.random.key(4), 200))
-    means = np.asarray(draws).mean(axis=1)
-    assert abs(means.mean() - float(data.sum()) / 51) < LIMIT * means.std() / np.sqrt(200)
+    draws = np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(4), 200)))[..., None]
+    mean = np.array([float(data.sum()) / 51])
+
+    def law(draws: np.ndarray) -> float:
+        return chain_moments(draws, mean, np.eye(1) / 51)
+
+    assert law(draws) > FAILURE_RATE
+    assert weakest_power(law, draws, mean, np.ones(1) / np.sqrt(51)) > POWER
 
 
 def test_no_key_is_used_twice() -> None:

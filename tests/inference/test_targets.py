@@ -9,7 +9,7 @@ that by divergent transitions, the other kernels say nothing.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from scipy import stats
 
 from pseudocoreset.inference import sample
 from pseudocoreset.models import Model, logistic_regression
-from tests.inference.statistics import FAILURE_RATE, chain_means
+from tests.inference.statistics import FAILURE_RATE, POWER, chain_means, chain_moments, combined, weakest_power
 from tests.inference.targets import flat_likelihood
 
 LEVELS = np.array([0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95])
@@ -38,8 +38,16 @@ def logistic() -> tuple[Model, tuple[np.ndarray, np.ndarray]]:
     return logistic_regression(num_classes=2, prior_scale=3.0).bind(x, y), (x, y)
 
 
-def logistic_reference(temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles (2, level) of coefficient and intercept and their mean product, by quadrature on a grid."""
+class Reference(NamedTuple):
+    """The law of coefficient and intercept: quantiles (2, level), mean (2,) and covariance (2, 2)."""
+
+    quantiles: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def logistic_reference(temperature: float) -> Reference:
+    """By quadrature on a grid."""
     _, (x, y) = logistic()
     slope, intercept = np.meshgrid(np.linspace(-15, 30, 901), np.linspace(-20, 20, 801), indexing="ij")
     log_density = -0.5 * (slope**2 + intercept**2) / 9
@@ -54,7 +62,10 @@ def logistic_reference(temperature: float) -> tuple[np.ndarray, np.ndarray]:
     for axis, other in enumerate((1, 0)):
         steps = axes[axis] + 0.5 * (axes[axis][1] - axes[axis][0])  # mass is counted up to the end of a cell
         quantiles.append(np.interp(LEVELS, np.cumsum(weights.sum(other)), steps))
-    return np.array(quantiles), np.sum(weights * slope * intercept)
+    values = np.stack([slope, intercept])
+    mean = np.sum(weights * values, axis=(1, 2))
+    centred = values - mean[:, None, None]
+    return Reference(np.array(quantiles), mean, np.einsum("ab,iab,jab->ij", weights, centred, centred))
 
 
 @pytest.mark.parametrize(
@@ -76,16 +87,17 @@ def test_logistic_regression(kernel: str, temperature: float) -> None:
     if kernel == "sghmc":
         settings |= {"step_size": 0.1, "friction": 1.0, "num_warmup": 400, "thinning": 20}
     posterior = sample(
-        model, data, kernel=kernel, temperature=temperature, num_chains=150, key=jax.random.key(0), progress=False,
+        model, data, kernel=kernel, temperature=temperature, num_chains=200, key=jax.random.key(0), progress=False,
         **settings,
     )  # fmt: skip
     draws = np.concatenate([posterior.draws["coefficients"][..., 0], posterior.draws["intercept"]], axis=-1)
-    quantiles, product = logistic_reference(temperature)
-    assert chain_means(below(draws, quantiles), LEVELS) > FAILURE_RATE
-    assert chain_means(draws.prod(axis=-1), product) > FAILURE_RATE
-    # At the other temperature the quantiles are others, the outer ones by more.
-    other, _ = logistic_reference(1.3 - temperature)
-    assert chain_means(below(draws, other)[..., 1:-1], LEVELS[1:-1]) < FAILURE_RATE
+    quantiles, mean, covariance = logistic_reference(temperature)
+
+    def law(draws: np.ndarray) -> float:
+        return combined([chain_means(below(draws, quantiles), LEVELS), chain_moments(draws, mean, covariance)])
+
+    assert law(draws) > FAILURE_RATE
+    assert weakest_power(law, draws, mean, np.sqrt(np.diag(covariance))) > POWER
 
 
 def funnel(scale: float, is_centred: bool) -> Model:
@@ -116,9 +128,12 @@ def funnel_draws(kernel: str, scale: float, is_centred: bool, **settings: Any) -
 
 
 def funnel_law(draws: np.ndarray, scale: float) -> float:
-    """Is v normal with this scale, and x given v? Quantiles, by standard errors over chains."""
-    quantiles = stats.norm.ppf(LEVELS) * np.array([[scale], [1.0]])
-    return chain_means(below(draws, quantiles), LEVELS)
+    """Is v normal with this scale, and x given v? Quantiles and moments, by standard errors over chains."""
+    scales = np.array([scale, 1.0])
+    quantiles = stats.norm.ppf(LEVELS) * scales[:, None]
+    return combined(
+        [chain_means(below(draws, quantiles), LEVELS), chain_moments(draws, np.zeros(2), np.diag(scales**2))]
+    )
 
 
 @pytest.mark.slow
@@ -130,6 +145,7 @@ def funnel_law(draws: np.ndarray, scale: float) -> float:
 def test_funnels_that_nuts_samples_right(scale: float, is_centred: bool) -> None:
     draws = funnel_draws("nuts", scale, is_centred, target_acceptance_rate=0.95, max_num_doublings=5)
     assert funnel_law(draws, scale) > FAILURE_RATE
+    assert weakest_power(lambda d: funnel_law(d, scale), draws, np.zeros(2), np.array([scale, 1.0])) > POWER
 
 
 @pytest.mark.slow

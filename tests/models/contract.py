@@ -12,7 +12,7 @@ from numpyro.infer.util import constrain_fn, potential_energy
 
 from pseudocoreset.models import Model
 
-__all__ = ["REFUSALS", "check", "check_single_precision", "right_or_refused"]
+__all__ = ["REFUSALS", "assert_is_a_sentence", "check", "check_single_precision", "right_or_refused"]
 
 REFUSALS = (ValueError, TypeError)
 # Some special functions of JAX have no more digits than these.
@@ -57,6 +57,7 @@ def check(
     probabilities: Callable[[Any], Any] | None = None,
     reference: Callable[..., Any] | None = None,
     inputs_move: bool = True,
+    proved: bool = True,
     seed: int = 0,
 ) -> Model:
     """Bind the program and check everything that the bound model promises, in double precision.
@@ -69,6 +70,7 @@ def check(
         probabilities: ``values -> (n, classes)``.
         reference: what NumPyro runs, the same program by default.
         inputs_move: whether gradients in the inputs are compared.
+        proved: whether ``bind`` tries the program on the data, which takes longer than all checks made here.
         seed: of the parameters.
 
     Raises:
@@ -76,10 +78,14 @@ def check(
         ValueError, TypeError: where the program is refused.
     """
     with jax.enable_x64():
-        model = Model.from_numpyro(program).bind(x, y)
+        targets = y if proved else jax.ShapeDtypeStruct(y.shape, y.dtype)
+        model = Model.from_numpyro(program).bind(x, targets)
+        packed = None if model.layout is None else jnp.asarray(model.layout.pack(x))
         x, y = jax.tree.map(jnp.asarray, (x, y))
         at = [parameters(model, seed + i) for i in range(2)]
-        results = [jax.tree.map(np.asarray, r) for r in evaluated(model, reference or program, at, x, y, inputs_move)]
+        results = [
+            jax.tree.map(np.asarray, r) for r in evaluated(model, reference or program, at, x, y, packed, inputs_move)
+        ]
     for ours, theirs in results:
         compare(ours, theirs, len(y), rows, probabilities)
     if probabilities is not None:
@@ -95,7 +101,7 @@ def parameters(model: Model, seed: int) -> dict[str, np.ndarray]:
     return {name: rng.uniform(-1.5, 1.5, leaf.shape).astype(leaf.dtype) for name, leaf in shapes.items()}
 
 
-def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, inputs_move: bool) -> list[Any]:
+def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, packed: Any, inputs_move: bool) -> list[Any]:
     """What the model says and what NumPyro says at each of some parameters, in one compiled call."""
     n = len(y)
     parts, join = floats(x) if inputs_move else ([], lambda _: x)
@@ -114,6 +120,9 @@ def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, inputs_move: 
         ours = {"total": total, "each": each, "gradients": gradients, "values": model.constrain(p)}
         ours["alone"] = model.log_likelihood(p, take(x, slice(n - 1, n)), y[n - 1 :])
         ours["many"] = model.log_likelihood(p, take(x, order), y[order])[:n][::-1]
+        if packed is not None:
+            # As the library keeps inputs of several kinds.
+            ours["packed"] = model.log_likelihood(p, packed, y)
         if model.has_function:
             ours |= given_function(model, p, x, y)
         total, gradients = jax.value_and_grad(potential, (0, 1))(p, parts, y)
@@ -128,7 +137,7 @@ def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, inputs_move: 
 
 def given_function(model: Model, p: Any, x: Any, y: Any) -> dict[str, Any]:
     f = model.apply(p, x)
-    one, moved, order = slice(1, 2), f + 0.3, np.arange(len(y))[::-1]
+    one, moved, order = slice(1, 2), 1.2 * f + 0.3, np.arange(len(y))[::-1]
     found = {
         "apply": f,
         "given f": model.function_log_likelihood(p, f, x, y),
@@ -155,6 +164,8 @@ def compare(ours: Any, theirs: Any, n: int, rows: Any, probabilities: Any) -> No
         near(each, rows(values), "log_likelihood against SciPy", SCIPY_DIGITS)
     near(ours["alone"], each[-1:], "the log-likelihood of a row alone")
     near(ours["many"], each, "log-likelihoods of rows among many in another order")
+    if "packed" in ours:
+        near(ours["packed"], each, "log-likelihoods of inputs as the library keeps them")
     if "apply" in ours:
         near(ours["apply"].reshape(n, -1), values["f"].reshape(n, -1), "apply")
         assert ours["apply"].ndim == 2, f"apply has shape {ours['apply'].shape}"
@@ -191,7 +202,16 @@ def right_or_refused(program: Callable[..., Any], x: Any, y: Any, *words: str, *
         with jax.enable_x64():
             Model.from_numpyro(program).bind(x, y)
     except REFUSALS as error:
-        assert not words or any(word in str(error) for word in words), f"the refusal has none of {words}: {error}"
-        return error
-    check(program, x, y, **arguments)
-    return None
+        refusal = error
+    else:
+        check(program, x, y, **arguments)
+        return None
+    assert_is_a_sentence(refusal)
+    assert not words or any(word in str(refusal) for word in words), f"the refusal has none of {words}: {refusal}"
+    return refusal
+
+
+def assert_is_a_sentence(refusal: BaseException) -> None:
+    """A refusal is the library's own, not an error of JAX that happens to be a TypeError."""
+    assert not type(refusal).__module__.startswith("jax"), f"{type(refusal).__name__}: {str(refusal)[:300]}"
+    assert len(str(refusal)) < 900, f"a refusal of {len(str(refusal))} characters"

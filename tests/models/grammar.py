@@ -1,7 +1,8 @@
 """The words of random programs: distributions of observed sites, priors of slopes, effects of groups, scales of noise.
 
 Each word is a piece of source of a NumPyro program beside the same thing in NumPy and SciPy. In a piece of source
-``{f}`` stands for the predictor, ``{s}`` for the scale of the noise, ``{shape}`` and ``{ndim}`` for the shape of the slopes.
+``{f}`` stands for the predictor, ``{s}`` for the scale of the noise, ``{shape}`` and ``{ndim}`` for the shape of the
+slopes.
 """
 
 from __future__ import annotations
@@ -216,9 +217,9 @@ FAMILIES = {
         kind="class",
     ),
     "probit": Family(
-        "dist.Bernoulli(probs=jax.scipy.special.ndtr({f}))",
+        "dist.Bernoulli(probs=0.01 + 0.98 * jax.scipy.special.ndtr({f}))",
         lambda r, f, s, c: r.binomial(1, special.ndtr(f)),
-        lambda y, f, s, c, v: np.where(np.asarray(y) > 0, special.log_ndtr(f), special.log_ndtr(-f)),
+        lambda y, f, s, c, v: pick(two_sided(0.01 + 0.98 * special.ndtr(f)), y),
         classes=2,
         kind="class",
     ),

@@ -1,8 +1,8 @@
 """Random NumPyro programs with data, and beside each the log-likelihood of its rows in NumPy and SciPy.
 
-``random_case(seed)`` makes the same program from the same seed. A program is a ``Recipe``, a choice of one word for each
-of a few questions; the first word of each is the plainest, and ``plainest`` takes a recipe that fails back to plain
-words as long as it fails, so that what is printed in the end is short.
+``random_case(seed)`` makes the same program from the same seed. A program is a ``Recipe``, a choice of one word for
+each of a few questions; the first word of each is the plainest, and ``plainest`` takes a recipe that fails back to
+plain words as long as it fails, so that what is printed in the end is short.
 """
 
 from __future__ import annotations
@@ -164,12 +164,15 @@ def build(recipe: Recipe) -> Case:
         return log_likelihood(recipe, family, columns, y, values)
 
     def probabilities(values: dict[str, np.ndarray]) -> np.ndarray:
-        f, s = predictor(recipe, family, columns, values), 1.0
-        each = [family.log_prob(np.full(ROWS, k), f, s, columns, values) for k in range(family.classes)]
+        values = constrained(values)
+        f = predictor(recipe, family, columns, values)
+        each = [family.log_prob(np.full(ROWS, k), f, 1.0, columns, values) for k in range(family.classes)]
         return np.exp(np.stack(each, axis=1))
 
+    # Classes are those of the one observed site.
+    has_classes = family.classes > 0 and recipe.second == "none"
     x = pack(recipe, columns)
-    return Case(recipe, source, names["program"], x, y, rows, probabilities if family.classes else None)
+    return Case(recipe, source, names["program"], x, y, rows, probabilities if has_classes else None)
 
 
 def draw_columns(recipe: Recipe, family: Family, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -325,9 +328,13 @@ def predictor(recipe: Recipe, family: Family, columns: Any, values: Any) -> np.n
     return f + effect + offset
 
 
+def constrained(values: Any) -> dict[str, np.ndarray]:
+    """Values by name without the scope, with that of the site that may have been conditioned on."""
+    return {"b0": np.asarray(0.3)} | {n.removeprefix("part/"): np.asarray(v, float) for n, v in values.items()}
+
+
 def log_likelihood(recipe: Recipe, family: Family, columns: Any, y: np.ndarray, values: Any) -> np.ndarray:
-    values = {name.removeprefix("part/"): np.asarray(value, float) for name, value in values.items()}
-    values.setdefault("b0", np.asarray(0.3))
+    values = constrained(values)
     f = predictor(recipe, family, columns, values)
     s: Any = 1.0
     if family.has_noise:

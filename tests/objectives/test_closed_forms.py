@@ -143,7 +143,10 @@ def test_closed_form_value_and_gradients(kind, name, proxy):
 @pytest.mark.parametrize("name", ["reverse_kl", "forward_kl"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_monte_carlo_gradients_are_unbiased(kind, name, batch_size):
-    """Within 4 standard errors of the exact gradient in inputs, targets and weights."""
+    """Within 4 standard errors of the exact gradient in inputs, targets and weights.
+
+    Of each leaf: one four fifths as large, or five fourths, would fail in 95 % of cases.
+    """
     if name == "forward_kl" and batch_size is not None:
         pytest.skip("forward_kl looks at the data through its posterior only")
     make, posterior = MODELS[kind]
@@ -163,7 +166,8 @@ def test_monte_carlo_gradients_are_unbiased(kind, name, batch_size):
         values = np.asarray(found[leaf]) * scale
         error = values.std(0, ddof=1) / np.sqrt(len(values))
         assert np.all(np.abs(values.mean(0) - wanted) < 4 * error + 1e-8)
-        assert np.max(error) < 0.2 * np.abs(wanted).max() + 1e-8
+        if np.any(wanted):  # the location has no targets
+            assert np.max(0.2 * np.abs(wanted) / error) > 4 + 1.65
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_draws_of_chains_give_the_same_gradient():
     _, posterior = MODELS["regression"]
     with jax.enable_x64(True):
         model = MODELS["regression"][0]().bind(X, Y)
-        proxy = Chains(num_chains=128, num_warmup=200)
+        proxy = Chains(num_chains=192, num_warmup=200)
         objective = reverse_kl(model, proxy=proxy, batch_size=None, free=("weights",))
         state = objective.init(jax.random.key(0), arrays(), full_data())
 
@@ -226,7 +230,7 @@ def test_draws_of_chains_give_the_same_gradient():
     wanted = exact_gradient(posterior, lambda u, x: kl(u, x))["weights"]
     error = blocks.std(0, ddof=1) / np.sqrt(20)
     assert np.all(np.abs(blocks.mean(0) - wanted) < 4 * error)
-    assert np.max(error) < 0.05 * np.abs(wanted).max()
+    assert np.max(0.2 * np.abs(wanted) / error) > 4 + 1.65  # a fifth off, it would fail
     assert 0.7 < np.asarray(rates).mean() < 0.95
 
 
@@ -284,7 +288,7 @@ def test_the_published_residual_of_networks_is_of_a_tempered_target(mass):
         values = np.asarray(found[leaf]) * mass**2 / 5
         error = values.std(0, ddof=1) / np.sqrt(len(values))
         assert np.all(np.abs(values.mean(0) - wanted) < 4.5 * error)
-        assert np.max(error) < 0.03 * np.abs(wanted).max()
+        assert np.max(0.2 * np.abs(wanted) / error) > 4.5 + 1.65  # a fifth off, it would fail
     assert objective.mass == "kept"
 
 

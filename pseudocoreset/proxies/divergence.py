@@ -1,0 +1,144 @@
+"""How far a coreset posterior is from the full one, by Laplace at the mode of the full data."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.device import DeviceData
+from pseudocoreset.models import Model
+from pseudocoreset.newton import Expansion, Mode, find_mode, inverse_factor
+from pseudocoreset.rows import ModelInputs
+
+__all__ = ["ModeDivergence", "divergence_at", "divergence_at_mode", "mode_of_data"]
+
+# Up to so many parameters a dense Hessian of all data costs less than a fit.
+MAX_PARAMS = 300
+CHUNK_ELEMENTS = 2**20  # rows times parameters that are differentiated at once
+FIRST_ROWS = 5000  # on which Newton's method starts
+
+
+@dataclass(frozen=True)
+class ModeDivergence:
+    """A Laplace estimate of the divergence between two posteriors.
+
+    Attributes:
+        nats: KL divergence of the coreset posterior from the full one, not negative; None where it is not known.
+        reason: why it is not known, "" where it is.
+    """
+
+    nats: float | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"not known: {self.reason}" if self.nats is None else f"{self.nats:.3g} nats"
+
+
+def divergence_at_mode(model: Model, data: Dataset, coreset: Pseudocoreset) -> ModeDivergence:
+    """Estimate KL(coreset posterior || full posterior), both by Laplace at the mode of the full data.
+
+    With theta the mode of the full data, H the negative Hessian of the log density of the full data there, and g, H_c
+    gradient and negative Hessian of that of the coreset at the same point,
+
+        KL = 1/2 { tr(H H_c^-1) - p + log det H_c - log det H + d' H d },    d = H_c^-1 g.
+
+    It is exact where both log densities are quadratic (linear regression with known noise), whatever the coreset.
+    Elsewhere it is right to first order for posteriors that are nearly Gaussian and near one another; of a coreset far
+    away it tells the order of magnitude. It sees one mode, and nothing of the tails.
+
+    Args:
+        model: no network, of at most 300 parameters; bound to the shape of the data if it is not yet.
+        data: whose train split gives the full posterior.
+        coreset: the points, with the weights that its posterior counts them by.
+
+    Returns:
+        ``ModeDivergence``: not known for networks, more parameters, data on disk, and where Newton's method finds no
+        maximum of the full posterior or the coreset's curvature at it is not positive definite.
+    """
+    bound = model.bind(ModelInputs.of(data.train), data.train.y)
+    found = mode_of_data(bound, data)
+    return found if isinstance(found, ModeDivergence) else divergence_at(bound, found, coreset)
+
+
+def mode_of_data(model: Model, data: Dataset) -> Mode | ModeDivergence:
+    """The mode of a bound model's posterior on the full data, or why there is none to go by."""
+    if model.is_network:
+        return ModeDivergence(None, "networks have many modes")
+    if model.num_params > MAX_PARAMS:
+        return ModeDivergence(None, f"the model has more than {MAX_PARAMS} parameters")
+    if data.train.is_stored:
+        return ModeDivergence(None, "the data are on disk")
+    rows = DeviceData.from_dataset(data)
+    position = model.flatten(model.init(jax.random.key(0)))
+    if rows.num_data > 2 * FIRST_ROWS:
+        position = _search(model, position, rows, FIRST_ROWS).position
+    mode = _search(model, position, rows, rows.num_data)
+    if not bool(mode.is_found):
+        return ModeDivergence(None, "the posterior of the full data has no mode that Newton's method finds")
+    return mode
+
+
+def divergence_at(model: Model, mode: Mode, coreset: Pseudocoreset) -> ModeDivergence:
+    """``divergence_at_mode`` where the mode of the full data is known."""
+    points = jax.tree.map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights))
+    nats = float(_divergence(model, mode, points))
+    if math.isfinite(nats):
+        return ModeDivergence(max(nats, 0.0))
+    return ModeDivergence(None, "the curvature of the coreset's log density is not positive definite at the mode")
+
+
+def _log_likelihood(model: Model, vector: jax.Array, rows: Any) -> jax.Array:
+    x, y, weights = rows
+    values = model.log_likelihood(model.unflatten(vector), x, y)
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
+
+
+def _expanded(fn: Any, vector: jax.Array) -> Expansion:
+    value, gradient = jax.value_and_grad(fn)(vector)
+    return Expansion(value, gradient, -jax.hessian(fn)(vector))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _search(model: Model, start: jax.Array, data: DeviceData, count: int) -> Mode:
+    """The mode on ``count`` of the data, evenly spread, in chunks of which nothing is kept."""
+    size = min(count, max(16, CHUNK_ELEMENTS // model.num_params))
+    starts = jnp.arange(math.ceil(count / size)) * size
+    indices = jnp.asarray(np.linspace(0, data.num_data - 1, count).round().astype(np.int32))
+
+    def rows_at(first: jax.Array) -> Any:
+        place = first + jnp.arange(size)
+        weights = jnp.where(place < count, data.num_data / count, 0.0)
+        return (*data.batch(indices[jnp.minimum(place, count - 1)]), weights)
+
+    def expand(vector: jax.Array) -> Expansion:
+        def add(total: Expansion, first: jax.Array) -> tuple[Expansion, None]:
+            rows = rows_at(first)
+            part = _expanded(lambda v: _log_likelihood(model, v, rows), vector)
+            return jax.tree.map(jnp.add, total, part), None
+
+        prior = _expanded(lambda v: model.log_prior(model.unflatten(v)), vector)
+        return jax.lax.scan(add, prior, starts)[0]
+
+    return find_mode(expand, start)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _divergence(model: Model, mode: Mode, points: Any) -> jax.Array:
+    def log_density(vector: jax.Array) -> jax.Array:
+        return model.log_prior(model.unflatten(vector)) + _log_likelihood(model, vector, points)
+
+    _, gradient, precision = _expanded(log_density, mode.position)
+    # In units of the full posterior, L L^T = H^-1: eigenvalues of L^T H_c L are one where the coreset is right.
+    factor, _ = inverse_factor(mode.expansion.precision)
+    ratios, vectors = jnp.linalg.eigh(factor.T @ precision @ factor)
+    slope = vectors.T @ (factor.T @ gradient)
+    nats = 0.5 * jnp.sum(1 / ratios - 1 + jnp.log(ratios) + (slope / ratios) ** 2)
+    return jnp.where(jnp.min(ratios) > 0, nats, jnp.nan)
