@@ -21,7 +21,7 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
-from pseudocoreset.data.doors import check_start
+from pseudocoreset.data.doors import check_preprocessing, check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
 from pseudocoreset.leaves import (
@@ -141,7 +141,7 @@ def fit(
             raise ValueError(f"optimizer names {sorted(optimizer)}; the free leaves are {sorted(names)}")
         optimizer = optax.partition(dict(optimizer), {name: name for name in names})
     planning = stop_at_plan in callbacks  # for estimate_memory: shapes in the place of arrays, and nothing runs
-    expert_sets = (None,) * len(objectives) if planning else _match_experts(objectives, experts)
+    expert_sets = (None,) * len(objectives) if planning else _match_experts(objectives, experts, data)
     init_key, loop_key, expert_key, state_key = jax.random.split(key, 4)
     if coreset is None:
         coreset = Pseudocoreset.from_data(
@@ -258,9 +258,9 @@ def fit(
 
 
 def _match_experts(
-    objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None
+    objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None, data: Dataset
 ) -> tuple[Experts | None, ...]:
-    """One set of experts an objective, checked against what it takes."""
+    """One set of experts an objective, checked against what it takes and the inputs that it was trained on."""
     if experts is None:
         sets: tuple[Experts | None, ...] = (None,) * len(objectives)
     else:
@@ -281,6 +281,13 @@ def _match_experts(
                 f"{one.num_epochs} epochs"
             )
         wanted = {site.name: list(site.unconstrained_shape) for site in objective.model.sites}
+        check_preprocessing(
+            one.metadata.get("inputs"),
+            data.preprocessing.summary,
+            "what the experts were trained on",
+            "data",
+            "Load the data as they were for the experts, or train others",
+        )
         if one.metadata["sites"] != wanted:
             raise ValueError(
                 f"experts were trained on another model ({one.metadata['model']}, {one.metadata['num_params']} "

@@ -32,8 +32,8 @@ Models = Model | Sequence[Model]
 
 
 def mass_of(model: Models, data: Dataset, weights: str | None) -> str:
-    """``weights``, or what suits the models, which must fit the data."""
-    models = tuple(bind_to(one, data) for one in as_models(model))
+    """``weights``, or what suits the models, which must fit the data; their programs are not run."""
+    models = tuple(bind_to(one, data, check=False) for one in as_models(model))
     if weights is None:
         return "ones" if all(m.is_network for m in models) else "data"
     return check_choice(weights, "weights", MASSES)
