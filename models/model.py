@@ -8,7 +8,6 @@ cost nothing.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -25,6 +24,15 @@ from numpyro.distributions.transforms import biject_to
 from pseudocoreset.batching import full_precision
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import proof
+from pseudocoreset.models.arguments import (
+    check_signature,
+    has_no_values,
+    integers_of,
+    layout_of,
+    length,
+    packed_struct,
+    widen,
+)
 from pseudocoreset.models.gaussian import Gaussian
 from pseudocoreset.models.structure import (
     FEATURES_SITE,
@@ -38,13 +46,11 @@ from pseudocoreset.models.structure import (
     mask_of,
     plate_scale,
     scaled,
-    widened,
 )
 
 __all__ = ["Model", "Params"]
 
 Params = dict[str, jax.Array]
-TARGET_NAMES = ("y", "ys", "obs", "target", "targets", "label", "labels", "response", "y_obs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +121,7 @@ class Model:
         """
         if not callable(program):
             raise TypeError(f"program must be a callable program(x, y=None); got {type(program).__name__}")
-        _check_signature(program)
+        check_signature(program)
         return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
     def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
@@ -135,22 +141,24 @@ class Model:
             ProgramError: if the program does not fit the description in ``from_numpyro``; a ValueError.
             ValueError: if these data do not fit the model, naming the row.
         """
-        layout = self.structure.layout if self.structure is not None else _layout_of(x)
-        x_struct, y_struct = _packed_struct(layout, x), datum_shape(y, "y")
+        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
+            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
+        layout = self.structure.layout if self.structure is not None else layout_of(x)
+        x_struct, y_struct = packed_struct(layout, x), datum_shape(y, "y")
         bound = self
         if self.structure is None:
             try:
                 structure = inspect_program(self.program, x_struct, y_struct, layout, y.shape[0])
             except ValueError:
-                integers = None if layout is not None else _integers(x)
+                integers = None if layout is not None else integers_of(x)
                 if integers is None:
                     raise
                 # A program that indexes with its inputs needs them as integers.
-                layout, x_struct = integers, _packed_struct(integers, x)
+                layout, x_struct = integers, packed_struct(integers, x)
                 structure = inspect_program(self.program, x_struct, y_struct, layout, y.shape[0])
             bound = replace(self, structure=structure)
             if bound.has_function and not self.is_network:
-                rows = None if not check or _has_no_values((x, y)) else proof.some_rows(bound, x, y)
+                rows = None if not check or has_no_values((x, y)) else proof.some_rows(bound, x, y)
                 bound._check_function_is_used(*(rows or bound._placeholders(2)))
         else:
             if self.structure.x.shape != x_struct.shape:
@@ -161,7 +169,7 @@ class Model:
                 raise ValueError(
                     f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
                 )
-        if self.is_network or not check or _has_no_values((x, y)):
+        if self.is_network or not check or has_no_values((x, y)):
             return bound
         if not bound.is_proved:
             proof.check_program(bound, x, y)
@@ -264,7 +272,9 @@ class Model:
         terms, log_det = self.prior_terms(params)
         return sum((jnp.sum(term) for term in terms.values()), log_det)
 
-    def prior_terms(self, params: Params, x: Any = None, y: Any = None) -> tuple[dict[str, jax.Array], jax.Array]:
+    def prior_terms(
+        self, params: Params, x: Any = None, y: Any = None, *, seed: int = 0
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The log prior by site, and the log-determinant of the constraints: numbers that add up to ``log_prior``.
 
         An array has one number per element of its site where the elements are independent.
@@ -273,8 +283,9 @@ class Model:
             params: unconstrained parameters.
             x: inputs to run the program with, on which nothing here depends; placeholders by default.
             y: targets, likewise.
+            seed: as in ``trace``.
         """
-        trace, log_det = self.trace(params, *(self._placeholders(1) if x is None else (x, y)))
+        trace, log_det = self.trace(params, *(self._placeholders(1) if x is None else (x, y)), seed=seed)
         likelihood = {term.name for term in self._bound.terms}
         terms = {}
         for name, site in trace.items():
@@ -297,8 +308,8 @@ class Model:
         Returns:
             Array (n,).
         """
-        trace, _ = self.trace(params, x, self._hard(y, _length(x)))
-        return self._score(trace, y, _length(x))
+        trace, _ = self.trace(params, x, self._hard(y, length(x)))
+        return self._score(trace, y, length(x))
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
     def apply(self, params: Params, x: Any) -> jax.Array:
@@ -315,7 +326,7 @@ class Model:
             ValueError: if the program has no site ``"f"``.
         """
         self._require_function()
-        _, y = self._placeholders(_length(x))
+        _, y = self._placeholders(length(x))
         trace, _ = self.trace(params, x, y)
         f = trace[FUNCTION_SITE]["value"]
         return f[:, None] if f.ndim == 1 else f
@@ -335,7 +346,7 @@ class Model:
             ValueError: if the program has no such site.
         """
         self._require_features()
-        _, y = self._placeholders(_length(x))
+        _, y = self._placeholders(length(x))
         trace, _ = self.trace(params, x, y)
         return trace[FEATURES_SITE]["value"]
 
@@ -402,10 +413,10 @@ class Model:
             start += size
         return params
 
-    def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array) -> dict[str, jax.Array]:
+    def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array, *, seed: int = 0) -> dict[str, jax.Array]:
         """The log-likelihood (n,) of every datum by observed site and factor; hard targets."""
-        trace, _ = self.trace(params, x, y)
-        return self._terms(trace, _length(x))
+        trace, _ = self.trace(params, x, y, seed=seed)
+        return self._terms(trace, length(x))
 
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
@@ -448,36 +459,45 @@ class Model:
 
     def program_arguments(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Inputs and targets as the program takes them."""
-        layout, x = self._bound.layout, jax.tree.map(_widen, x)
+        layout, x = self._bound.layout, jax.tree.map(widen, x)
         if layout is None:
             x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._bound.x.dtype)
         elif not is_several(x) and jnp.issubdtype(x.dtype, jnp.floating):
             x = layout.unpack(x)
-        return x, _widen(y)
+        return x, widen(y)
 
     def trace(
-        self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None
+        self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None, *, seed: int = 0
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Run the program with its latent sites set; also the log-determinant of the constraints."""
-        log_det = jnp.zeros(())
+        """Run the program with its latent sites set; also the log-determinant of the constraints.
+
+        Args:
+            params: unconstrained parameters.
+            x: inputs.
+            y: targets.
+            f: what to put at the site ``"f"``.
+            seed: of the key for sites that have no value here. Nothing but the weights that ``random_flax_module``
+                draws and replaces depends on it.
+        """
 
         def value_of(site: dict[str, Any]) -> jax.Array | None:
-            nonlocal log_det
             if f is not None and site["name"] == FUNCTION_SITE and site["type"] == "deterministic":
                 return f
             if site["type"] != "sample" or site["is_observed"] or site["name"] not in params:
                 return None
-            unconstrained = params[site["name"]]
-            transform = biject_to(site["fn"].support)
-            value = transform(unconstrained)
-            own = jnp.where(mask_of(site["fn"]), transform.log_abs_det_jacobian(unconstrained, value), 0.0)
-            log_det = log_det + jnp.sum(scaled(own, site))
-            return value
+            return biject_to(site["fn"].support)(params[site["name"]])
 
-        # Modules such as random_flax_module ask for a key to make the parameters that are replaced here.
-        program = handlers.substitute(handlers.seed(self.program, jax.random.key(0)), substitute_fn=value_of)
+        program = handlers.substitute(handlers.seed(self.program, jax.random.key(seed)), substitute_fn=value_of)
         with full_precision():
-            return handlers.trace(program).get_trace(*self.program_arguments(x, y)), log_det
+            trace = handlers.trace(program).get_trace(*self.program_arguments(x, y))
+        # Afterwards, for a site inside a scan is seen one step at a time while the program runs.
+        log_det = jnp.zeros(())
+        for name, site in trace.items():
+            if site["type"] == "sample" and not site["is_observed"] and name in params:
+                transform = biject_to(site["fn"].support)
+                own = transform.log_abs_det_jacobian(params[name], site["value"])
+                log_det = log_det + jnp.sum(scaled(jnp.where(mask_of(site["fn"]), own, 0.0), site))
+        return trace, log_det
 
     def _hard(self, y: jax.Array | None, n: int) -> jax.Array:
         """``y`` as the program takes it; a placeholder where there are class probabilities or nothing."""
@@ -519,72 +539,3 @@ class Model:
         # 0 * -inf is not a number: a class of zero target probability has no say.
         score = jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1)
         return scaled(jnp.where(mask_of(site["fn"]), score, 0.0), site)
-
-
-def _widen(array: Any) -> Any:
-    dtype = jnp.result_type(array)
-    return array if widened(dtype) == dtype else jnp.asarray(array).astype(widened(dtype))
-
-
-def _length(x: Any) -> int:
-    """Number of data of inputs in either form."""
-    return (next(iter(x.values())) if isinstance(x, dict) else x[0] if isinstance(x, tuple) else x).shape[0]
-
-
-def _layout_of(x: Any) -> InputLayout | None:
-    return InputLayout.of(x) if is_several(x) else getattr(x, "layout", None)
-
-
-def _integers(x: Any) -> InputLayout | None:
-    """The layout of one array of integers; None for floats and bytes, which are pictures."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is None or np.dtype(dtype).kind not in "iu" or np.dtype(dtype) == np.uint8:
-        return None
-    return InputLayout.of(x)
-
-
-def _packed_struct(layout: InputLayout | None, x: Any) -> jax.ShapeDtypeStruct:
-    """One datum as the library keeps it."""
-    if layout is None or getattr(x, "layout", None) == layout:
-        return datum_shape(x, "x")
-    if not is_several(x) and tuple(x.shape[1:]) == (layout.width,) and jnp.issubdtype(x.dtype, jnp.floating):
-        return datum_shape(x, "x")
-    given = InputLayout.of(x)
-    wanted = [(leaf.name, leaf.shape) for leaf in layout.leaves]
-    if given.kind != layout.kind or sorted((leaf.name, leaf.shape) for leaf in given.leaves) != sorted(wanted):
-        raise ValueError(
-            f"x has the arrays {[(leaf.name, leaf.shape) for leaf in given.leaves]}; this model was made for {wanted}"
-        )
-    return jax.ShapeDtypeStruct((layout.width,), jnp.result_type(float))
-
-
-def _has_no_values(x: Any) -> bool:
-    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(x))
-
-
-def _check_signature(program: Callable[..., Any]) -> None:
-    """Refuse a program that needs more than x and y."""
-    try:
-        parameters = list(inspect.signature(program).parameters.values())
-    except (TypeError, ValueError):
-        return
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    names = [p.name for p in positional]
-    beyond = [name for name in required if name not in names[:2]]
-    late = [name for name in names[2:] if name.lower() in TARGET_NAMES]
-    if len(names) > 1 and names[1].lower() in TARGET_NAMES:
-        late = []
-    if beyond or late:
-        more = beyond or names[1 : names.index(late[0])]
-        raise TypeError(
-            f"program must take x and y; it takes {', '.join(names)}. Put {', '.join(more)} into x: give a dictionary "
-            f"of arrays, x['{more[0]}'] in the program"
-        )
-    if len(names) < 2:
-        raise TypeError(
-            f"program must take two arguments, program(x, y=None); it takes {', '.join(names) or 'none'}. A program "
-            "that observes its inputs leaves y alone"
-        )

@@ -191,7 +191,7 @@ class Pseudocoreset:
     def digest(self) -> str:
         """Sixteen hexadecimal digits of its inputs and targets: the same at every mass."""
         digest = hashlib.sha256()
-        for array in (self.inputs, self.targets):
+        for array in (self.packed, self.targets):
             digest.update(f"{array.shape} {array.dtype}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]

@@ -87,7 +87,8 @@ class InputLayout:
             ValueError: if there is no array, or they differ in length.
         """
         if isinstance(x, Mapping):
-            kind, items = "dict", list(x.items())
+            # In the order of their names, so that dictionaries of one content have one layout.
+            kind, items = "dict", sorted(x.items(), key=lambda item: str(item[0]))
         elif isinstance(x, tuple):
             kind, items = "tuple", [(str(i), leaf) for i, leaf in enumerate(x)]
         else:
@@ -134,10 +135,11 @@ class InputLayout:
             if not leaf.is_float:
                 if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
                     raise ValueError(f"{where} must hold integers, as in the data that the model was bound to")
-                if dtype == np.float32 and array.size and int(np.abs(array.astype(np.int64)).max()) > EXACT_INTEGERS:
+                most = EXACT_INTEGERS if dtype == np.float32 else np.iinfo(np.int32).max
+                if array.size and int(np.abs(array.astype(np.float64)).max()) > most:
                     raise ValueError(
-                        f"{where} has integers beyond {EXACT_INTEGERS}, which single precision cannot hold; number "
-                        "the categories from 0: np.unique(values, return_inverse=True)[1]"
+                        f"{where} has integers beyond {most}, which are not kept exactly; number categories from 0, "
+                        "np.unique(values, return_inverse=True)[1], or give measurements as floats"
                     )
             packed[:, leaf.columns] = array.reshape(len(array), leaf.width)
         return packed
@@ -161,6 +163,10 @@ class InputLayout:
                 columns = library.round(columns).astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
             arrays.append(columns)
         return self._assembled(arrays)
+
+    def by_name(self, x: Any) -> dict[str, Any]:
+        """The arrays of inputs in the form of the user, by their names."""
+        return dict(zip((leaf.name for leaf in self.leaves), self._items(x, "x"), strict=True))
 
     def is_learned(self, fixed: tuple[str, ...] = ()) -> np.ndarray:
         """Which columns (width,) an optimiser may move: those of floats that are not named in ``fixed``."""

@@ -90,8 +90,29 @@ class FitResult:
         said = f"{steps} steps in {self.seconds:.1f} s. {self.outcome.value}"
         first = f"worse than its start: {self.rise}; " if self.rise is not None else ""
         note = mass_note(self.coreset.mass, self.coreset.num_data)
-        lines = [f"FitResult({first}{self.coreset!r}, {said})", self.advice, note and f"Its {note}."]
+        lines = [
+            f"FitResult({first}{self.coreset!r}, {said})",
+            self.advice,
+            note and f"Its {note}.",
+            _at_mode(self.coreset),
+        ]
         return "\n".join(line for line in lines if line)
+
+
+def _at_mode(coreset: Pseudocoreset) -> str:
+    """What the metadata say of the distance to the posterior of all data, in a sentence; "" where they say nothing."""
+    found = coreset.metadata.get("at_mode")
+    if found is None:
+        return ""
+    if found["nats"] is None:
+        return f"Its divergence from the posterior of all data is not known: {found['reason']}."
+    near = f"{found['nats']:.3g} nats from the posterior of all data (Laplace at its mode)"
+    if found["kept"] == "fitted":
+        return f"It is {near}" + (
+            "." if found["other"] is None else f"; random points or its start, {found['other']:.3g}."
+        )
+    fitted = "a divergence that is not known" if found["fitted"] is None else f"{found['fitted']:.3g}"
+    return f"The {found['kept']} is kept, for the fit ended farther away: it is {near}; the fit, {fitted}."
 
 
 def find_rise(objectives: Sequence[Objective], history: Mapping[str, np.ndarray]) -> Rise | None:

@@ -181,7 +181,10 @@ def _class_labels(num_classes: int, coreset: Pseudocoreset | None) -> np.ndarray
 
 
 def _coreset_variables(coreset: Pseudocoreset) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    arrays = {"inputs": coreset.inputs, "targets": coreset.targets, "weights": coreset.weights}
+    inputs: dict[str, np.ndarray] = {"inputs": coreset.inputs}
+    if coreset.layout is not None:
+        inputs = {f"inputs_{name}": leaf for name, leaf in coreset.layout.by_name(coreset.inputs).items()}
+    arrays = inputs | {"targets": coreset.targets, "weights": coreset.weights}
     variables = {f"coreset_{name}": np.asarray(array) for name, array in arrays.items()}
     dims = {
         name: ["coreset_point", *(f"{name}_dim_{axis}" for axis in range(1, array.ndim))]

@@ -49,7 +49,7 @@ def plot_coreset(
         A matplotlib ``Figure``.
     """
     split = getattr(data, "train", data)
-    shape = coreset.inputs.shape[1:]
+    shape = coreset.packed.shape[1:]
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))
     return _image_grid(coreset, split, max_per_class, max_classes) if is_image else _point_cloud(coreset, split)
 
@@ -166,7 +166,7 @@ def _point_cloud(coreset: Pseudocoreset, split: Any) -> Figure:
 
     figure = new_figure(5.0, 4.2)
     axes = figure.subplots()
-    inputs = np.asarray(coreset.inputs, np.float64).reshape(len(coreset.inputs), -1)
+    inputs = np.asarray(coreset.packed, np.float64).reshape(coreset.size, -1)
     targets = _classes(np.asarray(coreset.targets))
     is_line = inputs.shape[1] == 1
     everything = targets

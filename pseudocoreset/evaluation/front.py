@@ -140,7 +140,7 @@ def evaluate(
     def run(one: Model) -> Evaluation:
         began = time.perf_counter()
         bound = bind_to(one, data)
-        struct = jax.ShapeDtypeStruct(coreset.inputs.shape, np.float32)
+        struct = jax.ShapeDtypeStruct(coreset.packed.shape, np.float32)
         check_targets(bound, struct, coreset.targets, "coreset", takes_soft=coreset.is_soft)
         found = _run(chosen, bound, coreset, data, held_out, validation, run_key, mesh, progress)
         metrics, described, more, posterior = found
@@ -198,7 +198,7 @@ def _run(
                 "use protocol='default'"
             )
         resolved = protocol.resolved(coreset, model.num_classes)
-        augment = resolve_augmentation(getattr(resolved, "augment"), coreset.inputs.shape[1:], data.name)  # noqa: B009
+        augment = resolve_augmentation(getattr(resolved, "augment"), coreset.packed.shape[1:], data.name)  # noqa: B009
         outcome = run_protocol(resolved, Task(model, augment), coreset, held_out, key, mesh=mesh, progress=progress)
         members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
         metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])

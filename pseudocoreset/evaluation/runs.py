@@ -180,7 +180,7 @@ def run_protocol(
     """
     inputs, preprocessing = stored_inputs(split)
     plan = _Plan(protocol, task, preprocessing, held_out_chunk_size(task.model, inputs.shape[1:]))
-    arrays = CoresetArrays(*replicate((coreset.inputs, coreset.targets, coreset.weights), mesh))
+    arrays = CoresetArrays(*replicate((coreset.packed, coreset.targets, coreset.weights), mesh))
     rows = replicate((inputs, split.y), mesh)
     keys = replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)), mesh)
     num_rounds, recorded_from = protocol.rounds
