@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import proof
@@ -83,6 +84,7 @@ class Model:
     is_proved: bool = False
 
     @classmethod
+    @checked
     def from_numpyro(cls, program: Callable[..., Any], *, name: str | None = None) -> Model:
         """A model from a NumPyro program.
 
@@ -124,6 +126,7 @@ class Model:
         check_signature(program)
         return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
+    @checked
     def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
         """The same model with the shape of one datum fixed, and the program tried on the data.
 
@@ -270,6 +273,7 @@ class Model:
         terms, log_det = self.prior_terms(params)
         return sum((jnp.sum(term) for term in terms.values()), log_det)
 
+    @checked
     def prior_terms(self, params: Params, x: Any = None, y: Any = None) -> tuple[dict[str, jax.Array], jax.Array]:
         """The log prior by site, and the log-determinant of the constraints: numbers that add up to ``log_prior``.
 
@@ -394,10 +398,12 @@ class Model:
             site.name: biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"]) for site in self.sites
         }
 
+    @checked
     def flatten(self, params: Params) -> jax.Array:
         """Unconstrained parameters as one vector (p,), sites in the order of their names."""
         return jnp.concatenate([jnp.ravel(params[name]) for name in sorted(params)])
 
+    @checked
     def unflatten(self, vector: jax.Array) -> Params:
         """The inverse of ``flatten``."""
         shapes = {site.name: site.unconstrained_shape for site in self.sites}
@@ -408,6 +414,7 @@ class Model:
             start += size
         return params
 
+    @checked
     def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array) -> dict[str, jax.Array]:
         """The log-likelihood (n,) of every datum by observed site and factor; hard targets."""
         trace, _ = self.trace(params, x, y)
@@ -452,6 +459,7 @@ class Model:
         x, y = self._bound.x, self._bound.y
         return jnp.zeros((n, *x.shape), x.dtype), jnp.zeros((n, *y.shape), y.dtype)
 
+    @checked
     def program_arguments(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Inputs and targets as the program takes them."""
         layout, x = self._bound.layout, jax.tree.map(widen, x)
@@ -461,6 +469,7 @@ class Model:
             x = layout.unpack(x)
         return x, widen(y)
 
+    @checked
     def trace(
         self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None
     ) -> tuple[dict[str, Any], jax.Array]:

@@ -224,7 +224,7 @@ def _is_tracer(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not str(value.dtype).startswith("key<")
 
 
 def _is_arraylike(value: Any) -> bool:
@@ -251,7 +251,7 @@ def _is_number(value: Any) -> bool:
         return False
     if isinstance(value, int | float | np.floating | np.integer) or _is_tracer(value):
         return True
-    return _is_array(value) and not value.shape and np.issubdtype(value.dtype, np.number)
+    return _is_array(value) and not value.shape and np.issubdtype(np.dtype(value.dtype), np.number)
 
 
 _BASIC: dict[Any, Wanted] = {

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset, class_weights
 from pseudocoreset.data import Dataset
@@ -28,6 +29,7 @@ Features = Callable[[jax.Array], Any] | np.ndarray | jax.Array | None
 CHUNK = 4096  # data whose features or log-likelihoods are computed together
 
 
+@checked
 def fit_random(
     model: Models,
     data: Dataset,
@@ -63,6 +65,7 @@ def fit_random(
     return finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
 
 
+@checked
 @full_precision()
 def fit_herding(
     model: Models,
@@ -103,6 +106,7 @@ def fit_herding(
     )
 
 
+@checked
 @full_precision()
 def fit_k_centres(
     model: Models,
