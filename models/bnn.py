@@ -111,7 +111,9 @@ def bnn(
     if likelihood == "gaussian" and output.shape[-1] != math.prod(target_shape):
         raise ValueError(f"the network has {output.shape[-1]} outputs for targets (n, {math.prod(target_shape)})")
     if likelihood == "categorical" and target_shape:
-        raise ValueError(f"likelihood='categorical' takes one label a datum; each target of data has shape {target_shape}")
+        raise ValueError(
+            f"likelihood='categorical' takes one label a datum; each target of data has shape {target_shape}"
+        )
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     names = ["network/" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]

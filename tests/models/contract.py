@@ -12,7 +12,7 @@ from numpyro.infer.util import constrain_fn, potential_energy
 
 from pseudocoreset.models import Model
 
-__all__ = ["REFUSALS", "check", "check_single_precision", "right_or_refused"]
+__all__ = ["REFUSALS", "assert_is_a_sentence", "check", "check_single_precision", "right_or_refused"]
 
 REFUSALS = (ValueError, TypeError)
 # Some special functions of JAX have no more digits than these.
@@ -80,9 +80,12 @@ def check(
     with jax.enable_x64():
         targets = y if proved else jax.ShapeDtypeStruct(y.shape, y.dtype)
         model = Model.from_numpyro(program).bind(x, targets)
+        packed = None if model.layout is None else jnp.asarray(model.layout.pack(x))
         x, y = jax.tree.map(jnp.asarray, (x, y))
         at = [parameters(model, seed + i) for i in range(2)]
-        results = [jax.tree.map(np.asarray, r) for r in evaluated(model, reference or program, at, x, y, inputs_move)]
+        results = [
+            jax.tree.map(np.asarray, r) for r in evaluated(model, reference or program, at, x, y, packed, inputs_move)
+        ]
     for ours, theirs in results:
         compare(ours, theirs, len(y), rows, probabilities)
     if probabilities is not None:
@@ -98,7 +101,7 @@ def parameters(model: Model, seed: int) -> dict[str, np.ndarray]:
     return {name: rng.uniform(-1.5, 1.5, leaf.shape).astype(leaf.dtype) for name, leaf in shapes.items()}
 
 
-def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, inputs_move: bool) -> list[Any]:
+def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, packed: Any, inputs_move: bool) -> list[Any]:
     """What the model says and what NumPyro says at each of some parameters, in one compiled call."""
     n = len(y)
     parts, join = floats(x) if inputs_move else ([], lambda _: x)
@@ -117,6 +120,9 @@ def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, inputs_move: 
         ours = {"total": total, "each": each, "gradients": gradients, "values": model.constrain(p)}
         ours["alone"] = model.log_likelihood(p, take(x, slice(n - 1, n)), y[n - 1 :])
         ours["many"] = model.log_likelihood(p, take(x, order), y[order])[:n][::-1]
+        if packed is not None:
+            # As the library keeps inputs of several kinds.
+            ours["packed"] = model.log_likelihood(p, packed, y)
         if model.has_function:
             ours |= given_function(model, p, x, y)
         total, gradients = jax.value_and_grad(potential, (0, 1))(p, parts, y)
@@ -158,6 +164,8 @@ def compare(ours: Any, theirs: Any, n: int, rows: Any, probabilities: Any) -> No
         near(each, rows(values), "log_likelihood against SciPy", SCIPY_DIGITS)
     near(ours["alone"], each[-1:], "the log-likelihood of a row alone")
     near(ours["many"], each, "log-likelihoods of rows among many in another order")
+    if "packed" in ours:
+        near(ours["packed"], each, "log-likelihoods of inputs as the library keeps them")
     if "apply" in ours:
         near(ours["apply"].reshape(n, -1), values["f"].reshape(n, -1), "apply")
         assert ours["apply"].ndim == 2, f"apply has shape {ours['apply'].shape}"
@@ -198,5 +206,12 @@ def right_or_refused(program: Callable[..., Any], x: Any, y: Any, *words: str, *
     else:
         check(program, x, y, **arguments)
         return None
+    assert_is_a_sentence(refusal)
     assert not words or any(word in str(refusal) for word in words), f"the refusal has none of {words}: {refusal}"
     return refusal
+
+
+def assert_is_a_sentence(refusal: BaseException) -> None:
+    """A refusal is the library's own, not an error of JAX that happens to be a TypeError."""
+    assert not type(refusal).__module__.startswith("jax"), f"{type(refusal).__name__}: {str(refusal)[:300]}"
+    assert len(str(refusal)) < 900, f"a refusal of {len(str(refusal))} characters"

@@ -15,12 +15,13 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.contrib.hsgp.approximation import hsgp_squared_exponential
 from numpyro.contrib.module import flax_module, random_flax_module
 from numpyro.distributions.transforms import OrderedTransform, SimplexToOrderedTransform
 from scipy import special, stats
 
-from tests.models.contract import REFUSALS, check, right_or_refused
+from tests.models.contract import REFUSALS, assert_is_a_sentence, check, right_or_refused
 
 N = 8
 RNG = np.random.default_rng(7)
@@ -614,6 +615,72 @@ def time_series_by_scan(x, y=None):
         numpyro.sample("y", dist.Normal(levels, 1.0), obs=y)
 
 
+@public(FEATURES, REAL, refused=("random",))
+def dropout_of_columns(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0, 1).expand([3]).to_event(1))
+    key = numpyro.prng_key()
+    keep = jax.random.bernoulli(jax.random.key(0) if key is None else key, 0.5, (3,))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal((x * keep) @ w, 1.0), obs=y)
+
+
+@public(FEATURES, REAL, refused=("net",))
+def network_with_a_prior_of_its_biases_alone(x, y=None):
+    net = random_flax_module("net", nn.Dense(1), prior={"bias": dist.Normal(0.0, 1.0)}, input_shape=(1, 3))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(net(x)[:, 0], 1.0), obs=y)
+
+
+@public({"month": GROUP}, REAL, refused=("'level'",), or_right=True)
+def levels_by_scan(x, y=None):
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+
+    def step(level, _):
+        level = numpyro.sample("level", dist.Normal(level, sigma))
+        return level, level
+
+    _, levels = scan(step, 0.0, jnp.arange(4))
+    with numpyro.plate("data", len(x["month"])):
+        numpyro.sample("y", dist.Normal(levels[x["month"]], 1.0), obs=y)
+
+
+@public(FEATURES, REAL, refused=("y_0",))
+def a_site_for_each_row(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0, 1).expand([3]).to_event(1))
+    for i in range(x.shape[0]):
+        numpyro.sample(f"y_{i}", dist.Normal(x[i] @ w, 1.0), obs=None if y is None else y[i])
+
+
+@public({"z": Z, "weight": POSITIVE}, REAL, refused=("depends on the rows",))
+def weights_normalised_inside(x, y=None):
+    b = normal("b")
+    with numpyro.plate("data", len(x["z"])), handlers.scale(scale=x["weight"] / jnp.mean(x["weight"])):
+        numpyro.sample("y", dist.Normal(b * x["z"], 1.0), obs=y)
+
+
+@public(Z, RNG.normal(size=(N, 5)))
+def two_plates_of_outputs(x, y=None):
+    with numpyro.plate("outputs", 5):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("outputs again", 5, dim=-1), numpyro.plate("data", len(x), dim=-2):
+        numpyro.sample("y", dist.Normal(x[:, None] * slope, 1.0), obs=y)
+
+
+@public({"milliseconds": 1_700_000_000_000 + 7 * np.arange(N)}, REAL, refused=("'milliseconds'",), or_right=True)
+def integers_beyond_32_bits(x, y=None):
+    b = normal("b")
+    with numpyro.plate("data", len(x["milliseconds"])):
+        numpyro.sample("y", dist.Normal(b * (x["milliseconds"] % 5), 1.0), obs=y)
+
+
+@public(FEATURES * [0.0, 1.0, 1.0] + [1.0, 0.0, 0.0], REAL, refused=("depends on the rows",))
+def centring_of_a_constant_column(x, y=None):
+    """Nothing to see on the data; the points of a coreset move."""
+    b = normal("b")
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("y", dist.Normal(b * (x[:, 0] - x[:, 0].mean()), 1.0), obs=y)
+
+
 @public((Z, GROUP), REAL)
 def keyword_arguments_with_defaults(x, y=None, *, scale=0.7, groups=4):
     z, group = x
@@ -637,4 +704,5 @@ def test_a_published_kind_of_program_is_right_or_refused(name):
     else:
         with pytest.raises(REFUSALS) as refusal:
             check(case.program, case.x, case.y, **expected)
+        assert_is_a_sentence(refusal.value)
         assert any(word in str(refusal.value) for word in case.refused), str(refusal.value)
