@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pseudocoreset.arguments import checked
+from pseudocoreset.arguments import check_call, checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.diagnostics.formatting import json_values, number, text_table
 from pseudocoreset.diagnostics.ranks import (
@@ -238,6 +238,8 @@ def calibrate(
         raise ValueError(f"num_inputs={num_inputs}: the program {model.name!r} has no function values, a site 'f'")
     if thinning is None and kernel_options.get("schedule") is not None:
         raise ValueError("schedule: thinning is measured by default, which a schedule does not allow; give thinning")
+    if coreset is not None:
+        check_call(coreset, 3, "coreset")
     coreset = coreset or _everything
     shapes = jax.eval_shape(coreset, jax.random.key(0), example, simulation.placeholder(model, example))
     setup = set_up(
