@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.data.coercion import as_numbers, as_several
 from pseudocoreset.data.preprocessing import Preprocessing
 from pseudocoreset.layout import InputLayout, is_several
@@ -64,6 +65,7 @@ METADATA_FIELDS: dict[str, Field] = {
 }
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Pseudocoreset:
     """Weighted synthetic data (u_j, y_j, w_j), j = 1..m.
@@ -320,6 +322,7 @@ def coreset_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/coreset.json")))
 
 
+@checked
 def load_coreset(name: str) -> Pseudocoreset:
     """A learned coreset that comes with the package: no data set and no training are needed to use it.
 

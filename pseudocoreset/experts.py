@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.checkpoint import Checkpointer
@@ -74,6 +75,7 @@ RECORD_FIELDS = {
 }
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Experts:
     """Snapshots of many training trajectories, in memory or on disk.
@@ -256,6 +258,7 @@ class _Training:
         return jax.lax.scan(step, state, (order, keys))
 
 
+@checked
 @full_precision()
 def train_experts(
     model: Model,

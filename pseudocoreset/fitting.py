@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
@@ -66,6 +67,7 @@ class _Loop(NamedTuple):
     lost: Free  # where the last gradient was not finite
 
 
+@checked
 @full_precision()
 def fit(
     objective: Objective | Sequence[Objective],

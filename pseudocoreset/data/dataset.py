@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.data.coercion import as_inputs, as_numbers, as_several, column_names, row_of
 from pseudocoreset.data.images import check_image_shape, check_image_values
 from pseudocoreset.data.preprocessing import Preprocessing, are_same, channel_moments, fit_preprocessing
@@ -40,6 +41,7 @@ def _taken(raw: Inputs, index: np.ndarray | slice) -> Inputs:
     return raw.select(index) if isinstance(raw, StoredImages) else raw[index]
 
 
+@checked_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Inputs as they are stored, their targets, and what turns them into model inputs.
@@ -160,6 +162,7 @@ class Split:
         return f"Split({len(self):,} x {self.feature_shape} {self.raw.dtype}{place}, {kind})"
 
 
+@checked_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test arrays, the preprocessing that makes model inputs of them, and class names.

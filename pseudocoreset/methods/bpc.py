@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -35,6 +36,7 @@ PUBLISHED_STEP_SIZE = 1000.0
 Proxy = str | Covariance | Chains | None
 
 
+@checked
 def fit_bpc_rkl(
     model: Model | Sequence[Model],
     data: Dataset,
@@ -151,6 +153,7 @@ def fit_bpc_rkl(
         return run("bpc_rkl", common, functools.partial(build, proxy="chains"), **how)
 
 
+@checked
 def fit_bpc_fkl(
     model: Model | Sequence[Model],
     data: Dataset,
@@ -263,6 +266,7 @@ def fit_bpc_fkl(
         return run("bpc_fkl", common, functools.partial(build, proxy="chains", given=_stacked(draws)), **how)
 
 
+@checked
 def fit_bpc_w(
     model: Model | Sequence[Model],
     data: Dataset,

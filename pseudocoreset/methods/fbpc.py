@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -24,6 +25,7 @@ from pseudocoreset.validation import check_integer
 __all__ = ["fit_fbpc"]
 
 
+@checked
 def fit_fbpc(
     model: Model | Sequence[Model],
     data: Dataset,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 PLANE_RIDGE = 1e-4  # relative, of the least squares in SparseVI: its two directions may be one
 
 
+@checked
 @full_precision()
 def fit_sparse_vi(
     model: Model,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.chunks import over_data
@@ -41,6 +42,7 @@ __all__ = ["function_kl", "function_kl_surrogate"]
 FunctionDraws = Callable[[jax.Array], jax.Array]
 
 
+@checked
 def function_kl_surrogate(
     model: Model,
     params: Params,
@@ -101,6 +103,7 @@ class _Map(NamedTuple):
     steps: jax.Array
 
 
+@checked
 def function_kl(
     model: Model,
     *,
