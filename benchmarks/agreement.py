@@ -28,6 +28,8 @@ from machine import describe_machine
 
 import pseudocoreset as pc
 from pseudocoreset.diagnostics import compare_posteriors
+from pseudocoreset.diagnostics.agreement import agreement, halves
+from pseudocoreset.diagnostics.predictive import predict
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.models import MLP, ConvNet, Model, bnn
 from pseudocoreset.objectives import Chains
@@ -331,13 +333,16 @@ def run_setting(name: str, args: argparse.Namespace) -> dict[str, Any]:
             *(f"{key} {found['agreement'][key]:.3f}" for key in ("top1", "total_variation", "kl")),
             f"accuracy {found['metrics']['accuracy']:.3f} NLL {found['metrics']['nll']:.3f}", flush=True,
         )  # fmt: skip
+    parts = halves(reference)
+    assert parts is not None
+    of_halves = [predict(reference, bench.model, chains=c, draws=d) for c, d in parts]
     uniform = compare_posteriors({"full": reference}, bench.model, bench.test, reference="full").as_dict()
     return {
         "reference": {
             "metrics": uniform["metrics"]["full"],
             "convergence": uniform["convergence"]["full"],
-            "agreement_of_halves": uniform["noise_floor"],
-            "distances_of_halves": uniform["distance_floor"],
+            "agreement_of_halves": agreement(*of_halves).as_dict(),
+            "distance_noise": uniform["distance_floor"],
             "settings": {k: v for k, v in reference.metadata.items() if k != "seconds"},
         },
         "num_train": bench.data.train.num_data,

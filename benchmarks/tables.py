@@ -119,7 +119,7 @@ PROBLEMS = {
 
 
 def moments(data, model, source):
-    """Mean and standard deviation of every scalar of the posterior; of networks, of f at 200 inputs and of the noise."""
+    """Mean and standard deviation of every scalar of the posterior; of networks, of f at 200 inputs and the noise."""
     if not model.is_network:
         posterior = sample(
             model, source, kernel="nuts", num_chains=2, num_warmup=400, num_samples=400, key=jax.random.key(7),

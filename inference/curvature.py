@@ -27,7 +27,7 @@ from pseudocoreset.inference.data import control_variate_estimator
 from pseudocoreset.inference.kernels import Density, Tuning
 from pseudocoreset.inference.sghmc import Factor
 from pseudocoreset.models import Params
-from pseudocoreset.newton import WORST_DECREMENT, LogDensity, find_mode, inverse_factor
+from pseudocoreset.newton import Expansion, Mode, find_mode, inverse_factor
 
 __all__ = ["MAX_PARAMS", "MOMENTUM_DECAY", "tune_by_curvature"]
 
@@ -47,36 +47,36 @@ NUM_PROBES, NUM_BATCHES = 8, 4
 TANGENT_ELEMENTS = 2**22
 
 
-def _flattened(plan: Plan, density: Density, unravel: Any) -> LogDensity:
-    def value(vector: jax.Array) -> jax.Array:
-        return density.log_density(unravel(vector), density.data)
+def _expansion(plan: Plan, density: Density, unravel: Any, vector: jax.Array) -> Expansion:
+    """The log density of all data around a point."""
 
-    def gradient(vector: jax.Array) -> jax.Array:
-        return ravel_pytree(density.gradient(unravel(vector), density.data))[0]
+    def log_density(v: jax.Array) -> jax.Array:
+        return density.log_density(unravel(v), density.data)
 
-    def hessian(vector: jax.Array) -> jax.Array:
-        rows = min(plan.num_data, plan.chunk_size or plan.num_data)
+    def column(direction: jax.Array) -> jax.Array:
+        return jax.jvp(jax.grad(log_density), (vector,), (direction,))[1]
 
-        def column(direction: jax.Array) -> jax.Array:
-            return jax.jvp(gradient, (vector,), (direction,))[1]
-
-        directions = jnp.eye(len(vector), dtype=vector.dtype)
-        found = jax.lax.map(column, directions, batch_size=min(len(vector), max(1, TANGENT_ELEMENTS // rows)))
-        return 0.5 * (found + found.T)
-
-    return LogDensity(value, gradient, hessian)
+    rows, size = min(plan.num_data, plan.chunk_size or plan.num_data), len(vector)
+    value, gradient = jax.value_and_grad(log_density)(vector)
+    directions = jnp.eye(size, dtype=vector.dtype)
+    hessian = jax.lax.map(column, directions, batch_size=min(size, max(1, TANGENT_ELEMENTS // rows)))
+    return Expansion(value, gradient, -0.5 * (hessian + hessian.T))
 
 
 def _kappa_and_noise(
-    plan: Plan, density: Density, flat: LogDensity, unravel: Any, centre: jax.Array, factor: jax.Array, tuning: Tuning
+    plan: Plan, density: Density, unravel: Any, mode: Mode, factor: jax.Array, tuning: Tuning
 ) -> tuple[jax.Array, jax.Array]:
     """Both numbers of the module's docstring at draws of the Laplace approximation."""
     # Numbers of a setting, not of a draw: they are the same whatever the user's key.
     probe_key, batch_key = jax.random.split(jax.random.key(0))
-    normals = jnp.sqrt(tuning["temperature"]) * jax.random.normal(probe_key, (NUM_PROBES, len(centre)), centre.dtype)
-    points = centre + normals @ factor.T
-    at_centre = flat.gradient(centre)
-    changes = jax.lax.map(lambda point: factor.T @ (flat.gradient(point) - at_centre), points)
+    shape, dtype = (NUM_PROBES, len(mode.position)), mode.position.dtype
+    normals = jnp.sqrt(tuning["temperature"]) * jax.random.normal(probe_key, shape, dtype)
+    points = mode.position + normals @ factor.T
+
+    def gradient(point: jax.Array) -> jax.Array:
+        return ravel_pytree(density.gradient(unravel(point), density.data))[0]
+
+    changes = jax.lax.map(lambda point: factor.T @ (gradient(point) - mode.expansion.gradient), points)
     ratios = jnp.linalg.norm(changes, axis=1) / jnp.linalg.norm(normals, axis=1)
     kappa = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(ratios), ratios, 1.0)), 1.0)
     if plan.batch_size is None:
@@ -136,22 +136,20 @@ def tune_by_curvature(
     def chain(item: Any, density: Density) -> tuple[Params, Tuning, jax.Array]:
         position, tuned = item
         start, unravel = ravel_pytree(position)
-        flat = _flattened(plan, density, unravel)
-        centre, decrement = find_mode(flat, start)
-        factor, is_positive = inverse_factor(-flat.hessian(centre))
-        found = is_positive & (decrement < WORST_DECREMENT)
-        centre = jnp.where(found, centre, start)
-        factor = jnp.where(found, factor, jnp.eye(len(start), dtype=factor.dtype))
+        mode = find_mode(functools.partial(_expansion, plan, density, unravel), start)
+        factor, _ = inverse_factor(mode.expansion.precision)
+        centre = jnp.where(mode.is_found, mode.position, start)
+        factor = jnp.where(mode.is_found, factor, jnp.eye(len(start), dtype=factor.dtype))
         tuned = {**tuned, "preconditioner": Factor(factor)}
         if has_control:
             tuned.setdefault("centre", unravel(centre))
             tuned["centre_gradient"] = density.gradient(tuned["centre"], density.data)
         if not has_step:
-            kappa, noise = _kappa_and_noise(plan, density, flat, unravel, centre, factor, tuned)
+            kappa, noise = _kappa_and_noise(plan, density, unravel, mode, factor, tuned)
             size = _step_size(plan, kappa, noise, tuned, friction)
-            tuned["step_size"] = jnp.where(found, size, tuned["step_size"]).astype(start.dtype)
+            tuned["step_size"] = jnp.where(mode.is_found, size, tuned["step_size"]).astype(start.dtype)
             if "friction" in tuned and friction is None:
                 tuned["friction"] = -math.log(MOMENTUM_DECAY) / tuned["step_size"]
-        return unravel(centre), tuned, found
+        return unravel(centre), tuned, mode.is_found
 
     return over_chains(plan, chain, (positions, tuning), data)

@@ -194,6 +194,27 @@ class Posterior:
         )
         return replace(self, function_values=function_values, log_likelihood=log_likelihood, predict_on=split)
 
+    def with_deterministic(self, model: Model) -> Posterior:
+        """The same draws with those of the deterministic sites of the program that all data share.
+
+        Sites with an entry per datum, as ``"f"``, are not among them: ``evaluate`` gives those.
+
+        Args:
+            model: the model that was sampled.
+
+        Raises:
+            ValueError: if the weights were not kept, or the model has other sites or is not bound.
+        """
+        if self.unconstrained is None:
+            raise ValueError("the weights of this posterior were not kept; sample with keep='weights'")
+        wanted = {site.name: site.unconstrained_shape for site in model.sites}
+        kept = {name: array.shape[2:] for name, array in self.unconstrained.items()}
+        if wanted != kept:
+            raise ValueError(f"model has the sites {wanted}; these draws are of a model with {kept}")
+        every = jax.jit(jax.vmap(jax.vmap(lambda params: model.constrain(params, True))))(self.unconstrained)
+        more = {name: np.asarray(leaf) for name, leaf in every.items() if name not in kept}
+        return replace(self, draws={**self.draws, **more})
+
     def to_arviz(self, *args: Any, **kwargs: Any) -> xarray.DataTree:
         """As an ArviZ ``DataTree``; see ``pseudocoreset.diagnostics.to_arviz``."""
         from pseudocoreset.diagnostics import to_arviz

@@ -73,6 +73,7 @@ def sample(
     init_params: Params | None = None,
     predict_on: Any = None,
     keep: str = "auto",
+    deterministic: bool = False,
     chunk_size: int | None = None,
     directory: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -123,6 +124,8 @@ def sample(
         predict_on: ``Split`` or ``(x, y)`` to evaluate on; by default the test split of a ``Dataset``.
         keep: ``"weights"``, ``"functions"`` (function values on ``predict_on``, and sites of at most 64
             elements), or ``"auto"``: functions for a network with something to predict on, weights otherwise.
+        deterministic: also keep deterministic sites that all data share, such as a transform of a parameter, among the
+            draws; those with an entry per datum are not kept.
         chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input. With batch
             norm, where it changes the posterior, all rows of a gradient are by default.
         directory: where to keep the run while it goes on: draws are written there as they are made, so that their
@@ -216,6 +219,12 @@ def sample(
         is_on_disk=isinstance(source.inputs, StoredImages),
     )
     plan, shapes = setup.plan, setup.shapes
+    if deterministic and not plan.keep_weights:
+        raise ValueError("deterministic=True needs the draws of all sites; take keep='weights'")
+
+    def completed(posterior: Posterior) -> Posterior:
+        return posterior.with_deterministic(model) if deterministic else posterior
+
     num_warmup, thinning, temperature = setup.num_warmup, setup.thinning, setup.temperature
     warn_of_augmentation(plan)
     kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
@@ -270,7 +279,7 @@ def sample(
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:
-            return files.load()
+            return completed(files.load())
         arrays, tuning, seconds = run(positions, init_params is not None, tuning, files)
         earlier = seconds.pop("earlier")
         stats = {name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}
@@ -308,8 +317,8 @@ def sample(
             },
         }
         if files is not None:
-            return files.finish(metadata)
-    return replace(Posterior.from_flat(arrays, metadata, None), predict_on=split)
+            return completed(files.finish(metadata))
+    return completed(replace(Posterior.from_flat(arrays, metadata, None), predict_on=split))
 
 
 def _identified(option: Any) -> str:

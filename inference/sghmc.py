@@ -77,8 +77,9 @@ class SGHMCInfo(NamedTuple):
     """What a step reports.
 
     kinetic_temperature
-        Mean square of the momentum, whose stationary mean is the temperature. Above it by what the noise of
-        the gradient estimates heats the chain, below it where the step size is too large for the curvature.
+        Mean square of the momentum, whose stationary mean is the temperature, and more where the noise of
+        gradient estimates heats the chain. It says nothing of the error of a step: on a Gaussian target with exact
+        gradients it is the temperature at every stable step size, and elsewhere close to it.
     gradient_norm
         Euclidean norm of the gradient estimate.
     """

@@ -83,6 +83,11 @@ def check_signature(program: Callable[..., Any]) -> None:
             f"program must take x and y; it takes {', '.join(names)}. Put {', '.join(more)} into x: give a dictionary "
             f"of arrays, x['{more[0]}'] in the program"
         )
+    if len(names) > 1 and names[0].lower() in TARGET_NAMES and names[1].lower() not in TARGET_NAMES:
+        raise TypeError(
+            "program must take the inputs first and the targets second, program(x, y=None); it takes "
+            f"{', '.join(names)}"
+        )
     if len(names) < 2:
         raise TypeError(
             f"program must take two arguments, program(x, y=None); it takes {', '.join(names) or 'none'}. A program "

@@ -141,6 +141,8 @@ class Model:
             ProgramError: if the program does not fit the description in ``from_numpyro``; a ValueError.
             ValueError: if these data do not fit the model, naming the row.
         """
+        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
+            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         layout = self.structure.layout if self.structure is not None else layout_of(x)
         x_struct, y_struct = packed_struct(layout, x), datum_shape(y, "y")
         bound = self
@@ -270,7 +272,9 @@ class Model:
         terms, log_det = self.prior_terms(params)
         return sum((jnp.sum(term) for term in terms.values()), log_det)
 
-    def prior_terms(self, params: Params, x: Any = None, y: Any = None) -> tuple[dict[str, jax.Array], jax.Array]:
+    def prior_terms(
+        self, params: Params, x: Any = None, y: Any = None, *, seed: int = 0
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The log prior by site, and the log-determinant of the constraints: numbers that add up to ``log_prior``.
 
         An array has one number per element of its site where the elements are independent.
@@ -279,8 +283,9 @@ class Model:
             params: unconstrained parameters.
             x: inputs to run the program with, on which nothing here depends; placeholders by default.
             y: targets, likewise.
+            seed: as in ``trace``.
         """
-        trace, log_det = self.trace(params, *(self._placeholders(1) if x is None else (x, y)))
+        trace, log_det = self.trace(params, *(self._placeholders(1) if x is None else (x, y)), seed=seed)
         likelihood = {term.name for term in self._bound.terms}
         terms = {}
         for name, site in trace.items():
@@ -408,9 +413,9 @@ class Model:
             start += size
         return params
 
-    def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array) -> dict[str, jax.Array]:
+    def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array, *, seed: int = 0) -> dict[str, jax.Array]:
         """The log-likelihood (n,) of every datum by observed site and factor; hard targets."""
-        trace, _ = self.trace(params, x, y)
+        trace, _ = self.trace(params, x, y, seed=seed)
         return self._terms(trace, length(x))
 
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
@@ -462,28 +467,37 @@ class Model:
         return x, widen(y)
 
     def trace(
-        self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None
+        self, params: Params, x: Any, y: jax.Array, f: jax.Array | None = None, *, seed: int = 0
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Run the program with its latent sites set; also the log-determinant of the constraints."""
-        log_det = jnp.zeros(())
+        """Run the program with its latent sites set; also the log-determinant of the constraints.
+
+        Args:
+            params: unconstrained parameters.
+            x: inputs.
+            y: targets.
+            f: what to put at the site ``"f"``.
+            seed: of the key for sites that have no value here. Nothing but the weights that ``random_flax_module``
+                draws and replaces depends on it.
+        """
 
         def value_of(site: dict[str, Any]) -> jax.Array | None:
-            nonlocal log_det
             if f is not None and site["name"] == FUNCTION_SITE and site["type"] == "deterministic":
                 return f
             if site["type"] != "sample" or site["is_observed"] or site["name"] not in params:
                 return None
-            unconstrained = params[site["name"]]
-            transform = biject_to(site["fn"].support)
-            value = transform(unconstrained)
-            own = jnp.where(mask_of(site["fn"]), transform.log_abs_det_jacobian(unconstrained, value), 0.0)
-            log_det = log_det + jnp.sum(scaled(own, site))
-            return value
+            return biject_to(site["fn"].support)(params[site["name"]])
 
-        # Modules such as random_flax_module ask for a key to make the parameters that are replaced here.
-        program = handlers.substitute(handlers.seed(self.program, jax.random.key(0)), substitute_fn=value_of)
+        program = handlers.substitute(handlers.seed(self.program, jax.random.key(seed)), substitute_fn=value_of)
         with full_precision():
-            return handlers.trace(program).get_trace(*self.program_arguments(x, y)), log_det
+            trace = handlers.trace(program).get_trace(*self.program_arguments(x, y))
+        # Afterwards, for a site inside a scan is seen one step at a time while the program runs.
+        log_det = jnp.zeros(())
+        for name, site in trace.items():
+            if site["type"] == "sample" and not site["is_observed"] and name in params:
+                transform = biject_to(site["fn"].support)
+                own = transform.log_abs_det_jacobian(params[name], site["value"])
+                log_det = log_det + jnp.sum(scaled(jnp.where(mask_of(site["fn"]), own, 0.0), site))
+        return trace, log_det
 
     def _hard(self, y: jax.Array | None, n: int) -> jax.Array:
         """``y`` as the program takes it; a placeholder where there are class probabilities or nothing."""

@@ -34,6 +34,13 @@ __all__ = [
 
 FUNCTION_SITE = "f"
 FEATURES_SITE = "features"
+LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 SIZES = (5, 7)  # numbers of data of the two runs: what has another shape in the second follows the data
 
 
@@ -388,11 +395,11 @@ def _why_it_fails(error: Exception, run: Callable[[int], Any], n: int, num_data:
             "the program has a site that cannot be drawn from, as numpyro.distributions.ImproperUniform; give it a "
             "proper prior, without which the posterior of a few points need not exist"
         )
-    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+    if isinstance(error, LOOKS_AT_VALUES):
         return (
-            "the program looks at the values of its arguments while it is traced, as np.unique(x), int(x.max()) or an "
-            "if on x do. Compute such things before, and let the program close over them; inside it use jax.numpy. "
-            f"JAX said: {str(error).splitlines()[0]}"
+            "the program looks at the values of its arguments while it is traced, as np.unique(x), int(x.max()), "
+            "x[x > 0] or an if on x do. Compute such things before, and let the program close over them; inside it use "
+            f"jax.numpy. JAX said: {str(error).splitlines()[0]}"
         )
     message = str(error)
     if num_data not in SIZES:

@@ -275,7 +275,7 @@ def _reading(annotation: Any) -> Wanted | None:
     if annotation in _array_types():
         return _BASIC[np.ndarray]
     if annotation in _arraylike_types():
-        return Wanted("an array or what becomes one", _is_arraylike)
+        return Wanted("an array or a list", _is_arraylike)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return _one_of(arguments)
@@ -316,6 +316,8 @@ def _arraylike_types() -> tuple[Any, ...]:
 def _instance(kind: type) -> Wanted:
     if getattr(kind, "_is_protocol", False):
         return Wanted(kind.__name__, lambda value: True)
+    if issubclass(kind, os.PathLike):
+        return Wanted("a path", lambda value: isinstance(value, kind))
     article = "an" if kind.__name__[:1] in "AEIOUaeiou" else "a"
     return Wanted(f"{article} {kind.__name__}", lambda value: isinstance(value, kind))
 
@@ -369,5 +371,6 @@ def _sequence(kind: type, arguments: tuple[Any, ...]) -> Wanted:
     if is_uniform and items and items[0] is not None:
         return Wanted(f"{name}, each {items[0].words}", holds)
     if items and all(items):
+        name = "a pair" if len(items) == 2 else name
         return Wanted(f"{name} of {', '.join(one.words for one in items if one)}", holds)
     return Wanted(name, holds)

@@ -191,7 +191,7 @@ class Pseudocoreset:
     def digest(self) -> str:
         """Sixteen hexadecimal digits of its inputs and targets: the same at every mass."""
         digest = hashlib.sha256()
-        for array in (self.inputs, self.targets):
+        for array in (self.packed, self.targets):
             digest.update(f"{array.shape} {array.dtype}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -300,8 +300,8 @@ def mass_note(mass: float, num_data: int) -> str:
     if num_data < 1 or mass > num_data / 2:
         return ""
     return (
-        f"mass {mass:g} stands for {num_data} data: the posterior is wider than the full-data one, as if there were "
-        f"{mass:g} of them. coreset.with_mass('data') (the command's --mass data) gives it their scale"
+        f"mass {mass:.4g} stands for {num_data} data: the posterior is wider than the full-data one, as if there were "
+        f"{mass:.4g} of them. coreset.with_mass('data') (the command's --mass data) gives it their scale"
     )
 
 

@@ -33,6 +33,7 @@ from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
+from pseudocoreset.newton import SHRINKAGE
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
 from pseudocoreset.schema import (
@@ -60,6 +61,8 @@ from pseudocoreset.validation import check_integer, check_key, check_positive, k
 __all__ = ["Experts", "train_experts"]
 
 logger = logging.getLogger(__name__)
+START_ROWS = 1024  # of the data, at which the loss of a start is looked at
+PROPORTION = 100.0  # of losses, beyond which a start is out of all proportion to one nearer to zero
 FILE = "snapshots.safetensors"
 RECORD_FILE = "experts.json"
 SCHEMA = 1
@@ -192,8 +195,12 @@ class _Training:
         return has_data_axis(mesh) and self.model.is_separable
 
     @functools.partial(jax.jit, static_argnums=0)
-    def start(self, keys: jax.Array) -> _State:
+    def start(self, keys: jax.Array, data: DeviceData | None) -> _State:
+        """Where experts begin; with some data (not for networks) on the way to zero from where the loss is not huge."""
         params = jax.vmap(self.model.init)(keys)
+        if data is not None:
+            x, y = data.batch(jnp.arange(min(data.num_data, START_ROWS)))
+            params = jax.vmap(lambda one: _nearer(self.model, one, x, y))(params)
         return _State(params, jax.vmap(self.optimizer.init)(params))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -367,6 +374,18 @@ def train_experts(
     return Experts(num_experts, num_epochs, metadata, groups, directory=root, memory=memory)
 
 
+def _nearer(model: Model, params: Params, x: jax.Array, y: jax.Array) -> Params:
+    """``params``, or those nearer to zero where their loss is out of all proportion, as with columns on raw scales."""
+
+    def scaled(factor: jax.Array) -> Params:
+        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, params)
+
+    factors = jnp.asarray(SHRINKAGE)
+    losses = jax.lax.map(lambda factor: -jnp.mean(model.log_likelihood(scaled(factor), x, y)), factors)
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    return scaled(factors[jnp.argmax(losses <= jnp.min(losses) + PROPORTION * (1 + jnp.abs(jnp.min(losses))))])
+
+
 def _trajectory(
     training: _Training,
     keys: jax.Array,
@@ -376,7 +395,8 @@ def _trajectory(
     checkpoints: Checkpointer | None,
 ) -> Any:
     """Yield (epoch, state, whether it is new, note), from the newest checkpoint if there is one."""
-    state = training.start(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys))
+    looks_at = data if isinstance(data, DeviceData) and not training.model.is_network else None
+    state = training.start(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys), looks_at)
     saved = None if checkpoints is None else checkpoints.restore(state)
     begin = 0
     if saved is not None:

@@ -24,7 +24,18 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.leaves import Box, Free, KeptMass, from_free, kept_mass, project, pull_back, soften, to_free
+from pseudocoreset.leaves import (
+    Box,
+    Free,
+    KeptMass,
+    from_free,
+    hold_still,
+    kept_mass,
+    project,
+    pull_back,
+    soften,
+    to_free,
+)
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
@@ -221,7 +232,7 @@ def fit(
     rise, advice = find_rise(objectives, series), ""
     if outcome is Outcome.NON_FINITE:
         first = done - int(loop.skipped) + 1
-        advice = advise(objectives, coreset, loop.arrays, loop.lost, first, jax.random.fold_in(key, done))
+        advice = advise(objectives, coreset, loop.arrays, loop.lost, series, first, jax.random.fold_in(key, done))
     elif rise is not None:
         advice = (
             "The coreset is further from the full posterior than where it started. Take a smaller step size, or use "
@@ -347,6 +358,8 @@ def _compile_block(
         total = pull_back(loop.arrays, loop.free, total, is_soft, kept)
         updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
         free = project(optax.apply_updates(loop.free, updates), kept)
+        if "inputs" in free:
+            free["inputs"] = hold_still(free["inputs"], loop.free["inputs"], total["inputs"])
         if box is not None:
             free["inputs"] = box.enter(free["inputs"], loop.free["inputs"])
         arrays = from_free(loop.arrays, free, is_soft)

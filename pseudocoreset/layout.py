@@ -87,7 +87,8 @@ class InputLayout:
             ValueError: if there is no array, or they differ in length.
         """
         if isinstance(x, Mapping):
-            kind, items = "dict", list(x.items())
+            # In the order of their names, so that dictionaries of one content have one layout.
+            kind, items = "dict", sorted(x.items(), key=lambda item: str(item[0]))
         elif isinstance(x, tuple):
             kind, items = "tuple", [(str(i), leaf) for i, leaf in enumerate(x)]
         else:
@@ -134,10 +135,11 @@ class InputLayout:
             if not leaf.is_float:
                 if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
                     raise ValueError(f"{where} must hold integers, as in the data that the model was bound to")
-                if dtype == np.float32 and array.size and int(np.abs(array.astype(np.int64)).max()) > EXACT_INTEGERS:
+                most = EXACT_INTEGERS if dtype == np.float32 else np.iinfo(np.int32).max
+                if array.size and int(np.abs(array.astype(np.float64)).max()) > most:
                     raise ValueError(
-                        f"{where} has integers beyond {EXACT_INTEGERS}, which single precision cannot hold; number "
-                        "the categories from 0: np.unique(values, return_inverse=True)[1]"
+                        f"{where} has integers beyond {most}, which are not kept exactly; number categories from 0, "
+                        "np.unique(values, return_inverse=True)[1], or give measurements as floats"
                     )
             packed[:, leaf.columns] = array.reshape(len(array), leaf.width)
         return packed

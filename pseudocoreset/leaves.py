@@ -19,7 +19,18 @@ from pseudocoreset.objectives.base import MASSES, CoresetArrays
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
 
-__all__ = ["Box", "Free", "KeptMass", "from_free", "kept_mass", "project", "pull_back", "soften", "to_free"]
+__all__ = [
+    "Box",
+    "Free",
+    "KeptMass",
+    "from_free",
+    "hold_still",
+    "kept_mass",
+    "project",
+    "pull_back",
+    "soften",
+    "to_free",
+]
 
 Free = dict[str, jax.Array]
 
@@ -64,6 +75,15 @@ class Box(NamedTuple):
     def enter(self, inputs: jax.Array, before: jax.Array) -> jax.Array:
         """Inputs after a step, back in the box."""
         return jnp.where(self.moves, jnp.clip(inputs, self.lower, self.upper), before)
+
+
+def hold_still(inputs: jax.Array, before: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Inputs after a step, but as they were in the columns of a table (m, p) where no point has a gradient.
+
+    The likelihood does not see such a column move, as one that holds codes of groups: what an optimiser does by itself,
+    as weight decay, would make other groups of it.
+    """
+    return jnp.where(jnp.any(gradient != 0, axis=0), inputs, before) if inputs.ndim == 2 else inputs
 
 
 def _columns_but(fixed: Sequence[str | int], shape: tuple[int, ...]) -> np.ndarray:

@@ -37,7 +37,8 @@ def choose_mass(
         coreset: the coreset.
         split: ``Split`` or ``(x, y)`` to score on: training data that were held out, not the test split.
         key: one typed key; every mass is sampled with the same.
-        masses: candidates, positive; by default five from m to n, evenly spaced on a logarithmic scale.
+        masses: candidates, positive; by default five from m to n, evenly spaced on a logarithmic scale, or to 10 m for
+            a coreset that does not know n or has as many points.
         **sampling: arguments of ``pseudocoreset.inference.sample``.
 
     Returns:
@@ -48,7 +49,8 @@ def choose_mass(
     """
     check_key(key)
     if masses is None:
-        masses = np.geomspace(coreset.size, max(coreset.num_data, 10 * coreset.size), 5).tolist()
+        largest = coreset.num_data if coreset.num_data > coreset.size else 10 * coreset.size
+        masses = np.geomspace(coreset.size, largest, 5).tolist()
     candidates = sorted({check_positive(mass, "masses") for mass in masses})
     if not candidates:
         raise ValueError("masses is empty; give at least one")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["WORST_DECREMENT", "LogDensity", "find_mode", "inverse_factor"]
+__all__ = ["SHRINKAGE", "Expansion", "Mode", "find_mode", "inverse_factor"]
 
-MAX_NEWTON_STEPS = 100
+MAX_STEPS = 100
 # Newton decrement, in units of the log density, below which a point is near enough to the mode ...
 DECREMENT = 1e-3
 # ... and below which it still serves.
@@ -19,28 +19,43 @@ WORST_DECREMENT = 0.1
 SHRINKAGE = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 
 
-class _Newton(NamedTuple):
-    position: jax.Array
-    value: jax.Array
-    damping: jax.Array
-    decrement: jax.Array
-    steps: jax.Array
-
-
-class LogDensity(NamedTuple):
-    """A log density as a function of one vector (d,).
+class Expansion(NamedTuple):
+    """A log density to second order around a point (d,).
 
     value
         Scalar.
     gradient
         (d,).
-    hessian
-        (d, d), symmetric.
+    precision
+        (d, d) negative Hessian, symmetric.
     """
 
-    value: Callable[[jax.Array], jax.Array]
-    gradient: Callable[[jax.Array], jax.Array]
-    hessian: Callable[[jax.Array], jax.Array]
+    value: jax.Array
+    gradient: jax.Array
+    precision: jax.Array
+
+
+class Mode(NamedTuple):
+    """Where a search ended.
+
+    position
+        (d,).
+    expansion
+        Of the log density there.
+    is_found
+        Whether the position is a maximum, to a small part of its standard deviations.
+    """
+
+    position: jax.Array
+    expansion: Expansion
+    is_found: jax.Array
+
+
+class _Search(NamedTuple):
+    position: jax.Array
+    expansion: Expansion
+    damping: jax.Array
+    count: jax.Array
 
 
 def _unit_diagonal(precision: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -51,45 +66,58 @@ def _unit_diagonal(precision: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     return scales, values, vectors
 
 
-def find_mode(flat: LogDensity, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mode by Newton's method from ``start`` or a better point on the way to zero, and the last decrement.
+def _newton_step(expansion: Expansion, damping: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """The damped step, and the decrement of the undamped one: about twice what there is to gain, infinite at a saddle.
 
-    The decrement is about twice what the log density has still to gain; a point that is no maximum has none, infinity.
-    Eigenvalues of the curvature count by their absolute values, so that every step goes up; a step that does not, as
-    one too long, is damped.
+    Eigenvalues of the curvature count by their absolute values, so that every step goes up.
     """
-    eps = jnp.finfo(start.dtype).eps
+    scales, values, vectors = _unit_diagonal(expansion.precision)
+    eps = jnp.finfo(values.dtype).eps
+    sizes = jnp.maximum(jnp.abs(values), 10 * eps * jnp.max(jnp.abs(values)))
+    slope = vectors.T @ (scales * expansion.gradient)
+    move = scales * (vectors @ (slope / (sizes + damping)))
+    return move, jnp.where(jnp.min(values) > 0, jnp.sum(slope**2 / sizes), jnp.inf)
 
-    def goes_on(state: _Newton) -> jax.Array:
-        return (state.decrement > DECREMENT) & (state.steps < MAX_NEWTON_STEPS) & (state.damping < 1e12)
 
-    def step(state: _Newton) -> _Newton:
-        gradient = flat.gradient(state.position)
-        scales, values, vectors = _unit_diagonal(-flat.hessian(state.position))
-        sizes = jnp.maximum(jnp.abs(values), 10 * eps * jnp.max(jnp.abs(values)))
-        slope = vectors.T @ (scales * gradient)
-        move = scales * (vectors @ (slope / (sizes + state.damping)))
-        position = state.position + move
-        value = flat.value(position)
-        is_better = value >= state.value - 10 * eps * (1 + jnp.abs(state.value))  # false for what is not finite
+def find_mode(expand: Callable[[jax.Array], Expansion], start: jax.Array) -> Mode:
+    """The mode by Newton's method from ``start``, or from a better point on the way to zero.
+
+    A step that does not go up, as one too long, is damped. The density is written into the compiled code once.
+    """
+    eps, dtype = jnp.finfo(start.dtype).eps, start.dtype
+    factors = jnp.asarray(SHRINKAGE, dtype)
+
+    def goes_on(state: _Search) -> jax.Array:
+        is_near = (state.count > len(SHRINKAGE)) & (_newton_step(state.expansion, 0.0)[1] < DECREMENT)
+        return ~is_near & (state.count < len(SHRINKAGE) + MAX_STEPS) & (state.damping < 1e12)
+
+    def step(state: _Search) -> _Search:
+        is_start = state.count < len(SHRINKAGE)
+        moved = state.position + _newton_step(state.expansion, state.damping)[0]
+        position = jnp.where(is_start, factors[jnp.minimum(state.count, len(SHRINKAGE) - 1)] * start, moved)
+        expansion = expand(position)
+        slack = jnp.where(is_start, 0.0, 10 * eps * (1 + jnp.abs(state.expansion.value)))
+        is_better = expansion.value >= state.expansion.value - slack  # false for what is not a number
+        is_better &= jnp.all(jnp.isfinite(expansion.gradient)) & jnp.all(jnp.isfinite(expansion.precision))
         smaller = jnp.where(state.damping > 1e-4, state.damping / 10, 0.0)
-        # The decrement is that of the undamped step, at the point it starts from; a mode is a maximum.
-        decrement = jnp.where(jnp.min(values) > 0, jnp.sum(slope**2 / sizes), jnp.inf)
-        return _Newton(
-            jnp.where(is_better, position, state.position),
-            jnp.where(is_better, value, state.value),
-            jnp.where(is_better, smaller, jnp.maximum(10 * state.damping, 1e-3)),
-            decrement,
-            state.steps + 1,
+        larger = jnp.maximum(10 * state.damping, 1e-3)
+        return _Search(
+            *jax.tree.map(
+                lambda new, old: jnp.where(is_better, new, old),
+                (position, expansion),
+                (state.position, state.expansion),
+            ),
+            jnp.where(is_start, state.damping, jnp.where(is_better, smaller, larger)),
+            state.count + 1,
         )
 
-    dtype = start.dtype
-    starts = jnp.asarray(SHRINKAGE, dtype)[:, None] * start
-    heights = jnp.nan_to_num(jax.lax.map(flat.value, starts), nan=-jnp.inf, posinf=-jnp.inf)
-    start, height = starts[jnp.argmax(heights)], jnp.max(heights)
-    begin = _Newton(start, height, jnp.zeros((), dtype), jnp.asarray(jnp.inf, dtype), jnp.zeros((), jnp.int32))
+    size = len(start)
+    nothing = Expansion(jnp.asarray(-jnp.inf, dtype), jnp.zeros(size, dtype), jnp.eye(size, dtype=dtype))
+    begin = _Search(start, nothing, jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
     end = jax.lax.while_loop(goes_on, step, begin)
-    return end.position, end.decrement
+    decrement = _newton_step(end.expansion, 0.0)[1]
+    is_found = (decrement < WORST_DECREMENT) & inverse_factor(end.expansion.precision)[1]
+    return Mode(end.position, end.expansion, is_found & jnp.isfinite(end.expansion.value))
 
 
 def inverse_factor(precision: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,13 +37,13 @@ class Outcome(enum.Enum):
 
 
 class Rise(NamedTuple):
-    """A loss that ended above where it started: averages over the first and the last few steps.
+    """A loss that ended above where it started.
 
     Attributes:
         name: of the loss in the history.
         first: at the start.
         last: at the end.
-        steps: steps averaged.
+        steps: last steps averaged.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Rise(NamedTuple):
     steps: int
 
     def __str__(self) -> str:
-        over = f" (averages of {self.steps} steps)" if self.steps > 1 else ""
+        over = f" (average of {self.steps} steps)" if self.steps > 1 else ""
         return f"{self.name} rose from {self.first:,.4g} to {self.last:,.4g}{over}"
 
 
@@ -89,15 +90,37 @@ class FitResult:
         said = f"{steps} steps in {self.seconds:.1f} s. {self.outcome.value}"
         first = f"worse than its start: {self.rise}; " if self.rise is not None else ""
         note = mass_note(self.coreset.mass, self.coreset.num_data)
-        lines = [f"FitResult({first}{self.coreset!r}, {said})", self.advice, note and f"Its {note}."]
+        lines = [
+            f"FitResult({first}{self.coreset!r}, {said})",
+            self.advice,
+            note and f"Its {note}.",
+            _at_mode(self.coreset),
+        ]
         return "\n".join(line for line in lines if line)
+
+
+def _at_mode(coreset: Pseudocoreset) -> str:
+    """What the metadata say of the distance to the posterior of all data, in a sentence; "" where they say nothing."""
+    found = coreset.metadata.get("at_mode")
+    if found is None:
+        return ""
+    if found["nats"] is None:
+        return f"Its divergence from the posterior of all data is not known: {found['reason']}."
+    near = f"{found['nats']:.3g} nats from the posterior of all data (Laplace at its mode)"
+    if found["kept"] == "fitted":
+        return f"It is {near}" + (
+            "." if found["other"] is None else f"; random points or its start, {found['other']:.3g}."
+        )
+    fitted = "a divergence that is not known" if found["fitted"] is None else f"{found['fitted']:.3g}"
+    return f"The {found['kept']} is kept, for the fit ended farther away: it is {near}; the fit, {fitted}."
 
 
 def find_rise(objectives: Sequence[Objective], history: Mapping[str, np.ndarray]) -> Rise | None:
     """The first loss that ended above its start, of objectives whose losses can be compared between steps.
 
-    Averages over the first and the last steps (a twentieth of all, at most ten) are compared: a rise is one of more
-    than 5 %, and of more than four standard errors by the differences of neighbouring steps.
+    The average over the last steps (a twentieth of all, at most ten) is compared with the first value, and with the
+    average over as many first steps: a rise is one of more than 5 %, and of more than four standard errors by the
+    differences of neighbouring steps.
     """
     for i, objective in enumerate(objectives):
         name = "loss" if len(objectives) == 1 else f"loss_{i}"
@@ -108,12 +131,19 @@ def find_rise(objectives: Sequence[Objective], history: Mapping[str, np.ndarray]
         if not objective.loss_is_value or len(values) < 2:
             continue
         count = int(np.clip(len(values) // 20, 1, MOST_AVERAGED))
-        first, last = float(values[:count].mean()), float(values[-count:].mean())
-        # The median, so that a step that jumps is no noise.
-        noise = float(np.median(np.abs(np.diff(values)))) / 0.954 if len(values) > 2 else 0.0
-        if last - first > max(LEAST_RISE * abs(first), SIGNIFICANT * noise * np.sqrt(2 / count)):
-            return Rise(name, first, last, count)
+        last = float(values[-count:].mean())
+        noise = min(_noise(values), _noise(values[-max(8, len(values) // 2) :]))  # of the end, if it was wild before
+        for averaged in sorted({1, count}):
+            first = float(values[:averaged].mean())
+            error = noise * math.sqrt(1 / averaged + 1 / count)
+            if last - first > max(LEAST_RISE * abs(first), SIGNIFICANT * error):
+                return Rise(name, first, last, count)
     return None
+
+
+def _noise(values: np.ndarray) -> float:
+    """Standard deviation of single values about a smooth course; the median, so that a step that jumps is no noise."""
+    return float(np.median(np.abs(np.diff(values)))) / 0.954 if len(values) > 2 else 0.0
 
 
 def advise(
@@ -121,6 +151,7 @@ def advise(
     start: Pseudocoreset,
     stuck: CoresetArrays,
     lost: Mapping[str, Any],
+    history: Mapping[str, np.ndarray],
     step: int,
     key: jax.Array,
 ) -> str:
@@ -131,6 +162,7 @@ def advise(
         start: where it started.
         stuck: the arrays at which no gradient was finite.
         lost: by free leaf, where its last gradient was not finite: boolean arrays.
+        history: scalars of every step.
         step: the first of the steps in a row.
         key: one typed key, for parameters at which the likelihood is tried.
     """
@@ -147,12 +179,11 @@ def advise(
             )
         points = _without_likelihood(objective, stuck, key)
         if len(points):
-            leaves = " and ".join(objective.free)
-            return (
-                f"{since} the likelihood of {objective.model.name} is not finite at points {_listed(points)}: steps on "
-                f"the {leaves} moved them to where it has none. Take a smaller step size, or leave out of free= what "
-                "must stay in its support."
-            )
+            said = f"{since} the likelihood of {objective.model.name} is not finite at points {_listed(points)}: "
+            before = stuck._replace(targets=np.asarray(start.targets))
+            if "targets" in objective.free and not len(_without_likelihood(objective, before, key)):
+                return said + "their targets left its support. Leave 'targets' out of free=; no step size helps."
+            return said + "their inputs moved to where it has none. Take a smaller step size."
     masks = {name: np.asarray(mask) for name, mask in lost.items()}
     layout = objectives[0].model.layout
     where = [name + _columns(mask, layout if name == "inputs" else None) for name, mask in masks.items() if mask.any()]
@@ -160,7 +191,12 @@ def advise(
     if where:
         what = f"the gradient in the {' and the '.join(where)} was not finite; the likelihood was"
     else:
-        what = "the loss, or the coreset that a step would have left, was not finite or had no weight above zero"
+        losses = [name for name, values in history.items() if name.startswith("loss") and not np.isfinite(values[-1])]
+        what = (
+            f"the {losses[0]} was not finite; the gradient and the likelihood were"
+            if losses
+            else "steps would have left no weight above zero, or values beyond the largest numbers"
+        )
     return f"{since} {what}. Take a smaller step size{younger}."
 
 

@@ -58,7 +58,7 @@ def test_crop_is_a_shift_with_zeros_let_in():
     assert len(seen) == 25
 
 
-# A side, an eighth and a half of it rounded as the reference does, int(x + 0.5): Python's round differs at 5, 9, 20, 36.
+# A side, an eighth and a half of it, int(x + 0.5) as in the reference: Python rounds others at 5, 9, 13, 20 and 36.
 ODD_SIDES = [
     (5, 1, 3),
     (7, 1, 4),

@@ -222,6 +222,11 @@ def test_noise_is_no_rise():
     assert sum(find_rise(objectives, {"loss": row}) is not None for row in noise + np.linspace(0, 5, 200)) > 390
     assert find_rise(objectives, {"loss": np.array([2257.0, 11442.0])}) is not None
     assert find_rise(objectives, {"loss": np.array([1.0])}) is None
+    # Wild after the first step, and never back.
+    wild = np.r_[106.0, 1e5, 1.7e6, 4e5 * rng.random(30), 29_000 + 600 * rng.normal(size=27)]
+    assert find_rise(objectives, {"loss": wild}).first == 106
+    short = 10 + rng.normal(size=(400, 12))
+    assert sum(find_rise(objectives, {"loss": row}) is not None for row in short) <= 12
 
 
 def test_the_coreset_after_a_failure_has_a_finite_objective():
@@ -248,6 +253,7 @@ def test_the_coreset_after_a_failure_has_a_finite_objective():
         assert "Since step 4 " in result.advice
         assert result.advice in repr(result)
         assert ("the gradient in the inputs was not finite" in result.advice) is not lost_loss
+        assert ("the loss was not finite; the gradient" in result.advice) is lost_loss
 
 
 def test_advice_names_the_column_and_the_leaf():
@@ -294,7 +300,8 @@ def test_advice_for_targets_without_likelihood_is_no_step_size():
     assert "smaller step size" not in repr(never)
     moved = fit(of(likelihood, model, ("targets",)), rows, coreset=start, **arguments)
     assert "Since step 4 the likelihood of" in moved.advice
-    assert "is not finite at points 0, 1, 2, 3" in moved.advice
+    assert "is not finite at points 0, 1, 2, 3: their targets left its support" in moved.advice
+    assert "smaller step size" not in repr(moved)
     assert np.all(moved.coreset.targets > 0)
 
 

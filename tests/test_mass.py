@@ -1,5 +1,8 @@
 """The mass of the weights, chosen by how well the coreset posterior predicts held-out data."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -27,9 +30,14 @@ def test_the_best_of_the_candidates_is_taken_and_all_are_recorded():
     np.testing.assert_array_equal(chosen.inputs, CORESET.inputs)
 
 
-def test_candidates_run_from_m_to_n():
-    chosen = choose_mass(MODEL, CORESET, HELD_OUT, key=jax.random.key(1), **{**SAMPLING, "num_samples": 20})
-    assert chosen.metadata["mass_choice"]["mass"][::4] == pytest.approx([8.0, 300.0])
+@pytest.mark.parametrize(
+    ("num_data", "largest"), [(300, 300.0), (12, 12.0), (0, 80.0), (8, 80.0)], ids=["n", "few", "unknown", "all"]
+)
+def test_candidates_run_from_m_to_n_or_ten_m(num_data, largest, monkeypatch):
+    monkeypatch.setattr("pseudocoreset.mass.sample", lambda *_, **__: None)
+    monkeypatch.setattr("pseudocoreset.mass.predictive_metrics", lambda *_, **__: SimpleNamespace(nll=1.0))
+    chosen = choose_mass(MODEL, replace(CORESET, num_data=num_data), HELD_OUT, key=jax.random.key(1))
+    assert chosen.metadata["mass_choice"]["mass"][::4] == pytest.approx([8.0, largest])
 
 
 @pytest.mark.parametrize(("masses", "message"), [((), "empty"), ((0.0,), "masses must be a positive number")])

@@ -7,6 +7,7 @@ import pytest
 
 from pseudocoreset import (
     Dataset,
+    Pseudocoreset,
     fit_bacon,
     fit_distribution_matching,
     fit_gradient_matching,
@@ -94,6 +95,19 @@ def test_fit_bacon_of_four_images_a_point():
     np.testing.assert_array_equal(result.coreset.targets, [0, 1, 2] * 4)
     np.testing.assert_allclose(result.coreset.inputs, decode(result.state.arrays.inputs), rtol=1e-6)
     assert result.coreset.metadata["stored_images"] == 3
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_four_images_a_point_of_soft_targets_and_other_weights(weight):
+    """Each decoded image has the probabilities of the stored one; weights of one stay one, others are shared out."""
+    soft = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], np.float32)
+    stored = Pseudocoreset(PICTURES.train.x[[0, 5]], soft, np.full(2, weight, np.float32), num_data=12)
+    result = fit_bacon(
+        bnn(MLP((4,)), PICTURES), PICTURES, coreset=stored, steps=1, step_size=1e-30, formation=2, **FAST
+    )
+    np.testing.assert_array_equal(result.coreset.targets, np.concatenate([soft] * 4))
+    np.testing.assert_allclose(result.coreset.inputs, decode(jnp.asarray(stored.inputs)), rtol=1e-6)
+    np.testing.assert_array_equal(result.coreset.weights, 1.0 if weight == 1 else weight / 4)
 
 
 def test_fit_distribution_matching():

@@ -123,7 +123,7 @@ def as_several(value: Any, name: str, layout: InputLayout | None = None) -> tupl
         if array.dtype.kind == "f":
             if not np.all(np.isfinite(array)):
                 raise ValueError(f"{where} must be finite, but is not in row {row_of(~np.isfinite(array))}")
-            warn_of_rounding(where, column_losses(array, default_dtype()), None, "")
+            warn_of_rounding(where, column_losses(array.reshape(len(array), -1), default_dtype()), None, "")
         arrays[key] = array
     whole = arrays if isinstance(value, Mapping) else tuple(arrays.values())
     found = InputLayout.of(whole, name) if layout is None else layout

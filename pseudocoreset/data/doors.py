@@ -74,6 +74,11 @@ def bind_to_rows(
     if model.structure is None:
         model = _shaped(model, inputs, hard)
     assert model.structure is not None
+    if model.layout != inputs.layout and (inputs.layout is not None or model.layout is not None):
+        wanted = model.layout or "one array of floats"
+        raise ValueError(
+            f"{argument}: x holds {inputs.layout or 'one array of floats'}; this model was made for {wanted}"
+        )
     # Before the program is tried on them: this says more of labels than that they have no likelihood.
     y = check_targets(model, struct, y, argument, takes_soft=takes_soft)
     if y.ndim > 1 + len(model.structure.y.shape):

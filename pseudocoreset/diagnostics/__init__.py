@@ -42,6 +42,7 @@ __all__ = [
     "GaussianDivergences",
     "Metrics",
     "Moments",
+    "Noise",
     "Reweighting",
     "Robustness",
     "ScoreDifference",

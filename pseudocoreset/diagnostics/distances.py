@@ -1,7 +1,7 @@
 """Distances between two samples of draws: sliced Wasserstein, energy distance, maximum mean discrepancy, Gaussian fits.
 
-Each takes draws as rows. None of them is zero between two samples of one law: hold them against the distance of two
-halves of one sample.
+Each takes draws as rows, or chains of draws. None of them is zero between two samples of one law: hold them against
+what two samples of one law give (``noise.distance_noise``).
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ class Kim2022(Published):
 
     It is not a valid sampler. Its potential has a norm of the weights that is not squared and grows with the number of
     points; noise and friction of SGHMC are not scaled by the step size; HMC takes the kinetic energy with the wrong
-    sign; every parameter, scales of norms included, starts at 0.1 N(0, 1); ten draws after ten iterations are called a
-    posterior. See ``steps`` for its equations. Fields that are None are those of the code at the nearest of 1, 10 and
-    20 images a class; it has none for 50.
+    sign; every parameter, scales of norms included, starts at 0.1 N(0, 1); ten draws after ten iterations (one image a
+    class), or fifty after fifty, are called a posterior. See ``steps`` for its equations. Fields that are None are
+    those of the code at the nearest of 1, 10 and 20 images a class; it has none for 50.
 
     Attributes:
         sampler: ``"sghmc"`` or ``"hmc"``.

@@ -17,6 +17,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
 from pseudocoreset.methods.common import Common, Optimizer, distillation_sgd, run, snapshot_window
+from pseudocoreset.methods.scales import is_table
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
 from pseudocoreset.objectives.bacon import bacon, decode, encode
@@ -38,7 +39,7 @@ def fit_bacon(
     step_size: float | None = None,
     augment: Augmentation | str | None = "auto",
     weights: str | None = None,
-    variant: str = "paper",
+    variant: str | None = None,
     weight: float = 0.8,
     likelihood_scale: float = 1.0,
     cross_entropy: float | None = None,
@@ -72,7 +73,7 @@ def fit_bacon(
         augment: of data and coreset alike.
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
             keep the mass of each class, of which the objective says nothing.
-        variant: ``"paper"`` or ``"released"``.
+        variant: ``"paper"`` (images only) or ``"released"``; by default the paper's for images, the released elsewhere.
         weight: lambda.
         likelihood_scale: of the variant ``"paper"``.
         cross_entropy: its weight; see ``objectives.bacon``.
@@ -105,7 +106,7 @@ def fit_bacon(
     def build(one: Model) -> Objective:
         return bacon(
             one,
-            variant=variant,
+            variant=("released" if is_table(data) else "paper") if variant is None else variant,
             weight=weight,
             likelihood_scale=likelihood_scale,
             cross_entropy=cross_entropy,
@@ -118,7 +119,7 @@ def fit_bacon(
 
     default = distillation_sgd(common, 0.2)
     result = run("bacon", common, build, optimizer=optimizer, step_size=step_size, default=default)
-    return result if formation == 1 else replace(result, coreset=_decoded(result.coreset, common.weights == "ones"))
+    return result if formation == 1 else replace(result, coreset=_decoded(result.coreset))
 
 
 def _encoded_start(common: Common) -> Pseudocoreset:
@@ -142,12 +143,13 @@ def _encoded_start(common: Common) -> Pseudocoreset:
     return stored.with_mass("ones" if common.weights == "ones" else "data")
 
 
-def _decoded(coreset: Pseudocoreset, ones: bool) -> Pseudocoreset:
+def _decoded(coreset: Pseudocoreset) -> Pseudocoreset:
     """Every image of a stored one as a point; weights of one stay one, others are shared out."""
+    counted = np.all(coreset.weights == 1)
     return replace(
         coreset,
         inputs=np.asarray(decode(jnp.asarray(coreset.inputs))),
-        targets=np.tile(coreset.targets, 4),
-        weights=np.tile(coreset.weights if ones else coreset.weights / 4, 4),
+        targets=np.concatenate([coreset.targets] * 4),
+        weights=np.tile(coreset.weights if counted else coreset.weights / 4, 4),
         metadata=coreset.metadata | {"formation": 2, "stored_images": coreset.size},
     )

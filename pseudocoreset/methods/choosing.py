@@ -18,13 +18,14 @@ from pseudocoreset.data.doors import bind_to
 from pseudocoreset.experts import fingerprint
 from pseudocoreset.fitting import FitResult, Outcome
 from pseudocoreset.methods.common import as_models
+from pseudocoreset.methods.keeping import keep_better
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
 from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
 from pseudocoreset.validation import check_choice, check_integer, key_record
 
-__all__ = ["finish", "gaussian_posteriors", "mass_of", "one_model", "quota_of", "ratio", "subset_of"]
+__all__ = ["beside_random", "finish", "gaussian_posteriors", "mass_of", "one_model", "quota_of", "ratio", "subset_of"]
 
 Models = Model | Sequence[Model]
 
@@ -112,6 +113,40 @@ def finish(
     }
     coreset = replace(coreset, metadata=coreset.metadata | record)
     return FitResult(coreset, history, Outcome.COMPLETED, None, time.perf_counter() - began)
+
+
+def beside_random(
+    result: FitResult,
+    model: Models,
+    data: Dataset,
+    images_per_class: int | None,
+    size: int | None,
+    key: jax.Array,
+    mass: str = "data",
+    *,
+    replaces: bool = True,
+) -> FitResult:
+    """``result``, or random points of that number where they are nearer to the posterior of all data (``keep_better``).
+
+    Args:
+        result: with the coreset that was chosen.
+        model: one, or several.
+        data: the data set.
+        images_per_class: points of each class, as asked for.
+        size: number of points in all, as asked for.
+        key: of the fit.
+        mass: of the coreset; one of ones has another posterior than all data, and is left as it is.
+        replaces: whether the random points may take its place; otherwise its distance is measured alone.
+    """
+    models = tuple(bind_to(one, data) for one in as_models(model))
+    if mass == "ones" or all(one.is_network for one in models):
+        return result
+    random = None
+    if replaces:
+        random = Pseudocoreset.from_data(
+            data, images_per_class=images_per_class, size=size, key=jax.random.fold_in(key, 1), mass="data"
+        )
+    return keep_better(result, models, data, random, "random subset")
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -21,6 +23,8 @@ from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting import Callback, FitResult, fit
 from pseudocoreset.memory import stop_at_plan
 from pseudocoreset.meshes import check_mesh
+from pseudocoreset.methods.keeping import keep_better
+from pseudocoreset.methods.scales import column_scales, in_units, is_table
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.validation import check_choice, check_integer, check_key, check_positive
@@ -40,6 +44,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 EXPERT_EPOCHS = 50
+# Learning rates of experts trained here: the next where columns on raw scales, or noise near zero, overflow.
+EXPERT_RATES = (0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 MOMENTUM = 0.5  # of SGD on the inputs, in all reference codes of dataset distillation
 
 
@@ -194,21 +200,39 @@ def run(
     extra: dict[str, Any] = {"objective": name, "images_per_class": common.images_per_class}
     if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
         extra["learned_step_size"] = float(result.history["step_size"][-1])
-    return replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
+    result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
+    if common.weights == "ones" or stop_at_plan in common.callbacks:
+        return result  # whose posterior is not to be that of all data, or which did not run
+    return keep_better(result, common.models, common.data, coreset)
 
 
 def adam(common: Common) -> Callable[[float | None], Optimizer]:
-    """Adam with cosine decay of its step, 0.1 at the start, on all leaves."""
+    """Adam with cosine decay of its step, 0.1 at the start, on all leaves; of tables in units of each column."""
 
     def default(alpha: float | None) -> Optimizer:
         # Near the optimum the gradient falls by orders of magnitude; a long memory of its square would stall there.
-        return optax.adam(optax.cosine_decay_schedule(0.1 if alpha is None else alpha, common.steps), b2=0.9)
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.1 if alpha is None else alpha, common.steps), b2=0.9)
+        return in_units(optimizer, _units(common)) if is_table(common.data) else optimizer
 
     return default
 
 
+def _units(common: Common) -> dict[str, Any]:
+    """Of the leaves of a table: standard deviations of columns and real targets, and the weight of a point."""
+    y = common.data.train.y
+    units: dict[str, Any] = {"inputs": column_scales(common.data)}
+    if np.issubdtype(np.asarray(y).dtype, np.floating):
+        units["targets"] = np.std(y, axis=0, dtype=float)
+    return units
+
+
 def published_sgd(common: Common, published: float, momentum: float) -> Callable[[float | None], Optimizer]:
-    """SGD on the inputs, with the step size of a reference code; Adam of step 0.01 on other leaves."""
+    """SGD on the inputs, with the step size of a reference code for images; Adam of step 0.01 on other leaves.
+
+    Tables have ``adam``: the published steps are those of whitened pixels.
+    """
+    if is_table(common.data):
+        return adam(common)
 
     def default(alpha: float | None) -> Optimizer:
         each: dict[str, optax.GradientTransformation] = {name: optax.adam(0.01) for name in common.free}
@@ -253,18 +277,30 @@ def _train(common: Common, key: jax.Array, default_epochs: int) -> list[Experts]
     if mesh is not None and common.num_experts >= mesh.size:
         # Enough for every device: none has to share its minibatches, whatever the axes are called.
         mesh = Mesh(mesh.devices.ravel(), ("experts",))
-    return [
-        train_experts(
-            m,
+
+    def train(i: int, one: Model, rate: float) -> Experts:
+        # The first rate is that of ``train_experts``, in the directory that it has always had.
+        place = f"experts-{i}" if rate == EXPERT_RATES[0] else f"experts-{i}-rate-{rate:g}"
+        return train_experts(
+            one,
             common.data,
             num_experts=common.num_experts,
             num_epochs=epochs,
             key=jax.random.fold_in(key, i),
+            learning_rate=rate,
             batch_size=min(256, common.data.train.num_data),
             augment=common.augmentation,
-            directory=None if common.checkpoint_dir is None else os.path.join(common.checkpoint_dir, f"experts-{i}"),
+            directory=None if common.checkpoint_dir is None else os.path.join(common.checkpoint_dir, place),
             progress=common.progress,
             mesh=mesh,
         )
-        for i, m in enumerate(common.models)
-    ]
+
+    def trained(i: int, one: Model) -> Experts:
+        for rate, following in itertools.pairwise(EXPERT_RATES):
+            try:
+                return train(i, one, rate)
+            except FloatingPointError:
+                logger.info("experts left the finite numbers at the learning rate %g: trying %g", rate, following)
+        return train(i, one, EXPERT_RATES[-1])
+
+    return [trained(i, m) for i, m in enumerate(common.models)]

@@ -76,9 +76,10 @@ def fit_fbpc(
             step 0.01 on targets and weights where they are learned.
         step_size: alpha.
         augment: ``"auto"``, a strategy, an ``Augmentation`` or None (see ``resolve_augmentation``).
-        weights: mass of the weights, ``"ones"`` (as published) or ``"data"``, which does not change the fit, whose
-            gradient is divided by it, but is carried by the coreset into its posterior; or ``"learned"`` from n / m
-            each, which keeps their mass n: the objective does not determine it.
+        weights: mass of the weights, ``"ones"`` (as published) or ``"data"``, which is carried by the coreset into its
+            posterior. The fit itself, whose gradient is divided by the mass, does not depend on it, but for a
+            covariance from the curvature (``proxy="linearized"``, Laplace), which narrows as the mass grows. Or
+            ``"learned"`` from n / m each, which keeps their mass n: the objective does not determine it.
         targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
         num_draws: S, draws of the function values a step.
         num_networks: pairs of an expert and a network trained on the coreset, over which each step averages: one as

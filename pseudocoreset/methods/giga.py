@@ -15,7 +15,15 @@ from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.fitting import FitResult
-from pseudocoreset.methods.choosing import finish, gaussian_posteriors, one_model, quota_of, ratio, subset_of
+from pseudocoreset.methods.choosing import (
+    beside_random,
+    finish,
+    gaussian_posteriors,
+    one_model,
+    quota_of,
+    ratio,
+    subset_of,
+)
 from pseudocoreset.models import Gaussian, Model
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.validation import check_integer, check_key
@@ -95,7 +103,9 @@ def fit_giga(
     indices = np.flatnonzero(weights > 0)
     coreset = subset_of(data, indices, weights[indices])
     history = {"error": np.asarray(errors)}
-    return finish(coreset, "giga", data, images_per_class, key, {**settings, "num_draws": num_draws}, history, began)
+    settings = {**settings, "num_draws": num_draws}
+    result = finish(coreset, "giga", data, images_per_class, key, settings, history, began)
+    return beside_random(result, bound, data, images_per_class, size, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -42,7 +42,7 @@ def fit_gradient_matching(
     augment: Augmentation | str | None = "auto",
     weights: str | None = None,
     targets: str = "fixed",
-    distance: str = "cosine",
+    distance: str | None = None,
     num_inner_steps: int | None = None,
     inner_learning_rate: float = 0.01,
     num_outer: int | None = None,
@@ -77,7 +77,8 @@ def fit_gradient_matching(
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
             keep the mass of each class (without ``by_class``, in all), of which the objective says nothing.
         targets: ``"fixed"`` or ``"learned"``.
-        distance: ``"cosine"`` or ``"squared"``; see ``objectives.gradient_matching``.
+        distance: ``"cosine"`` or ``"squared"``; see ``objectives.gradient_matching``. By default cosine, and
+            squared for a model all of whose sites are vectors, which have no rows to compare.
         num_inner_steps: steps on the coreset between two matches; by the table of the reference.
         inner_learning_rate: their step size.
         num_outer: matches of a network before it is drawn afresh; by the table of the reference.
@@ -109,7 +110,7 @@ def fit_gradient_matching(
     def build(one: Model) -> Objective:
         return gradient_matching(
             one,
-            distance=distance,
+            distance=_distance(one) if distance is None else distance,
             num_inner_steps=inner if num_inner_steps is None else num_inner_steps,
             inner_learning_rate=inner_learning_rate,
             num_outer=outer if num_outer is None else num_outer,
@@ -122,6 +123,12 @@ def fit_gradient_matching(
 
     default = distillation_sgd(common, 0.1)
     return run("gradient_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
+
+
+def _distance(model: Model) -> str:
+    """By default that of the reference code, or squares for a model without the matrices whose rows it compares."""
+    has_matrices = any(len(site.unconstrained_shape) > 1 for site in model.sites)
+    return "cosine" if has_matrices else "squared"
 
 
 def fit_trajectory_matching(

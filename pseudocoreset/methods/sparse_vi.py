@@ -18,7 +18,15 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.fitting import Callback, FitResult, Outcome
-from pseudocoreset.methods.choosing import finish, gaussian_posteriors, one_model, quota_of, ratio, subset_of
+from pseudocoreset.methods.choosing import (
+    beside_random,
+    finish,
+    gaussian_posteriors,
+    one_model,
+    quota_of,
+    ratio,
+    subset_of,
+)
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws
@@ -123,7 +131,7 @@ def fit_sparse_vi(
         "step_size": step_size,
     }
     result = finish(_weighted(data, state), "sparse_vi", data, images_per_class, key, settings, history, began)
-    return replace(result, outcome=outcome)
+    return beside_random(replace(result, outcome=outcome), bound, data, images_per_class, size, key)
 
 
 class _State(NamedTuple):
@@ -155,6 +163,11 @@ def _begin(posteriors: Posteriors, data: DeviceData, capacity: int, key: jax.Arr
 def _weighted(data: Dataset, state: _State) -> Pseudocoreset:
     """The points of positive weight."""
     weights = np.asarray(state.coreset.weights)
+    if not np.any(weights > 0):
+        raise FloatingPointError(
+            "no datum was given a weight: the log-likelihoods at draws of the coreset posterior are not finite, or do "
+            "not vary. Bring columns to a like scale, take a narrower prior, or fit_giga"
+        )
     return subset_of(data, np.asarray(state.indices)[weights > 0], weights[weights > 0])
 
 
@@ -233,14 +246,18 @@ def _compile_addition(
         def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, tuple[jax.Array, jax.Array]]:
             number, step_key = item
             draw_key, batch_key = jax.random.split(step_key)
-            draws, _, posterior, _ = posteriors.draws(draw_key, state.posterior, state.coreset, data, (), num_draws)
+            draws, full, posterior, _ = posteriors.draws(draw_key, state.posterior, state.coreset, data, (), num_draws)
             finite = jnp.all(jnp.isfinite(posterior[1]))
             posterior = jax.tree.map(lambda new, old: jnp.where(finite, new, old), posterior, state.posterior)
             state = state._replace(posterior=posterior)
             sampled = jax.random.randint(batch_key, (largest,), 0, n)
 
             def of(size: int) -> _View:
-                return view(state, draws, data, jnp.arange(n) if size >= n else sampled[:size])
+                indices = jnp.arange(n) if size >= n else sampled[:size]
+                seen = view(state, draws, data, indices)
+                # Of few points the posterior can be so wide that likelihoods overflow: that of all data tells as much.
+                is_finite = jnp.all(jnp.isfinite(seen.residual))
+                return jax.lax.cond(is_finite, lambda: seen, lambda: view(state, full, data, indices))
 
             state, value, skipped = jax.lax.cond(
                 number == 0,

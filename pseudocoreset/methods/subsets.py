@@ -15,7 +15,8 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset, class_weights
 from pseudocoreset.data import Dataset
 from pseudocoreset.fitting import FitResult
-from pseudocoreset.methods.choosing import finish, mass_of, quota_of, subset_of
+from pseudocoreset.methods.choosing import beside_random, finish, mass_of, quota_of, subset_of
+from pseudocoreset.methods.scales import column_scales, is_table
 from pseudocoreset.models import Model
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.validation import check_key
@@ -60,7 +61,10 @@ def fit_random(
     began = time.perf_counter()
     mass = mass_of(model, data, weights)
     chosen = Pseudocoreset.from_data(data, images_per_class=images_per_class, size=size, key=key, mass=mass)
-    return finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
+    result = finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
+    if weights is not None:
+        return result
+    return beside_random(result, model, data, images_per_class, size, key, mass, replaces=False)
 
 
 @full_precision()
@@ -86,10 +90,12 @@ def fit_herding(
         data: the data set.
         images_per_class: points of each class, which match the mean of their class.
         size: number of points in all, which match the overall mean; give this or ``images_per_class``.
-        key: one typed key; unused, nothing here is random.
-        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks and n / m elsewhere.
-        features: phi: None for the flattened model inputs, a function of inputs (b, *feature_shape) that returns
-            (b, d), row by row, or an array (n, d) for the training data in their order.
+        key: one typed key, of the random points that the choice is held against; nothing else here is random.
+        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where the
+            random points are kept if they are nearer to the posterior of all data.
+        features: phi: None for the flattened model inputs (tables: columns over their standard deviation), a function
+            of inputs (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for the training data in
+            their order.
         progress: show a progress bar.
 
     Returns:
@@ -125,10 +131,12 @@ def fit_k_centres(
         data: the data set.
         images_per_class: points of each class, which cover their class.
         size: number of points in all, which cover all data; give this or ``images_per_class``.
-        key: one typed key; unused, nothing here is random.
-        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks and n / m elsewhere.
-        features: where distances are taken: None for the flattened model inputs, a function of inputs
-            (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for the training data in order.
+        key: one typed key, of the random points that the choice is held against; nothing else here is random.
+        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where the
+            random points are kept if they are nearer to the posterior of all data.
+        features: where distances are taken: None for the flattened model inputs (tables: columns over their standard
+            deviation), a function of inputs (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for
+            the training data in order.
         progress: show a progress bar.
 
     Returns:
@@ -175,7 +183,8 @@ def _by_features(
     coreset = subset_of(data, chosen, points).with_mass(mass)
     kind = "inputs" if features is None else "function" if callable(features) else "array"
     settings = {"mass": mass, "features": kind}
-    return finish(coreset, name, data, images_per_class, key, settings, {measure: np.concatenate(measures)}, began)
+    result = finish(coreset, name, data, images_per_class, key, settings, {measure: np.concatenate(measures)}, began)
+    return result if weights is not None else beside_random(result, model, data, images_per_class, size, key, mass)
 
 
 def _checked_features(features: Any, rows: int) -> np.ndarray:
@@ -192,8 +201,11 @@ def _features(data: Dataset, features: Features, members: np.ndarray) -> np.ndar
     if features is not None and not callable(features):
         return np.asarray(features)[members]
     chunks = []
+    scales = column_scales(data) if features is None and is_table(data) else None
     for start in range(0, len(members), CHUNK):
         x = data.preprocessing.apply(data.train.raw[members[start : start + CHUNK]])
+        if scales is not None:
+            x = x / np.where(scales > 0, scales, 1.0)  # no column counts for more because of its unit
         chunks.append(_checked_features(x.reshape(len(x), -1) if features is None else features(x), len(x)))
     return np.concatenate(chunks)
 

@@ -42,8 +42,9 @@ def forward_kl(
 ) -> Objective:
     """The forward KL divergence from the full-data to the coreset posterior, for one model.
 
-    The gradient is divided by the mass of the weights, so that step sizes do not depend on it, as in the published
-    recipes; memory does not grow with the number of draws. Around MAP solutions of networks the sum of the weights is
+    Estimated from draws, the gradient is divided by the mass of the weights, so that step sizes do not depend on it, as
+    in the published recipes; that of ``estimator="closed_form"`` is of the divergence itself. Memory does not grow with
+    the number of draws. Around MAP solutions of networks the sum of the weights is
     not determined, and ``fit`` keeps it.
 
     Args:

@@ -42,7 +42,8 @@ def cosine_distance(one: Params, other: Params, outputs_last: bool = True) -> ja
     """Sum over kernels and their output units of 1 - <g, h> / (|g| |h| + 1e-6).
 
     Args:
-        one: gradients by site; biases and scales of norms do not count.
+        one: gradients by site. Vectors do not count, which biases and scales of norms are; those of layer norms have an
+            entry for each pixel, (height, width, channels), and count by channel, as in the reference.
         other: gradients of the same sites.
         outputs_last: whether a kernel is (..., inputs, outputs), as in flax, or (outputs, inputs, ...), as in equinox.
     """
@@ -73,6 +74,7 @@ def _norm(columns: jax.Array) -> jax.Array:
 
 
 DISTANCES = ("cosine", "squared")
+FAR = 1e4  # no parameter of a trained network is so large
 
 
 class _Training(NamedTuple):
@@ -147,7 +149,10 @@ def gradient_matching(
         """The network of this step: a new one, or that of the last step after training on the coreset."""
 
         def trained(params: Params) -> Params:
-            return inner.train(key, model, params, coreset)
+            after = inner.train(key, model, params, coreset)
+            # Points on raw scales, or a noise near zero, can throw a network out: then a new one, not the same again.
+            largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(after)]))
+            return jax.lax.cond(largest < FAR, lambda: after, lambda: model.init(key))  # false of what is no number
 
         return jax.lax.cond(state.matched == 0, lambda _: model.init(key), trained, state.params)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model
-from pseudocoreset.newton import WORST_DECREMENT, LogDensity, find_mode, inverse_factor
+from pseudocoreset.newton import Expansion, Mode, find_mode, inverse_factor
 from pseudocoreset.rows import ModelInputs
 
-__all__ = ["DataMode", "ModeDivergence", "divergence_at", "divergence_at_mode", "mode_of_data"]
+__all__ = ["ModeDivergence", "divergence_at", "divergence_at_mode", "mode_of_data"]
 
 # Up to so many parameters a dense Hessian of all data costs less than a fit.
 MAX_PARAMS = 300
@@ -40,19 +40,6 @@ class ModeDivergence:
 
     def __str__(self) -> str:
         return f"not known: {self.reason}" if self.nats is None else f"{self.nats:.3g} nats"
-
-
-class DataMode(NamedTuple):
-    """The mode of the full-data posterior.
-
-    position
-        (p,) ``model.flatten`` of the parameters.
-    precision
-        (p, p) negative Hessian of the log density.
-    """
-
-    position: jax.Array
-    precision: jax.Array
 
 
 def divergence_at_mode(model: Model, data: Dataset, coreset: Pseudocoreset) -> ModeDivergence:
@@ -81,7 +68,7 @@ def divergence_at_mode(model: Model, data: Dataset, coreset: Pseudocoreset) -> M
     return found if isinstance(found, ModeDivergence) else divergence_at(bound, found, coreset)
 
 
-def mode_of_data(model: Model, data: Dataset) -> DataMode | ModeDivergence:
+def mode_of_data(model: Model, data: Dataset) -> Mode | ModeDivergence:
     """The mode of a bound model's posterior on the full data, or why there is none to go by."""
     if model.is_network:
         return ModeDivergence(None, "networks have many modes")
@@ -92,14 +79,14 @@ def mode_of_data(model: Model, data: Dataset) -> DataMode | ModeDivergence:
     rows = DeviceData.from_dataset(data)
     position = model.flatten(model.init(jax.random.key(0)))
     if rows.num_data > 2 * FIRST_ROWS:
-        position, _, _ = _search(model, position, rows, FIRST_ROWS)
-    position, precision, decrement = _search(model, position, rows, rows.num_data)
-    if not bool(decrement < WORST_DECREMENT) or not bool(inverse_factor(precision)[1]):
+        position = _search(model, position, rows, FIRST_ROWS).position
+    mode = _search(model, position, rows, rows.num_data)
+    if not bool(mode.is_found):
         return ModeDivergence(None, "the posterior of the full data has no mode that Newton's method finds")
-    return DataMode(position, precision)
+    return mode
 
 
-def divergence_at(model: Model, mode: DataMode, coreset: Pseudocoreset) -> ModeDivergence:
+def divergence_at(model: Model, mode: Mode, coreset: Pseudocoreset) -> ModeDivergence:
     """``divergence_at_mode`` where the mode of the full data is known."""
     points = jax.tree.map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights))
     nats = float(_divergence(model, mode, points))
@@ -114,50 +101,43 @@ def _log_likelihood(model: Model, vector: jax.Array, rows: Any) -> jax.Array:
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
 
 
-def _log_density(model: Model, data: DeviceData, count: int) -> LogDensity:
-    """That of the full data from ``count`` of them, evenly spread, in chunks of which nothing is kept."""
-    size = min(count, max(16, CHUNK_ELEMENTS // model.num_params))
-    starts = jnp.arange(math.ceil(count / size)) * size
-
-    indices = jnp.asarray(np.linspace(0, data.num_data - 1, count).round().astype(np.int32))
-
-    def rows_at(start: jax.Array) -> Any:
-        place = start + jnp.arange(size)
-        weights = jnp.where(place < count, data.num_data / count, 0.0)
-        return (*data.batch(indices[jnp.minimum(place, count - 1)]), weights)
-
-    def of(transform: Any) -> Any:
-        def value(vector: jax.Array) -> jax.Array:
-            likelihood = transform(lambda v, rows: _log_likelihood(model, v, rows))
-            prior = transform(lambda v, rows: model.log_prior(model.unflatten(v)))
-
-            def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-                return total + likelihood(vector, rows_at(start)), None
-
-            return jax.lax.scan(add, prior(vector, None), starts)[0]
-
-        return value
-
-    return LogDensity(of(lambda fn: fn), of(jax.grad), of(jax.hessian))
+def _expanded(fn: Any, vector: jax.Array) -> Expansion:
+    value, gradient = jax.value_and_grad(fn)(vector)
+    return Expansion(value, gradient, -jax.hessian(fn)(vector))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _search(model: Model, start: jax.Array, data: DeviceData, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mode, precision there and Newton decrement, on ``count`` of the data."""
-    log_density = _log_density(model, data, count)
-    position, decrement = find_mode(log_density, start)
-    return position, -log_density.hessian(position), decrement
+def _search(model: Model, start: jax.Array, data: DeviceData, count: int) -> Mode:
+    """The mode on ``count`` of the data, evenly spread, in chunks of which nothing is kept."""
+    size = min(count, max(16, CHUNK_ELEMENTS // model.num_params))
+    starts = jnp.arange(math.ceil(count / size)) * size
+    indices = jnp.asarray(np.linspace(0, data.num_data - 1, count).round().astype(np.int32))
+
+    def rows_at(first: jax.Array) -> Any:
+        place = first + jnp.arange(size)
+        weights = jnp.where(place < count, data.num_data / count, 0.0)
+        return (*data.batch(indices[jnp.minimum(place, count - 1)]), weights)
+
+    def expand(vector: jax.Array) -> Expansion:
+        def add(total: Expansion, first: jax.Array) -> tuple[Expansion, None]:
+            rows = rows_at(first)
+            part = _expanded(lambda v: _log_likelihood(model, v, rows), vector)
+            return jax.tree.map(jnp.add, total, part), None
+
+        prior = _expanded(lambda v: model.log_prior(model.unflatten(v)), vector)
+        return jax.lax.scan(add, prior, starts)[0]
+
+    return find_mode(expand, start)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _divergence(model: Model, mode: DataMode, points: Any) -> jax.Array:
+def _divergence(model: Model, mode: Mode, points: Any) -> jax.Array:
     def log_density(vector: jax.Array) -> jax.Array:
         return model.log_prior(model.unflatten(vector)) + _log_likelihood(model, vector, points)
 
-    gradient = jax.grad(log_density)(mode.position)
-    precision = -jax.hessian(log_density)(mode.position)
+    _, gradient, precision = _expanded(log_density, mode.position)
     # In units of the full posterior, L L^T = H^-1: eigenvalues of L^T H_c L are one where the coreset is right.
-    factor, _ = inverse_factor(mode.precision)
+    factor, _ = inverse_factor(mode.expansion.precision)
     ratios, vectors = jnp.linalg.eigh(factor.T @ precision @ factor)
     slope = vectors.T @ (factor.T @ gradient)
     nats = 0.5 * jnp.sum(1 / ratios - 1 + jnp.log(ratios) + (slope / ratios) ** 2)

@@ -123,7 +123,6 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "scalar": (1.0, ValueError, r"\(n, \*feature_shape\)"),
     "None alone": (None, TypeError, "array of real numbers, got NoneType"),
-    "dictionary": ({"a": X}, TypeError, "array of real numbers, got dict"),
 }
 
 
@@ -148,7 +147,7 @@ SAME: dict[str, Any] = {
     "bfloat16": jnp.asarray(Z, jnp.bfloat16),
     "jax": jnp.asarray(Z),
     "list": Z.tolist(),
-    "tuple of arrays": tuple(Z),
+    "list of arrays": list(Z),
     "columns": np.asfortranarray(Z),
     "strided": np.repeat(Z, 2, axis=0)[::2],
     "reversed": Z[::-1][::-1],
@@ -314,6 +313,23 @@ def test_columns_that_rounding_loses_are_named() -> None:
     tiny = STANDARD * 1e-50
     with pytest.warns(UserWarning, match=r"x: rounding .*\(column 0,"):
         Dataset.from_arrays(tiny[:, None], STANDARD)
+
+
+@pytest.mark.parametrize("door", ["Dataset", "sample", "predict_on", "evaluate"])
+def test_arrays_of_a_dictionary_are_read_alike(door: str) -> None:
+    series = pd.Series([1, pd.NA] * 10, dtype="Int64")
+    for leaf, message in (
+        (MASKED, r"x\['b'\] has masked entries in 2 rows, the first of them row 3"),
+        (series, r"x\['b'\] has a missing value in row 1"),
+        (np.where(HOLE, np.nan, X), r"x\['b'\] must be finite, but is not in row 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DOORS[door]({"a": X, "b": leaf})
+
+
+def test_rounding_of_arrays_of_a_dictionary_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"x\['time'\]: rounding"):
+        Dataset.from_arrays({"time": SECONDS, "z": STANDARD}, STANDARD)
 
 
 def test_what_rounding_leaves_alone_raises_no_warning() -> None:

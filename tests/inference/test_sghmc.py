@@ -80,6 +80,15 @@ def test_law_of_a_standard_normal_is_kept(temperature: float, friction: float) -
     assert abs(variance_ratio(state.momentum, temperature) - 1) < LIMIT * RATIO_ERROR
 
 
+@pytest.mark.parametrize("step_size", [0.5, 1.9])
+def test_the_momentum_has_its_temperature_at_every_stable_step(step_size: float) -> None:
+    """Which is why its mean square tells of noisy gradients, not of steps that are too large."""
+    start_key, key = jax.random.split(jax.random.key(5))
+    exact = jnp.sqrt(0.3) * jax.random.normal(start_key, (NUM_CHAINS,))
+    state = run_chains(key, exact, standard_gradient, 200, step_size, 1.0, 0.3)
+    assert abs(variance_ratio(state.momentum, 0.3) - 1) < LIMIT * RATIO_ERROR
+
+
 @pytest.mark.parametrize("friction", [1.0, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_the_same_test_fails_for_blackjax(friction: float) -> None:
     """A documented fact of BlackJAX 1.7.1, and the reason for a kernel of our own."""

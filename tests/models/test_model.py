@@ -352,7 +352,7 @@ SHAPES = dict(input_shape=(4,), num_outputs=3)
         (lambda: bnn(ConvNet(norm="spectral"), input_shape=(8, 8, 1), num_outputs=3), ValueError, "spectral"),
         (lambda: bnn(ConvNet(depth=4), input_shape=(8, 8, 1), num_outputs=3), ValueError, "depth=4"),
         (lambda: logistic_regression(), ValueError, "num_classes"),
-        (lambda: Model.from_numpyro("program"), TypeError, "callable"),
+        (lambda: Model.from_numpyro("program"), TypeError, "program must be a function"),
         (lambda: Model.from_numpyro(poisson).num_params, ValueError, "bind"),
         (lambda: bnn(MLP(), **SHAPES).bind(IMAGES, LABELS), ValueError, "features of shape"),
     ],

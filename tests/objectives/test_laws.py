@@ -171,6 +171,14 @@ def test_the_mass_has_no_say_in_means(name, experts):
     close({"inputs": one["inputs"]}, other)
 
 
+def test_the_mass_has_a_say_in_curvature(experts):
+    """A Laplace covariance narrows as the mass grows, in function space too."""
+    one = gradient_of("function_kl_linearized", experts, coreset_of("function_kl_linearized"))
+    heavier = coreset_of("function_kl_linearized", weights=np.array([10.0, 20.0, 5.0, 15.0]))
+    other = gradient_of("function_kl_linearized", experts, heavier)
+    assert np.abs(one["inputs"] - other["inputs"]).max() > 0.02 * np.abs(one["inputs"]).max()
+
+
 @pytest.mark.parametrize(
     "name",
     [

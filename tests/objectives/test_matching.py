@@ -170,6 +170,25 @@ def test_rows_of_a_convolution_are_its_filters_and_dead_ones_have_a_derivative()
     assert not np.any(slopes["bias"])
 
 
+def test_of_norms_only_those_over_whole_images_count():
+    """Their scale and shift have an entry for each pixel; as in the reference, a cosine for each channel."""
+    model = bnn(ConvNet(depth=1, width=4, norm="layer"), PICTURES)
+    one, other = ({k: np.asarray(v) for k, v in quick(model.init)(jax.random.key(i)).items()} for i in (0, 1))
+    images = [name for name, site in one.items() if site.shape == (8, 8, 4)]
+    assert len(images) == 2
+    one |= {name: RNG.normal(size=(8, 8, 4)) for name in images}
+    other |= {name: RNG.normal(size=(8, 8, 4)) for name in images}
+    wanted = 0.0
+    for name in images:
+        g, h = one[name].reshape(64, 4), other[name].reshape(64, 4)
+        wanted += 4 - np.sum((g * h).sum(0) / (np.linalg.norm(g, axis=0) * np.linalg.norm(h, axis=0)))
+    rest = {name: site for name, site in one.items() if name not in images}
+    found = cosine_distance(one, other) - cosine_distance(rest, other)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    vectors = {name: site for name, site in rest.items() if site.ndim == 1}
+    assert float(cosine_distance(vectors, other)) == 0.0
+
+
 def test_equinox_counts_output_units_first():
     network = equinox.nn.MLP(4, 3, 6, 1, key=jax.random.key(3))
     assert not bnn(network, input_shape=(4,), num_outputs=3).outputs_last
@@ -378,6 +397,59 @@ def test_bacon_with_priors_on_the_images():
     np.testing.assert_allclose(info["variation"], variation, rtol=1e-5)
     np.testing.assert_allclose(info["clip"], clip, rtol=1e-4)
     np.testing.assert_allclose(info["loss"], likelihood + 0.3 * variation + 0.7 * clip, rtol=1e-4)
+
+
+def bilinear(side):
+    """(side, side / 2): the weights of half as many pixels in an axis twice as long, by hand."""
+    places = (np.arange(side) + 0.5) / 2 - 0.5
+    gaps = np.abs(places[:, None] - np.arange(side // 2))
+    weights = np.maximum(1 - gaps, 0.0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def test_bacon_with_soft_targets_and_four_images_a_point():
+    """The released loss, cross-entropy and all, of the decoded images, and its gradient in everything."""
+    real = IMAGES[..., :1] / 255.0 - 0.4
+    u = RNG.normal(size=(4, 8, 8, 1))
+    hard = np.array([0, 1, 2, 1])
+    soft = 0.8 * np.eye(3)[hard] + 0.2 * RNG.dirichlet(np.ones(3), size=4)
+    w = np.array([1.0, 2.0, 0.5, 3.0])
+    theta = {"kernel": np.eye(D)[:, :3], "bias": np.zeros(3)}  # the greatest of the first three pixels
+    labels = real.reshape(12, 64)[:, :3].argmax(1).astype(np.int32)  # so that the accuracy is 100 %
+    assert np.bincount(labels).min() > 1
+
+    def loss(u, v, w):
+        quarters = [u[:, :4, :4], u[:, 4:, :4], u[:, :4, 4:], u[:, 4:, 4:]]
+        images = np.stack([np.einsum("rp,npqc,sq->nrsc", bilinear(8), q, bilinear(8)) for q in quarters], axis=1)
+        images = images.reshape(4, 4, 64)  # stored image, quarter, features
+        logits = images[..., :3]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        entropy = -np.einsum("nqc,nc->n", log_p, v) / 4
+        total = 0.0
+        for c in range(3):
+            own, data = hard == c, real.reshape(12, 64)[labels == c]
+            gap = np.average(images[own].mean(1), axis=0, weights=w[own]) - data.mean(0)
+            sigma = np.exp(data.std(0, ddof=1))
+            total += np.sum(np.log(sigma) + 0.5 * (gap / sigma) ** 2 + 0.5 * np.log(2 * np.pi))
+            total += 0.8 * 0.5 * np.abs(gap).sum() + 0.5 * 100 * np.average(entropy[own], weights=w[own])
+        return total
+
+    with jax.enable_x64(True):
+        model = Model.from_numpyro(softmax_program).bind(real, labels)
+        objective = bacon(model, variant="released", window=SnapshotWindow(0), formation=2, batch_size=ALL, free=LEAVES)
+        data = DeviceData(jnp.asarray(real), jnp.asarray(labels), Float64())
+        point = CoresetArrays(*map(jnp.asarray, (u, soft, w)))
+        gradient, _, info = step(objective, point, data, (jax.tree.map(jnp.asarray, theta),))
+    np.testing.assert_allclose(info["loss"], loss(u, soft, w), rtol=1e-10)
+    for i, name in enumerate(LEAVES):
+        leaves = [u, soft, w]
+        for index in list(np.ndindex(*leaves[i].shape))[:: 37 if name == "inputs" else 1]:
+            ends = []
+            for sign in (1e-6, -1e-6):
+                leaves = [leaf.copy() for leaf in (u, soft, w)]
+                leaves[i][index] += sign
+                ends.append(loss(*leaves))
+            np.testing.assert_allclose(gradient[name][index], (ends[0] - ends[1]) / 2e-6, rtol=2e-5, atol=1e-6)
 
 
 REGRESSION = linear_regression(noise_scale=0.5).bind(X, X[:, 0])

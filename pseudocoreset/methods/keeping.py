@@ -1,0 +1,61 @@
+"""The better of what a method made and what it is to beat, by the divergence at the mode of the full data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.fitting import FitResult
+from pseudocoreset.models import Model
+from pseudocoreset.proxies.divergence import ModeDivergence, divergence_at, mode_of_data
+
+__all__ = ["keep_better"]
+
+logger = logging.getLogger(__name__)
+MARGIN = 1e-3  # nats that rounding in single precision may make of nothing
+
+
+def keep_better(
+    result: FitResult, models: Sequence[Model], data: Dataset, other: Pseudocoreset | None, what: str = "start"
+) -> FitResult:
+    """``result`` with the coreset that is nearer to the posterior of all data, and in its metadata which and how near.
+
+    Where the divergence is not known, as of networks, the result's own coreset stays. ``metadata["at_mode"]`` has
+    ``nats`` of what was kept, ``fitted`` and ``other`` of both, ``kept`` (``"fitted"``, or ``what``) and ``reason``
+    where there is no number.
+
+    Args:
+        result: of a method.
+        models: bound.
+        data: the data set.
+        other: what it is to beat, of the same number of points; None for nothing.
+        what: its name.
+    """
+    mode = mode_of_data(models[0], data) if len(models) == 1 else ModeDivergence(None, "there are several models")
+    if isinstance(mode, ModeDivergence):
+        found = dict.fromkeys(("nats", "fitted", "other")) | {"kept": "fitted", "reason": mode.reason}
+        return _with(result, result.coreset, found)
+    fitted = divergence_at(models[0], mode, result.coreset)
+    before = ModeDivergence(None) if other is None else divergence_at(models[0], mode, other)
+    is_worse = before.nats is not None and (fitted.nats is None or fitted.nats > before.nats + MARGIN)
+    kept = before if is_worse else fitted
+    found = {
+        "nats": kept.nats,
+        "fitted": fitted.nats,
+        "other": before.nats,
+        "kept": what if is_worse else "fitted",
+        "reason": kept.reason,
+    }
+    if not is_worse:
+        return _with(result, result.coreset, found)
+    assert other is not None
+    logger.warning("the fit ended %s from the posterior of all data, its %s is %s: that is kept", fitted, what, before)
+    metadata = {name: value for name, value in result.coreset.metadata.items() if name != "indices"} | other.metadata
+    return _with(result, replace(other, metadata=metadata | {"objective": result.coreset.metadata["objective"]}), found)
+
+
+def _with(result: FitResult, coreset: Pseudocoreset, found: dict[str, object]) -> FitResult:
+    return replace(result, coreset=replace(coreset, metadata=coreset.metadata | {"at_mode": found}))

@@ -1,0 +1,183 @@
+"""Inputs of several kinds: from the arrays of a user to a coreset on disk, integers as integers all the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_random
+from pseudocoreset.inference import Posterior, sample
+from pseudocoreset.models import Model
+
+NUM_GROUPS = 3
+EFFECTS = np.array([-0.5, 0.1, 0.6])
+
+
+def table(n=200, seed=0):
+    rng = np.random.default_rng(seed)
+    x = {
+        "z": rng.normal(size=(n, 2)),
+        "group": rng.integers(0, NUM_GROUPS, n),
+        "exposure": rng.uniform(0.1, 4.0, n),
+        "seen": rng.uniform(size=n) < 0.8,
+    }
+    rate = x["exposure"] * np.exp(EFFECTS[x["group"]] + x["z"] @ [0.5, -0.3])
+    return x, rng.poisson(rate).astype(np.float32)
+
+
+def counts(x, y=None):
+    effects = numpyro.sample("effects", dist.Normal(0.0, 1.0).expand((NUM_GROUPS,)).to_event(1))
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 1.0).expand((2,)).to_event(1))
+    numpyro.deterministic("ratio", jnp.exp(effects[1] - effects[0]))
+    with numpyro.plate("data", x["z"].shape[0]), numpyro.handlers.mask(mask=x["seen"]):
+        rate = x["exposure"] * jnp.exp(effects[x["group"]] + x["z"] @ slopes)
+        numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def rows(x, chosen):
+    return {name: array[chosen] for name, array in x.items()}
+
+
+X, Y = table()
+DATA = Dataset.from_arrays(X, Y, test=(rows(X, slice(20)), Y[:20]))
+MODEL = Model.from_numpyro(counts)
+PARAMS = {"effects": np.array([0.3, -0.2, 0.5]), "slopes": np.array([0.4, -0.1])}
+SHORT = {"kernel": "nuts", "num_chains": 1, "num_warmup": 20, "num_samples": 10, "progress": False}
+
+
+def by_scipy(x, y, params):
+    rate = x["exposure"] * np.exp(params["effects"][x["group"]] + x["z"] @ params["slopes"])
+    return np.where(x["seen"], stats.poisson.logpmf(y, rate), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "tuple", "matrix"])
+def test_the_likelihood_of_each_row_is_scipys(kind):
+    def of_tuple(x, y=None):
+        counts(dict(zip(X, x, strict=True)), y)
+
+    program = of_tuple if kind == "tuple" else counts
+    x = tuple(X.values()) if kind == "tuple" else X
+    with jax.enable_x64(True):
+        model = Model.from_numpyro(program).bind(x, Y)
+        given = model.layout.pack(x) if kind == "matrix" else x
+        found = model.log_likelihood(jax.tree.map(jnp.asarray, PARAMS), jax.tree.map(jnp.asarray, given), Y)
+    np.testing.assert_allclose(found, by_scipy(X, Y, PARAMS), rtol=1e-12)
+
+
+def test_a_dataset_gives_back_the_arrays_and_their_types():
+    assert {name: leaf.dtype.kind for name, leaf in DATA.train.x.items()} == {
+        "z": "f",
+        "group": "i",
+        "exposure": "f",
+        "seen": "b",
+    }
+    for name, array in X.items():
+        np.testing.assert_allclose(DATA.train.x[name], array, rtol=1e-6)
+    assert MODEL.bind(X, Y).data_kinds == {"z": "learned", "group": "chosen", "exposure": "learned", "seen": "chosen"}
+
+
+@pytest.mark.parametrize("fit", [fit_bpc_rkl, fit_bpc_w])
+def test_integers_are_chosen_and_fixed_floats_stay(fit, tmp_path):
+    options = {"size": 8, "steps": 12, "key": jax.random.key(1), "progress": False}
+    start = fit_random(MODEL, DATA, size=8, key=jax.random.key(2)).coreset
+    options = {**options, "coreset": start}
+    del options["size"]
+    coreset = fit(MODEL, DATA, fixed=("exposure",), **options).coreset
+    for name in ("group", "seen", "exposure"):
+        np.testing.assert_array_equal(coreset.inputs[name], start.inputs[name])
+    assert np.abs(coreset.inputs["z"] - start.inputs["z"]).max() > 0.01
+    moved = fit(MODEL, DATA, **options).coreset
+    assert np.abs(moved.inputs["exposure"] - start.inputs["exposure"]).max() > 0.01
+    coreset.save(tmp_path / "coreset")
+    loaded = Pseudocoreset.load(tmp_path / "coreset")
+    for name, array in coreset.inputs.items():
+        assert loaded.inputs[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded.inputs[name], array)
+
+
+def test_a_positive_column_stays_positive_under_steps_that_are_too_large():
+    """In a plain array too; the exposure went negative in a third of fits."""
+
+    def program(x, y=None):
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Poisson(x[:, 1] * jnp.exp(level + 0.3 * x[:, 0])), obs=y)
+
+    x = np.c_[X["z"][:, 0], X["exposure"]]
+    result = fit_bpc_rkl(
+        Model.from_numpyro(program), Dataset.from_arrays(x, Y), size=6, steps=20, step_size=3.0, key=jax.random.key(0),
+        progress=False,
+    )  # fmt: skip
+    assert result.coreset.inputs[:, 1].min() >= np.float32(X["exposure"].min())
+    assert np.abs(result.coreset.inputs[:, 0]).max() > 3  # the other column went where it liked
+
+
+def test_fixed_columns_of_a_plain_array_are_named_by_position():
+    def program(x, y=None):
+        slopes = numpyro.sample("slopes", dist.Normal(0.0, 1.0).expand((3,)).to_event(1))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal(x @ slopes, 1.0), obs=y)
+
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    model, data = Model.from_numpyro(program), Dataset.from_arrays(x, x @ [1.0, 2.0, 3.0])
+    options = {"steps": 5, "key": jax.random.key(0), "progress": False}
+    start = fit_random(model, data, size=4, key=jax.random.key(1)).coreset
+    coreset = fit_bpc_rkl(model, data, coreset=start, fixed=(1, -1), **options).coreset
+    np.testing.assert_array_equal(coreset.inputs[:, [1, 2]], start.inputs[:, [1, 2]])
+    assert np.all(coreset.inputs[:, 0] != start.inputs[:, 0])
+    with pytest.raises(ValueError, match="column 3"):
+        fit_bpc_rkl(model, data, size=4, fixed=(3,), **options)
+    with pytest.raises(TypeError, match="'z'"):
+        fit_bpc_rkl(model, data, size=4, fixed=("z",), **options)
+
+
+def test_a_dataset_a_pair_and_a_coreset_of_all_rows_have_the_same_posterior(tmp_path):
+    whole = Pseudocoreset(inputs=X, targets=Y, weights=np.ones(len(Y), np.float32), num_data=len(Y))
+    test = (rows(X, slice(20)), Y[:20])
+    draws = [
+        sample(MODEL, data, predict_on=test, key=jax.random.key(0), deterministic=True, **SHORT)
+        for data in (DATA, (X, Y), whole)
+    ]
+    for other in draws[1:]:
+        np.testing.assert_array_equal(other.draws["effects"], draws[0].draws["effects"])
+    values = {name: draws[0].draws[name][0] for name in PARAMS}
+    each = [by_scipy(*test, {name: leaf[i] for name, leaf in values.items()}) for i in range(SHORT["num_samples"])]
+    np.testing.assert_allclose(draws[0].log_likelihood[0], each, rtol=1e-4, atol=1e-4)
+    ratio = np.exp(values["effects"][:, 1] - values["effects"][:, 0])
+    np.testing.assert_allclose(draws[0].draws["ratio"][0], ratio, rtol=1e-5)
+    draws[0].save(tmp_path / "posterior")
+    np.testing.assert_array_equal(Posterior.load(tmp_path / "posterior").predict_on.x["group"], X["group"][:20])
+
+
+def test_subsets_choose_whole_rows():
+    model = MODEL.bind(X, Y)
+    coreset = fit_giga(model, DATA, size=5, key=jax.random.key(0)).coreset
+    for i in range(coreset.size):
+        same = np.all(np.isclose(DATA.train.x["z"], coreset.inputs["z"][i]), axis=1)
+        assert DATA.train.x["group"][same] == coreset.inputs["group"][i]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {**x, "group": x["group"][:-1]}, "one length"),
+        (lambda x: {**x, "group": np.where(x["group"] == 0, 2**24 + 1, 1)}, "np.unique"),
+        (lambda x: {**x, "z": np.where(x["z"] > 2, np.nan, x["z"])}, r"x\['z'\] must be finite"),
+        (lambda x: {**x, "z": np.ma.masked_greater(x["z"], 1)}, r"x\['z'\]"),
+        (lambda x: {}, "empty"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Dataset.from_arrays(change(X), Y)
+
+
+def test_other_arrays_than_in_training_are_refused():
+    model = MODEL.bind(X, Y)
+    with pytest.raises(ValueError, match="exposure"):
+        sample(model, ({"z": X["z"], "group": X["group"]}, Y), key=jax.random.key(0), **SHORT)
+    with pytest.raises(ValueError, match="fixed names"):
+        fit_bpc_rkl(MODEL, DATA, size=4, steps=1, fixed=("expsure",), key=jax.random.key(0), progress=False)
