@@ -66,7 +66,7 @@ def missing_levels(coreset: Pseudocoreset, data: Dataset) -> dict[str, np.ndarra
     layout = data.train.layout
     missing = {}
     for leaf in () if layout is None else layout.leaves:
-        if leaf.dtype == "int32" and leaf.shape == ():
+        if leaf.dtype == "int" and leaf.shape == ():
             levels = np.unique(_levels(data, leaf.name))
             ours = coreset.packed[coreset.weights > 0, leaf.start].astype(np.int64)
             lost = np.setdiff1d(levels, ours)
@@ -80,8 +80,8 @@ def warn_of_missing_levels(coreset: Pseudocoreset, data: Dataset) -> None:
     for name, lost in missing_levels(coreset, data).items():
         shown = ", ".join(map(str, lost[:5])) + (", ..." if len(lost) > 5 else "")
         logger.warning(
-            "no point has one of %d levels of %r (%s): parameters of these levels alone are left to their prior. Take more "
-            "points, or start from Pseudocoreset.from_data(data, size=..., stratify=%r, key=...)",
+            "no point has one of %d levels of %r (%s): parameters of these levels alone are left to their prior. Take "
+            "more points, or start from Pseudocoreset.from_data(data, size=..., stratify=%r, key=...)",
             len(lost),
             name,
             shown,
