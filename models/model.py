@@ -12,11 +12,12 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
@@ -54,6 +55,25 @@ __all__ = ["Model", "Params"]
 Params = dict[str, jax.Array]
 
 
+class Parts(NamedTuple):
+    """The log density of a program on some rows.
+
+    rows
+        (n,) log-likelihoods of every datum, by observed site and factor.
+    prior
+        By site.
+    log_det
+        Of the constraints.
+    trace
+        The sites of the run.
+    """
+
+    rows: dict[str, jax.Array]
+    prior: dict[str, jax.Array]
+    log_det: jax.Array
+    trace: dict[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A Bayesian model as a NumPyro program, with the pure functions derived from it.
@@ -70,7 +90,9 @@ class Model:
         outputs_last: whether the last axis of a kernel counts its output units (flax) or the first (equinox).
         is_separable: whether the function value of a datum is known to depend on no other datum of its batch, so that
             a batch may be gone through a few data at a time.
-        is_proved: whether ``bind`` has compared the program with what ``from_numpyro`` asks of it, on real data.
+        is_proved: whether the program is known to do what ``from_numpyro`` asks of it: ``bind`` has tried it on real
+            rows, or it comes with this package.
+        takes_any_target: whether every target of the right type has a likelihood.
     """
 
     program: Callable[..., Any]
@@ -82,6 +104,7 @@ class Model:
     outputs_last: bool = True
     is_separable: bool = False
     is_proved: bool = False
+    takes_any_target: bool = False
 
     @classmethod
     @checked
@@ -162,7 +185,9 @@ class Model:
             bound = replace(self, structure=structure)
             if bound.has_function and not self.is_network:
                 rows = None if not check or has_no_values((x, y)) else proof.some_rows(bound, x, y)
-                bound._check_function_is_used(*(rows or bound._placeholders(2)))
+                x_some, y_some = rows or bound._placeholders(2)
+                # At ones where there are no rows: a likelihood may multiply f by an input, or take its logarithm.
+                bound._check_function_is_used(x_some if rows else jnp.ones_like(x_some), y_some)
         else:
             if self.structure.x.shape != x_struct.shape:
                 raise ValueError(
@@ -177,7 +202,8 @@ class Model:
         if not bound.is_proved:
             proof.check_program(bound, x, y)
             bound = replace(bound, is_proved=True)
-        proof.check_targets(bound, x, y, learned_targets)
+        if not bound.takes_any_target:
+            proof.check_targets(bound, x, y, learned_targets)
         return bound
 
     @property
@@ -275,29 +301,16 @@ class Model:
         terms, log_det = self.prior_terms(params)
         return sum((jnp.sum(term) for term in terms.values()), log_det)
 
-    def prior_terms(
-        self, params: Params, x: Any = None, y: Any = None, *, seed: int = 0
-    ) -> tuple[dict[str, jax.Array], jax.Array]:
+    def prior_terms(self, params: Params) -> tuple[dict[str, jax.Array], jax.Array]:
         """The log prior by site, and the log-determinant of the constraints: numbers that add up to ``log_prior``.
 
         An array has one number per element of its site where the elements are independent.
 
         Args:
             params: unconstrained parameters.
-            x: inputs to run the program with, on which nothing here depends; placeholders by default.
-            y: targets, likewise.
-            seed: as in ``trace``.
         """
-        trace, log_det = self.trace(params, *(self._placeholders(1) if x is None else (x, y)), seed=seed)
-        likelihood = {term.name for term in self._bound.terms}
-        terms = {}
-        for name, site in trace.items():
-            if site["type"] == "sample" and name not in likelihood:
-                elements = site["fn"]
-                while isinstance(elements, dist.Independent):
-                    elements = elements.base_dist
-                terms[name] = scaled(elements.log_prob(site["value"]), site)
-        return terms, log_det
+        parts = self.parts(params, *self._placeholders(1))
+        return parts.prior, parts.log_det
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
     def log_likelihood(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
@@ -416,15 +429,30 @@ class Model:
             start += size
         return params
 
-    def term_log_likelihoods(self, params: Params, x: Any, y: jax.Array, *, seed: int = 0) -> dict[str, jax.Array]:
-        """The log-likelihood (n,) of every datum by observed site and factor; hard targets."""
-        trace, _ = self.trace(params, x, y, seed=seed)
-        return self._terms(trace, length(x))
+    def parts(self, params: Params, x: Any, y: jax.Array, *, seed: int = 0) -> Parts:
+        """The log density of a run of the program, taken apart.
+
+        Args:
+            params: unconstrained parameters.
+            x: inputs.
+            y: hard targets.
+            seed: as in ``trace``.
+        """
+        trace, log_det = self.trace(params, x, y, seed=seed)
+        likelihood = {term.name for term in self._bound.terms}
+        prior = {}
+        for name, site in trace.items():
+            if site["type"] == "sample" and name not in likelihood:
+                elements = site["fn"]
+                while isinstance(elements, dist.Independent):
+                    elements = elements.base_dist
+                prior[name] = scaled(elements.log_prob(site["value"]), site)
+        return Parts(self._terms(trace, length(x)), prior, log_det, trace)
 
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
         zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
-        with warnings.catch_warnings():
+        with numpyro.validation_enabled(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
             traces = [self._function_trace({}, f, x, y) for f in (zeros, zeros + 1.0)]
 
