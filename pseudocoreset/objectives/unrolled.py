@@ -82,11 +82,11 @@ def _adjoint(loss: StepLoss) -> Callable[..., Any]:
             adjoint, leaves_bar, step_size_bar = carry
             params, key = item
             (gradient, _), (curved, mixed) = jax.jvp(lambda p: slopes(key, p, leaves, fixed), (params,), (adjoint,))
-            inner = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(adjoint)))
+            inner = jnp.asarray(sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(adjoint))))
             adjoint, leaves_bar = jax.tree.map(
                 lambda total, change: total - step_size * change, (adjoint, leaves_bar), (curved, mixed)
             )
-            return (adjoint, leaves_bar, step_size_bar - inner), None
+            return (adjoint, leaves_bar, step_size_bar - inner.astype(step_size_bar.dtype)), None
 
         zeros = jax.tree.map(jnp.zeros_like, (leaves, step_size))
         (start_bar, leaves_bar, step_size_bar), _ = jax.lax.scan(back, (adjoint, *zeros), (before, keys), reverse=True)

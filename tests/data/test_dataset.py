@@ -110,7 +110,7 @@ def test_bad_training_data_are_refused(x, y, message):
         ({"test": (X, LABELS + 1)}, ValueError, "test y: labels must be integers from 0 to 2.*row 2 has 3; they seem"),
         ({"test": (X, LABELS + 0.5)}, ValueError, "test y must hold class labels"),
         ({"test": (X[:0], LABELS[:0])}, ValueError, "test x is empty"),
-        ({"test": X}, TypeError, "test must be a pair"),
+        ({"test": X}, TypeError, "test must be a tuple"),
     ],
 )
 def test_bad_names_and_test_splits_are_refused(arguments, error, message):

@@ -170,7 +170,7 @@ def test_one_hot_labels_are_told_from_several_targets() -> None:
         sample(BOUND, (X, FIVE[:, None] % 3), **SAMPLING)
     # A one-hot row is a probability of one: the same posterior as that of the label.
     soft = sample(BOUND, (X, np.eye(3)[FIVE % 3]), **SAMPLING)
-    np.testing.assert_allclose(soft.draws["coefficients"], posterior(keep="weights").draws["coefficients"], rtol=1e-4)
+    np.testing.assert_allclose(soft.draws["coefficients"], posterior(keep="weights").draws["coefficients"], atol=2e-3)
 
 
 def test_bytes_as_counts_do_not_overflow() -> None:
