@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset, mass_note
@@ -180,7 +181,7 @@ def advise(
         points = _without_likelihood(objective, stuck, key)
         if len(points):
             said = f"{since} the likelihood of {objective.model.name} is not finite at points {_listed(points)}: "
-            before = stuck._replace(targets=np.asarray(start.targets))
+            before = stuck._replace(targets=jnp.asarray(start.targets))
             if "targets" in objective.free and not len(_without_likelihood(objective, before, key)):
                 return said + "their targets left its support. Leave 'targets' out of free=; no step size helps."
             return said + "their inputs moved to where it has none. Take a smaller step size."
@@ -203,8 +204,9 @@ def advise(
 def _without_likelihood(objective: Objective, points: Any, key: jax.Array) -> np.ndarray:
     """Points whose log-likelihood is not finite at any of a few parameters drawn from the prior."""
     model = objective.model
+    inputs = points.packed if isinstance(points, Pseudocoreset) else points.inputs
     values = [
-        np.asarray(model.log_likelihood(model.init(k), points.inputs, points.targets))
+        np.asarray(model.log_likelihood(model.init(k), inputs, points.targets))
         for k in jax.random.split(key, NUM_PARAMETERS)
     ]
     return np.flatnonzero(~np.isfinite(np.stack(values)).any(0))
