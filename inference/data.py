@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.chunks import data_at_once, in_chunks
 from pseudocoreset.meshes import all_rows, summed_over_data
 from pseudocoreset.models import Model, Params
@@ -74,6 +75,7 @@ def held_out_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
     return default_chunk_size(model, feature_shape) or DEPENDENT_ROWS
 
 
+@checked
 def log_density_estimator(
     model: Model,
     num_data: int,
@@ -145,6 +147,7 @@ def _chunked_sum(
     return total(params, rows)
 
 
+@checked
 def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Minibatch], Params]:
     """``grad_estimator(position, minibatch)`` in BlackJAX's form: the gradient of ``log_density_estimator``.
 
@@ -216,6 +219,7 @@ def log_density_terms(
     return terms
 
 
+@checked
 def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatch:
     """Rows drawn uniformly, without replacement unless the data are more than 16 times the batch.
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import map_stack
 from pseudocoreset.coreset import mass_note
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
@@ -143,6 +144,7 @@ class Posterior:
                 return array.shape[0], array.shape[1]
         raise ValueError("this posterior holds no arrays")
 
+    @checked
     def evaluate(self, model: Model, split: Any) -> Posterior:
         """The same draws with function values and log-likelihoods on another split.
 
@@ -159,7 +161,7 @@ class Posterior:
                 "the weights of this posterior were not kept, so it cannot be evaluated elsewhere; sample "
                 "with keep='weights', or with predict_on=this split"
             )
-        split = resolve_predict_on(split, None)
+        split = resolve_predict_on(split, None, "split")
         if split is None:
             raise TypeError("split must be a Split or (x, y); got None")
         inputs, preprocessing = stored_inputs(split)
@@ -194,6 +196,7 @@ class Posterior:
         )
         return replace(self, function_values=function_values, log_likelihood=log_likelihood, predict_on=split)
 
+    @checked
     def with_deterministic(self, model: Model) -> Posterior:
         """The same draws with those of the deterministic sites of the program that all data share.
 
@@ -215,12 +218,14 @@ class Posterior:
         more = {name: np.asarray(leaf) for name, leaf in every.items() if name not in kept}
         return replace(self, draws={**self.draws, **more})
 
+    @checked
     def to_arviz(self, *args: Any, **kwargs: Any) -> xarray.DataTree:
         """As an ArviZ ``DataTree``; see ``pseudocoreset.diagnostics.to_arviz``."""
         from pseudocoreset.diagnostics import to_arviz
 
         return to_arviz(self, *args, **kwargs)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``posterior.safetensors``, ``posterior.json`` and ``manifest.json``, whole or not at all.
 
@@ -235,6 +240,7 @@ class Posterior:
             write_json(folder / RECORD_FILE, self.record(self.metadata, self.predict_on))
 
     @staticmethod
+    @checked
     def record(metadata: dict[str, Any], predict_on: Split | None, run: dict[str, Any] | None = None) -> dict[str, Any]:
         """What stands beside the arrays in a file; ``run`` identifies what ``sample`` writes by itself."""
         return {
@@ -245,6 +251,7 @@ class Posterior:
         }
 
     @classmethod
+    @checked
     def from_flat(
         cls, arrays: Mapping[str, np.ndarray], metadata: dict[str, Any], preprocessing: dict[str, Any] | None
     ) -> Posterior:
@@ -267,6 +274,7 @@ class Posterior:
         )
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str], *, memory_map: bool = False) -> Posterior:
         """Read what ``save`` wrote, verified.
 

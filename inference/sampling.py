@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
@@ -55,6 +56,7 @@ KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
 
 
+@checked
 @full_precision()
 def sample(
     model: Model,

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
@@ -42,11 +43,13 @@ __all__ = [
 ]
 
 
+@checked_class
 @dataclass(frozen=True)
 class Constant:
     """The same step size throughout."""
 
 
+@checked_class
 @dataclass(frozen=True)
 class Polynomial:
     """A step size that decreases to zero: step_t = step_size * (1 + t / offset)^-power.
@@ -72,6 +75,7 @@ class Polynomial:
             raise ValueError(f"power must be at most 1, or the chain stops at a finite distance; got {self.power}")
 
 
+@checked_class
 @dataclass(frozen=True)
 class Cyclical:
     """Cosine cycles, each of which explores, then samples (Zhang, Li, Zhang, Chen and Wilson 2020).
@@ -120,6 +124,7 @@ class Cycles(NamedTuple):
     steps: Any
 
 
+@checked
 def resolve_schedule(schedule: Any) -> Schedule:
     """A schedule, by name with its defaults, or as it is."""
     if isinstance(schedule, Constant | Polynomial | Cyclical):
@@ -132,11 +137,13 @@ def resolve_schedule(schedule: Any) -> Schedule:
     return _BY_NAME[check_choice(schedule, "schedule", _BY_NAME)]()
 
 
+@checked
 def described(schedule: Schedule) -> dict[str, Any]:
     """A schedule in JSON."""
     return {"name": type(schedule).__name__.lower(), **asdict(schedule)}
 
 
+@checked
 def arrange(schedule: Schedule, num_samples: int, thinning: int) -> Decay | Cycles | None:
     """What compiled code takes of a schedule; None where the step size is constant.
 
@@ -157,6 +164,7 @@ def arrange(schedule: Schedule, num_samples: int, thinning: int) -> Decay | Cycl
     return Cycles(draws, exploration, exploration + draws * thinning)
 
 
+@checked
 def steps_of_draw(schedule: Decay | Cycles, draw: jax.Array, thinning: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first step that belongs to a draw, and how many do; the exploration belongs to the first of a cycle."""
     if isinstance(schedule, Decay):
@@ -167,6 +175,7 @@ def steps_of_draw(schedule: Decay | Cycles, draw: jax.Array, thinning: jax.Array
     return first, thinning + jnp.where(is_first, schedule.exploration, 0)
 
 
+@checked
 def scheduled(schedule: Decay | Cycles, step: jax.Array, tuning: dict[str, Any]) -> dict[str, Any]:
     """What changes of the tuning at step t: the step size, and the temperature and friction that go with it."""
     size, temperature = tuning["step_size"], tuning["temperature"]

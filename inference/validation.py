@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import described
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.data.coercion import as_inputs, as_several, as_weights, default_dtype
 from pseudocoreset.data.doors import bind_to_rows
@@ -184,12 +185,13 @@ def input_struct(inputs: Inputs, preprocessing: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(jnp.asarray if preprocessing is None else preprocessing.apply, struct)
 
 
-def resolve_data(data: Any, *, takes_bytes: bool = False) -> Source:
+def resolve_data(data: Any, *, takes_bytes: bool = False, argument: str = "data") -> Source:
     """Arrays and weights of a ``Dataset``, a ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``.
 
     Args:
         data: as given.
         takes_bytes: whether a pair may hold a table of uint8, as for models that are no networks.
+        argument: how errors call it.
     """
     if hasattr(data, "train") and hasattr(data.train, "raw"):
         inputs, preprocessing = stored_inputs(data.train)
@@ -201,15 +203,17 @@ def resolve_data(data: Any, *, takes_bytes: bool = False) -> Source:
         return Source(data.packed, data.targets, data.weights, None, name, data.is_soft, summary, True, data.layout)
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise TypeError(
-            f"data must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {type(data).__name__}"
+            f"{argument} must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {described(data)}"
         )
-    x, layout = as_several(data[0], "data: x") if is_several(data[0]) else (data[0], None)
-    inputs, targets = _model_arrays(x, data[1], "data", default_dtype(), takes_bytes=takes_bytes)
-    weights = np.ones(len(inputs), np.float32) if len(data) == 2 else as_weights(data[2], "data: weights", len(inputs))
+    x, layout = as_several(data[0], f"{argument}: x") if is_several(data[0]) else (data[0], None)
+    inputs, targets = _model_arrays(x, data[1], argument, default_dtype(), takes_bytes=takes_bytes)
+    weights = (
+        np.ones(len(inputs), np.float32) if len(data) == 2 else as_weights(data[2], f"{argument}: weights", len(inputs))
+    )
     return Source(inputs, targets, weights, None, is_weighted=len(data) == 3, layout=layout)
 
 
-def resolve_predict_on(predict_on: Any, data: Any) -> Any:
+def resolve_predict_on(predict_on: Any, data: Any, argument: str = "predict_on") -> Any:
     """The split that function values are computed on; the test split of a ``Dataset`` by default."""
     from pseudocoreset.data import Preprocessing, Split
 
@@ -219,12 +223,14 @@ def resolve_predict_on(predict_on: Any, data: Any) -> Any:
         return None
     if not hasattr(predict_on, "raw"):
         if not isinstance(predict_on, tuple | list) or len(predict_on) != 2:
-            raise TypeError(f"predict_on must be a Split, (x, y) or None; got {type(predict_on).__name__}")
-        x, layout = as_several(predict_on[0], "predict_on: x") if is_several(predict_on[0]) else (predict_on[0], None)
-        x, y = _model_arrays(x, predict_on[1], "predict_on", np.float32)
+            raise TypeError(f"{argument} must be a Split, (x, y) or None; got {described(predict_on)}")
+        x, layout = as_several(predict_on[0], f"{argument}: x") if is_several(predict_on[0]) else (predict_on[0], None)
+        x, y = _model_arrays(x, predict_on[1], argument, np.float32)
         if is_one_hot(y):
-            raise ValueError("predict_on: y is one-hot; give the labels, y.argmax(axis=1)")
+            raise ValueError(f"{argument}: y is one-hot; give the labels, y.argmax(axis=1)")
         predict_on = Split(raw=x, y=y, preprocessing=Preprocessing(is_known=False), layout=layout)
+    if not hasattr(predict_on, "in_memory"):
+        raise TypeError(f"{argument} must be a Split, (x, y) or None; got {described(predict_on)}")
     return predict_on.in_memory()
 
 

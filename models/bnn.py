@@ -6,14 +6,18 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.models.model import Model, Params
+
+if TYPE_CHECKING:
+    from pseudocoreset.data import Dataset
 
 __all__ = ["bnn"]
 
@@ -30,9 +34,10 @@ class _Network(NamedTuple):
     outputs_last: bool  # kernels are (..., inputs, outputs) rather than (outputs, inputs, ...)
 
 
+@checked
 def bnn(
     network: Any,
-    data: Any = None,
+    data: Dataset | None = None,
     *,
     input_shape: tuple[int, ...] | None = None,
     num_outputs: int | None = None,
@@ -88,7 +93,7 @@ def bnn(
         input_shape = tuple(data.train.feature_shape)
     target_shape = () if data is None else tuple(data.train.y.shape[1:])
     if len(target_shape) > 1:
-        raise ValueError(f"a network has targets (n,) or (n, d); data has {data.train.y.shape}")
+        raise ValueError(f"a network has targets (n,) or (n, d); each of data has shape {target_shape}")
     if num_outputs is None:
         real = math.prod(target_shape) if likelihood == "gaussian" else None
         num_outputs = real if classes is None else classes
@@ -106,7 +111,9 @@ def bnn(
     if likelihood == "gaussian" and output.shape[-1] != math.prod(target_shape):
         raise ValueError(f"the network has {output.shape[-1]} outputs for targets (n, {math.prod(target_shape)})")
     if likelihood == "categorical" and target_shape:
-        raise ValueError(f"likelihood='categorical' takes one label a datum; data has targets {data.train.y.shape}")
+        raise ValueError(
+            f"likelihood='categorical' takes one label a datum; each target of data has shape {target_shape}"
+        )
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     names = ["network/" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
@@ -140,7 +147,12 @@ def bnn(
             numpyro.sample("y", observation, obs=y)
 
     def initializer(key: jax.Array) -> Params:
-        params = dict(zip(names, jax.tree.leaves(pure.init(key)), strict=True))
+        # Modules make float32 weights where JAX computes in float64 too, and steps on them would change their type.
+        leaves = [
+            leaf.astype(jnp.result_type(float)) if leaf.dtype == jnp.float32 else leaf
+            for leaf in jax.tree.leaves(pure.init(key))
+        ]
+        params = dict(zip(names, leaves, strict=True))
         if likelihood == "gaussian" and noise_scale is None:
             params["noise"] = jnp.zeros(target_shape)  # unit noise on the unconstrained scale
         return params

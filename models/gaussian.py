@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked
+
 __all__ = ["Gaussian"]
 
 
@@ -26,6 +28,7 @@ class Gaussian(NamedTuple):
     deviations: jax.Array | None = None
 
     @classmethod
+    @checked
     def from_covariance(cls, mean: jax.Array, covariance: jax.Array) -> Gaussian:
         """From a dense covariance (p, p)."""
         return cls(mean, jnp.linalg.cholesky(covariance))
@@ -39,6 +42,7 @@ class Gaussian(NamedTuple):
             dense = jnp.diag(jnp.broadcast_to(self.scale**2, self.mean.shape))
         return dense if self.deviations is None else dense + self.deviations.T @ self.deviations
 
+    @checked
     def sample(self, key: jax.Array) -> jax.Array:
         """One draw (p,). The same key gives draws of two Gaussians from the same standard normal numbers."""
         noise_key, rank_key = jax.random.split(key)

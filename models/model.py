@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import proof
@@ -83,6 +84,7 @@ class Model:
     is_proved: bool = False
 
     @classmethod
+    @checked
     def from_numpyro(cls, program: Callable[..., Any], *, name: str | None = None) -> Model:
         """A model from a NumPyro program.
 
@@ -124,6 +126,7 @@ class Model:
         check_signature(program)
         return cls(program=program, name=str(name or getattr(program, "__name__", "model")))
 
+    @checked
     def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
         """The same model with the shape of one datum fixed, and the program tried on the data.
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.models.gaussian import Gaussian
 from pseudocoreset.models.model import Model
 from pseudocoreset.rows import ModelInputs
+
+if TYPE_CHECKING:
+    from pseudocoreset.data import Dataset
 
 __all__ = ["gaussian_location", "linear_regression", "logistic_regression", "poisson_regression"]
 
@@ -24,11 +28,14 @@ def _positive(value: float, argument: str) -> float:
     return float(value)
 
 
-def _bound(model: Model, data: Any) -> Model:
+def _bound(model: Model, data: Dataset | None) -> Model:
     return model if data is None else model.bind(ModelInputs.of(data.train), data.train.y)
 
 
-def logistic_regression(data: Any = None, *, num_classes: int | None = None, prior_scale: float = 1.0) -> Model:
+@checked
+def logistic_regression(
+    data: Dataset | None = None, *, num_classes: int | None = None, prior_scale: float = 1.0
+) -> Model:
     """Logistic regression, binary or softmax, with Gaussian priors on coefficients and intercept.
 
     Two classes give one coefficient vector and a Bernoulli likelihood, more a softmax with one vector a class.
@@ -62,7 +69,8 @@ def logistic_regression(data: Any = None, *, num_classes: int | None = None, pri
     return _bound(Model.from_numpyro(program, name="logistic_regression"), data)
 
 
-def poisson_regression(data: Any = None, *, prior_scale: float = 1.0) -> Model:
+@checked
+def poisson_regression(data: Dataset | None = None, *, prior_scale: float = 1.0) -> Model:
     """Poisson regression of counts with a log link, Gaussian priors on coefficients and intercept.
 
     Args:
@@ -86,8 +94,9 @@ def poisson_regression(data: Any = None, *, prior_scale: float = 1.0) -> Model:
     return _bound(Model.from_numpyro(program, name="poisson_regression"), data)
 
 
+@checked
 def linear_regression(
-    data: Any = None,
+    data: Dataset | None = None,
     *,
     noise_scale: float | None = None,
     prior_mean: float = 0.0,
@@ -135,7 +144,8 @@ def linear_regression(
     return _bound(model if known is None else replace(model, conjugate=conjugate), data)
 
 
-def gaussian_location(data: Any = None, *, noise_scale: float = 1.0, prior_scale: float = 1.0) -> Model:
+@checked
+def gaussian_location(data: Dataset | None = None, *, noise_scale: float = 1.0, prior_scale: float = 1.0) -> Model:
     """Data x_i ~ N(theta, noise_scale^2 I) with an unknown mean theta ~ N(0, prior_scale^2 I); conjugate.
 
     The program observes its inputs; targets have no part in it (``Dataset.from_arrays(x)``).

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["checked", "described"]
+__all__ = ["check_call", "checked", "checked_class", "described"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -88,6 +88,20 @@ def checked_class(cls: C) -> C:
         elif inspect.isfunction(member):
             setattr(cls, name, checked(member))
     return cls
+
+
+def check_call(function: Callable[..., Any], count: int, argument: str) -> None:
+    """Nothing, if a user's function can be called with ``count`` positional arguments.
+
+    Raises:
+        TypeError: naming the argument that it was given for.
+    """
+    try:
+        inspect.signature(function).bind(*range(count))
+    except ValueError:  # a function without a signature
+        return
+    except TypeError as error:
+        raise TypeError(f"{argument} must be a function of {count} arguments; got {described(function)}") from error
 
 
 def described(value: Any) -> str:
@@ -224,7 +238,7 @@ def _is_tracer(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not str(value.dtype).startswith("key<")
 
 
 def _is_arraylike(value: Any) -> bool:
@@ -251,7 +265,7 @@ def _is_number(value: Any) -> bool:
         return False
     if isinstance(value, int | float | np.floating | np.integer) or _is_tracer(value):
         return True
-    return _is_array(value) and not value.shape and np.issubdtype(value.dtype, np.number)
+    return _is_array(value) and not value.shape and np.issubdtype(np.dtype(value.dtype), np.number)
 
 
 _BASIC: dict[Any, Wanted] = {

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.checkpoint import Checkpointer
@@ -74,6 +75,7 @@ RECORD_FIELDS = {
 }
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Experts:
     """Snapshots of many training trajectories, in memory or on disk.
@@ -256,6 +258,7 @@ class _Training:
         return jax.lax.scan(step, state, (order, keys))
 
 
+@checked
 @full_precision()
 def train_experts(
     model: Model,
@@ -337,6 +340,7 @@ def train_experts(
         "experts_per_group": experts_per_group,
         "sites": {site.name: list(site.unconstrained_shape) for site in model.sites},
         "preprocessing": fingerprint(data),
+        "inputs": data.preprocessing.summary,
         "key": key_record(key),
     }
     root = None if directory is None else pathlib.Path(directory)
@@ -452,7 +456,9 @@ def _snapshot_path(root: pathlib.Path, group: int, epoch: int) -> pathlib.Path:
 def _finished(root: pathlib.Path, metadata: dict[str, Any]) -> Experts:
     experts = Experts.load(root)
     current = json.loads(json.dumps(metadata))
-    different = [name for name in current if current[name] != experts.metadata.get(name)]
+    # Experts of versions that did not write how their inputs were made are told by the fingerprint alone.
+    written = [name for name in current if name != "inputs" or name in experts.metadata]
+    different = [name for name in written if current[name] != experts.metadata.get(name)]
     if different:
         raise ValueError(
             f"directory={str(root)!r} holds experts that were trained otherwise (different: {', '.join(different)}); "

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.diagnostics import predictive_metrics
 from pseudocoreset.inference import sample
@@ -18,6 +19,7 @@ from pseudocoreset.validation import check_key, check_positive
 __all__ = ["choose_mass"]
 
 
+@checked
 def choose_mass(
     model: Model,
     coreset: Pseudocoreset,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.objectives import Objective
 
 __all__ = [
@@ -85,6 +86,7 @@ def stop_at_plan(step: int, coreset: Any, info: dict[str, float]) -> bool:
     raise ValueError("front_door runs no compiled block of steps whose memory could be estimated")
 
 
+@checked
 def estimate_memory(front_door: Callable[..., Any], *arguments: Any, **settings: Any) -> MemoryEstimate:
     """What a fit will need on its device: its block of steps is compiled, and the compiler asked. Nothing runs.
 

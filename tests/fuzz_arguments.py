@@ -160,8 +160,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         pseudocoreset.load_coreset: {"name": "digits-fbpc-1"},
         pseudocoreset.load_dataset: {"name": "digits"},
         pseudocoreset.train_experts: {
-            "model": t["network"], "data": t["images"], "num_experts": 1, "num_epochs": 1, "key": KEY, "progress": False,
-            "batch_size": 10,
+            "model": t["network"], "data": t["images"], "num_experts": 1, "num_epochs": 1, "key": KEY,
+            "progress": False, "batch_size": 10,
         },
         models.bnn: {"network": models.MLP((4,)), "data": t["images"]},
         models.gaussian_location: {},
@@ -176,7 +176,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         inference.schedules.Cyclical: {},
         inference.schedules.Polynomial: {},
         diagnostics.calibrate: {
-            "model": t["model"], "x": t["table"].train.x, "key": KEY, "num_simulations": 10, "num_draws": 3, "kernel": "nuts"
+            "model": t["model"], "x": t["table"].train.x, "key": KEY, "num_simulations": 10, "num_draws": 3,
+            "kernel": "nuts",
         },
         diagnostics.compare_posteriors: compared,
         diagnostics.compare_moments: {"reference": t["posterior"], "other": t["posterior"]},
@@ -189,7 +190,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         diagnostics.predictive_metrics: {
             "posterior_or_probabilities": t["probabilities"], "y": t["labels"]
         },
-        diagnostics.held_out_elpd: {"predictions": t["comparison"].predictions if hasattr(t["comparison"], "predictions") else {}},
+        diagnostics.held_out_elpd: {"predictions": t["comparison"].predictions},
         diagnostics.reweight: {
             "posterior": t["posterior"], "model": t["model"], "source": t["table"], "target": t["table"]
         },
@@ -203,7 +204,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         diagnostics.plot_trace: {"posterior": t["posterior"], "model": t["model"]},
         diagnostics.plot_rank: {"posterior": t["posterior"], "model": t["model"]},
         diagnostics.plot_history: {"history": {"loss": np.zeros(3)}},
-        data.Split: {"raw": np.zeros((3, 2), np.float32), "y": np.zeros(3, np.int32), "preprocessing": data.Preprocessing()},
+        data.Split: {
+            "raw": np.zeros((3, 2), np.float32), "y": np.zeros(3, np.int32), "preprocessing": data.Preprocessing()
+        },
         data.Preprocessing: {"mean": np.zeros(2), "std": np.ones(2)},
         data.corrupt: {"images": np.zeros((2, 8, 8, 1), np.uint8), "name": "snow", "severity": 1, "key": KEY},
         data.corrupted: {"split": t["images"].test, "name": "snow", "severity": 1, "key": KEY},
@@ -254,7 +257,8 @@ def changed_calls(draw: Any) -> tuple[str, dict[str, str]]:
 
 
 def names_of(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters)
+    """Names of its arguments; one that takes two things may be called by either."""
+    return {word for name in inspect.signature(function).parameters for word in (name, *name.split("_or_"))}
 
 
 def outcome_of(name: str, changes: dict[str, str]) -> str:

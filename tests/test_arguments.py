@@ -148,12 +148,11 @@ def test_public_functions_name_what_is_wrong(call, message):
     assert str(refused.value) == message
 
 
-@pytest.mark.slow
 def test_calls_made_by_chance_end_well(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.syspath_prepend(pathlib.Path(__file__).parent)
     import fuzz_arguments
 
-    outcomes, bare = fuzz_arguments.run(200)
+    outcomes, bare = fuzz_arguments.run(100)
     assert bare == []
     assert outcomes["refused"] > 50

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.data.dataset import Split
 from pseudocoreset.data.distortions import DISTORTIONS
 from pseudocoreset.validation import check_choice, check_integer, check_key
@@ -89,6 +90,7 @@ _CONSTANTS: dict[str, tuple[tuple[float, ...], ...]] = {
 }
 
 
+@checked
 def corrupt(images: np.ndarray, name: str, severity: int, key: jax.Array) -> np.ndarray:
     """Apply one common corruption (Hendrycks and Dietterich 2019, section 3) to every image.
 
@@ -133,6 +135,7 @@ def corrupt(images: np.ndarray, name: str, severity: int, key: jax.Array) -> np.
     return result
 
 
+@checked
 def corrupted(split: Split, name: str, severity: int, key: jax.Array) -> Split:
     """A split of the same data with corrupted images, the same targets and the same preprocessing.
 

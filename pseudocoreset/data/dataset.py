@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.data.coercion import as_inputs, as_numbers, as_several, column_names, row_of
 from pseudocoreset.data.images import check_image_shape, check_image_values
-from pseudocoreset.data.preprocessing import Preprocessing, channel_moments, fit_preprocessing
+from pseudocoreset.data.preprocessing import Preprocessing, are_same, channel_moments, fit_preprocessing
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.data.targets import (
     as_class_names,
@@ -40,6 +41,7 @@ def _taken(raw: Inputs, index: np.ndarray | slice) -> Inputs:
     return raw.select(index) if isinstance(raw, StoredImages) else raw[index]
 
 
+@checked_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Inputs as they are stored, their targets, and what turns them into model inputs.
@@ -160,6 +162,7 @@ class Split:
         return f"Split({len(self):,} x {self.feature_shape} {self.raw.dtype}{place}, {kind})"
 
 
+@checked_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test arrays, the preprocessing that makes model inputs of them, and class names.
@@ -192,6 +195,11 @@ class Dataset:
             split = getattr(self, name)
             if split is None:
                 continue
+            if not are_same(split.preprocessing.summary, self.train.preprocessing.summary):
+                raise ValueError(
+                    f"{name} has the preprocessing {split.preprocessing!r}, train {self.train.preprocessing!r}; a "
+                    "model would see other inputs in the one than in the other"
+                )
             if split.layout != self.train.layout:
                 raise ValueError(f"{name} has other arrays in its inputs than train")
             if split.feature_shape != self.train.feature_shape:

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.data.builders import make_builder, prepare
 from pseudocoreset.data.dataset import Dataset, Split
 from pseudocoreset.data.preprocessing import channel_moments, fit_preprocessing
@@ -35,6 +36,7 @@ DATASET_NAMES = ("digits", *_SOURCES)
 """What `load_dataset` knows."""
 
 
+@checked
 def load_dataset(
     name: str,
     *,

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.data.records import Inputs
 
-__all__ = ["ZCA_EPSILON", "Preprocessing", "channel_moments", "fit_preprocessing"]
+__all__ = ["ZCA_EPSILON", "Preprocessing", "are_same", "channel_moments", "fit_preprocessing"]
 
 # Moments of the same data differ in their last digits from one machine to another.
 SAME_WITHIN = 1e-3
@@ -76,6 +77,7 @@ def _frozen(name: str, value: Any, rank: int) -> np.ndarray | None:
     return array
 
 
+@checked_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocessing:
     """Turns stored arrays into model inputs: scale, per-channel normalisation, ZCA whitening.

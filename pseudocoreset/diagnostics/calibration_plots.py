@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.calibration import Calibration
 from pseudocoreset.diagnostics.formatting import number
 from pseudocoreset.diagnostics.ranks import ecdf_band, ecdf_counts
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_calibration"]
 
 
+@checked
 def plot_calibration(calibration: Calibration, *, level: float = 0.95, max_panels: int = 12) -> Figure:
     """Distribution functions of the ranks less that of uniform ones, with the band that holds all of it.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.blocks import bound, held_out, log_probability_blocks, mean_blocks, same_data
 from pseudocoreset.diagnostics.convergence import spread_indices
 from pseudocoreset.diagnostics.moments import parameter_names
@@ -29,6 +30,7 @@ _STYLE: dict[str, Any] = {"backend": "matplotlib", "figure_kwargs": {"layout": "
 MIN_DRAWS = 8  # of a chain, for effective sample sizes of parts of it and for energies
 
 
+@checked
 def plot_trace(posterior: Posterior, model: Model, *, num_inputs: int = 4) -> PlotCollection:
     """Trace of predictions at the held-out inputs where they vary most over draws; see ``plot_rank``.
 
@@ -45,6 +47,7 @@ def plot_trace(posterior: Posterior, model: Model, *, num_inputs: int = 4) -> Pl
     return arviz_plots.plot_trace(_prediction_tree(posterior, model, num_inputs), **_STYLE)
 
 
+@checked
 def plot_rank(posterior: Posterior, model: Model, *, num_inputs: int = 4) -> PlotCollection:
     """Rank plot of predictions at the held-out inputs where they vary most over draws.
 
@@ -63,6 +66,7 @@ def plot_rank(posterior: Posterior, model: Model, *, num_inputs: int = 4) -> Plo
     return arviz_plots.plot_rank(_prediction_tree(posterior, model, num_inputs), **_STYLE)
 
 
+@checked
 def plot_ess(posterior: Posterior, model: Model, *, num_inputs: int = 4, kind: str = "local") -> PlotCollection:
     """Effective sample size of predictions at the held-out inputs where they vary most over draws.
 
@@ -91,6 +95,7 @@ def plot_ess(posterior: Posterior, model: Model, *, num_inputs: int = 4, kind: s
     return arviz_plots.plot_ess(tree, kind=kind, min_ess=least, **_STYLE)
 
 
+@checked
 def plot_forest(
     posteriors: Posterior | Mapping[str, Posterior], model: Model, *, num_inputs: int = 10
 ) -> PlotCollection:
@@ -131,6 +136,7 @@ def plot_forest(
     return collection
 
 
+@checked
 def plot_energy(posterior: Posterior) -> PlotCollection:
     """Energy of the draws against its changes between draws (Betancourt 2016); of HMC and NUTS.
 
@@ -158,6 +164,7 @@ def plot_energy(posterior: Posterior) -> PlotCollection:
     return arviz_plots.plot_energy(tree, **_STYLE)
 
 
+@checked
 def plot_marginals(
     posteriors: Mapping[str, Posterior], *, max_parameters: int = 12, kind: str = "kde"
 ) -> PlotCollection:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.agreement import UNIFORM, agreement, function_draws
 from pseudocoreset.diagnostics.blocks import bound, held_out, same_data
 from pseudocoreset.diagnostics.comparison import Comparison, Comparisons
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_posteriors"]
 
 
+@checked
 @overload
 def compare_posteriors(
     posteriors: Mapping[str, Posterior],
@@ -45,6 +47,7 @@ def compare_posteriors(
 ) -> Comparisons: ...
 
 
+@checked
 @overload
 def compare_posteriors(
     posteriors: Mapping[str, Posterior],
@@ -59,6 +62,7 @@ def compare_posteriors(
 ) -> Comparison: ...
 
 
+@checked
 def compare_posteriors(
     posteriors: Mapping[str, Posterior],
     model: Model,
@@ -254,5 +258,5 @@ def _as_split(split: Any) -> Split:
         # BlackJAX puts an array on the device when it is imported
         from pseudocoreset.inference.validation import resolve_predict_on
 
-        return resolve_predict_on(split, None)
+        return resolve_predict_on(split, None, "split")
     raise TypeError(f"split must be a Split, such as data.test, or (x, y); got {type(split).__name__}")

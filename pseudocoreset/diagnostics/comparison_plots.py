@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.agreement import UNIFORM
 from pseudocoreset.diagnostics.comparison import Comparison
 from pseudocoreset.diagnostics.convergence import spread_indices
@@ -23,6 +24,7 @@ __all__ = ["plot_agreement", "plot_comparison", "plot_reliability"]
 _Z = 1.959964  # of 95 % intervals
 
 
+@checked
 def plot_reliability(
     comparison_or_probabilities: Comparison | ArrayLike, y: ArrayLike | None = None, *, num_bins: int = 15
 ) -> Figure:
@@ -78,6 +80,7 @@ def plot_reliability(
     return figure
 
 
+@checked
 def plot_agreement(comparison: Comparison) -> Figure:
     """Each posterior against the reference, one dot a held-out input.
 
@@ -125,6 +128,7 @@ def plot_agreement(comparison: Comparison) -> Figure:
     return figure
 
 
+@checked
 def plot_comparison(comparison: Comparison | Comparisons) -> Figure:
     """The main figures of a comparison, a panel each and a line a posterior, with 95 % intervals.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.blocks import bound, log_probability_blocks, observed, target_blocks
 from pseudocoreset.diagnostics.convergence import spread_indices
 from pseudocoreset.diagnostics.formatting import json_values
@@ -31,6 +32,7 @@ _HELD_OUT = ("f", "probabilities", "input", "output", "class")  # what there is 
 _PREDICTIVE_STREAM = 2**31 - 1  # far from the streams that a sampler folds into the same key
 
 
+@checked
 def to_arviz(
     posterior: Posterior,
     model: Model | None = None,

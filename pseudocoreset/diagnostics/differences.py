@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.diagnostics.metrics import contributions, standard_error
 from pseudocoreset.diagnostics.predictive import Predictive
@@ -79,6 +80,7 @@ def score_difference(reference: Predictive, other: Predictive, *, num_bins: int 
     return ScoreDifference(elpd=float(gap.sum()), elpd_standard_error=count * standard_error(gap), **found)
 
 
+@checked
 def held_out_elpd(predictions: Mapping[str, Predictive]) -> Any:
     """Expected log predictive densities as the ``pandas.DataFrame`` of ``arviz_stats.compare``, best first.
 

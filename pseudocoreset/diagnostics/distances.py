@@ -15,6 +15,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.validation import check_integer, check_key, check_positive
 
@@ -32,6 +34,7 @@ CHUNK = 2**22  # pairwise distances held at once
 NUM_PROJECTIONS = 200
 
 
+@checked
 def sliced_wasserstein(
     x: ArrayLike, y: ArrayLike, *, key: jax.Array, num_projections: int = NUM_PROJECTIONS, order: int = 2
 ) -> float:
@@ -75,6 +78,7 @@ def _projected_wasserstein(one: np.ndarray, other: np.ndarray, order: int) -> fl
     return float(np.mean(widths @ powers) ** (1 / order))
 
 
+@checked
 def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     """Energy distance (Szekely and Rizzo 2013), 2 E|X - Y| - E|X - X'| - E|Y - Y'|, in the units of the draws.
 
@@ -93,6 +97,7 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     return _energy(*_PairMeans(one, other, np.sqrt)())
 
 
+@checked
 def maximum_mean_discrepancy(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
     """Squared maximum mean discrepancy (Gretton et al. 2012), kernel function exp(-|x - y|^2 / (2 h^2)).
 
@@ -258,6 +263,7 @@ class GaussianDivergences(NamedTuple):
     variance_ratio: float
 
 
+@checked
 def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
     """Moments and KL divergences of Gaussian fits, for models of few parameters.
 
@@ -297,7 +303,7 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
 
 def _samples(x: ArrayLike, y: ArrayLike, least: int = 1) -> tuple[Sample, Sample]:
     """Draws (s, d) of one chain, or (chain, draw, d), with the labels of their chains; checked."""
-    arrays = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    arrays = as_numbers(x, "x").astype(np.float64), as_numbers(y, "y").astype(np.float64)
     shapes = f"shapes {arrays[0].shape} and {arrays[1].shape}"
     if any(array.ndim not in (2, 3) for array in arrays) or arrays[0].shape[-1] != arrays[1].shape[-1]:
         raise ValueError(f"x and y must be draws (s, d) and (t, d), or (chain, draw, d); got {shapes}")

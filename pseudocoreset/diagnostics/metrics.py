@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.formatting import json_values
 from pseudocoreset.diagnostics.predictive import Predictive, check_labels, predict, predict_from_probabilities
 
@@ -101,9 +103,11 @@ def reliability(
     Raises:
         ValueError: ``num_bins`` below 1.
     """
-    probabilities = np.asarray(probabilities, np.float64)
+    probabilities = as_numbers(probabilities, "probabilities").astype(np.float64)
+    if probabilities.ndim != 2 or 0 in probabilities.shape:
+        raise ValueError(f"probabilities must be (n, C); got shape {probabilities.shape}")
     confidence = probabilities.max(-1)
-    correct = _correctness(probabilities, np.asarray(y))
+    correct = _correctness(probabilities, check_labels(y, *probabilities.shape))
     bins = _bins_of(confidence, num_bins)
     counts = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
@@ -112,6 +116,7 @@ def reliability(
     return counts, accuracies, confidences
 
 
+@checked
 def expected_calibration_error(probabilities: ArrayLike, y: ArrayLike, *, num_bins: int = 15) -> float:
     """ECE = sum_b (n_b / n) |accuracy_b - confidence_b|, with the sums over the whole data set.
 
@@ -128,6 +133,7 @@ def expected_calibration_error(probabilities: ArrayLike, y: ArrayLike, *, num_bi
     return float(gaps @ counts / counts.sum())
 
 
+@checked
 def predictive_metrics(
     posterior_or_probabilities: Posterior | ArrayLike,
     y: ArrayLike | None = None,
@@ -165,7 +171,9 @@ def predictive_metrics(
         return metrics_of(predict(cast("Posterior", posterior_or_probabilities), model, y), num_bins=num_bins)
     if y is None:
         raise ValueError("y is needed to score probabilities: predictive_metrics(probabilities, y)")
-    predictive = predict_from_probabilities(np.asarray(posterior_or_probabilities), y, log=log)
+    predictive = predict_from_probabilities(
+        as_numbers(posterior_or_probabilities, "posterior_or_probabilities"), y, log=log
+    )
     return metrics_of(predictive, num_bins=num_bins)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.agreement import draw_groups, halves
 from pseudocoreset.diagnostics.distances import GaussianDivergences, gaussian_divergences, jackknife
 from pseudocoreset.diagnostics.formatting import Table, json_values, text_table, with_error
@@ -51,6 +52,7 @@ class Moments:
         """Position of the parameter whose mean is shifted most."""
         return int(np.argmax(np.abs(np.nan_to_num(self.shift))))
 
+    @checked
     def table(self, heading: str = "Parameters: shifts of means in standard deviations of the reference") -> Table:
         """One row a parameter."""
         columns = zip(
@@ -86,6 +88,7 @@ def parameter_names(sites: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return tuple(names)
 
 
+@checked
 def compare_moments(
     reference: Posterior,
     other: Posterior,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.convergence import spread_indices
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ MAX_POINTS = 2000
 LONGEST_NAME = 24  # of a class, in letters
 
 
+@checked
 def plot_coreset(
     coreset: Pseudocoreset,
     data: Dataset | Split | None = None,
@@ -54,6 +56,7 @@ def plot_coreset(
     return _image_grid(coreset, split, max_per_class, max_classes) if is_image else _point_cloud(coreset, split)
 
 
+@checked
 def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
     """The course of a fit: one panel a recorded series, against the step where "step" is recorded.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.blocks import bound, held_out, log_probability_blocks, mean_blocks, observed
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def check_labels(y: ArrayLike, num_data: int, num_classes: int) -> np.ndarray:
         TypeError: Not numbers.
         ValueError: Wrong shape, or a label that is no class (named with its index).
     """
-    labels = np.asarray(y)
+    labels = as_numbers(y, "y")
     if labels.dtype.kind not in "iubf":
         raise TypeError(f"y must hold integer class labels; got dtype {labels.dtype}")
     if labels.shape != (num_data,):
@@ -78,13 +79,16 @@ def check_labels(y: ArrayLike, num_data: int, num_classes: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def predict_from_probabilities(values: np.ndarray, y: ArrayLike, *, log: bool = False) -> Predictive:
+def predict_from_probabilities(
+    values: np.ndarray, y: ArrayLike, *, log: bool = False, name: str = "probabilities"
+) -> Predictive:
     """The model average of given probabilities.
 
     Args:
         values: ``(n, C)`` or ``(chain, draw, n, C)``; probabilities, or their logarithms when ``log``.
         y: ``(n,)`` integer labels.
         log: ``values`` are logarithms.
+        name: how errors call them.
 
     Returns:
         ``Predictive``.
@@ -93,18 +97,18 @@ def predict_from_probabilities(values: np.ndarray, y: ArrayLike, *, log: bool = 
         ValueError: Wrong rank, or a row that is not a distribution.
     """
     if values.ndim not in (2, 4):
-        raise ValueError(f"probabilities must be (n, C) or (chain, draw, n, C), got shape {values.shape}")
+        raise ValueError(f"{name} must be (n, C) or (chain, draw, n, C), got shape {values.shape}")
     if 0 in values.shape:
-        raise ValueError(f"probabilities are empty: shape {values.shape}")
+        raise ValueError(f"{name} are empty: shape {values.shape}")
     stack = values.astype(np.float64).reshape((-1, *values.shape[-2:]))
     if not log and not (stack >= 0).all():
-        raise ValueError("probabilities must be non-negative; for log-probabilities pass log=True")
+        raise ValueError(f"{name} must be non-negative; for log-probabilities pass log=True")
     with np.errstate(divide="ignore"):
         logs = stack if log else np.log(stack)
     sums = np.exp(logs).sum(-1)
     # half-precision softmax rounds to about 1e-3
     if not np.all(np.abs(sums - 1) < 1e-2):
-        raise ValueError(f"each row of probabilities must sum to one; sums run from {sums.min()} to {sums.max()}")
+        raise ValueError(f"each row of {name} must sum to one; sums run from {sums.min()} to {sums.max()}")
     labels = check_labels(y, *values.shape[-2:])
     num_chains, num_draws = values.shape[:2] if values.ndim == 4 else (1, 1)
     return _average(iter([logs]), labels, num_chains, num_draws)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.agreement import UNIFORM
 from pseudocoreset.diagnostics.blocks import held_out, same_data
 from pseudocoreset.diagnostics.chain_plots import (
@@ -70,6 +71,7 @@ pre { background: var(--tint); padding: .8rem; border-radius: 6px; overflow-x: a
 """
 
 
+@checked
 def report(
     comparison: Comparison | Comparisons,
     path: str | os.PathLike[str],

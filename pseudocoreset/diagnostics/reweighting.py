@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.diagnostics.formatting import json_values, number, with_error
 
@@ -60,6 +61,7 @@ class Reweighting:
         """Whether averages under the weights can be trusted."""
         return self.pareto_k <= self.threshold
 
+    @checked
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Average of (chain, draw, ...) values under the weights; NaN where no draw has a weight."""
         weights = np.exp(self.log_weights)
@@ -82,6 +84,7 @@ class Reweighting:
     __repr__ = __str__
 
 
+@checked
 def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) -> Reweighting:
     """Weights that turn draws given one set of data into draws given another.
 
@@ -111,7 +114,10 @@ def reweight(posterior: Posterior, model: Model, *, source: Any, target: Any) ->
         raise ValueError(f"posterior has {count} draws; a tail needs at least {LEAST_DRAWS}")
     flat = {name: jnp.asarray(a.reshape(count, *a.shape[2:])) for name, a in posterior.unconstrained.items()}
 
-    sides = {name: resolve_data(data, takes_bytes=True) for name, data in {"source": source, "target": target}.items()}
+    sides = {
+        name: resolve_data(data, takes_bytes=True, argument=name)
+        for name, data in {"source": source, "target": target}.items()
+    }
     check_preprocessing(
         sides["source"].summary, sides["target"].summary, "source", "target", "Give both as the model saw the source"
     )

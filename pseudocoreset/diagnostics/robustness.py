@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.data import CORRUPTIONS, SEVERITIES, Split, corrupted
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.formatting import json_values, number, text_table, with_error
 from pseudocoreset.diagnostics.metrics import Metrics, contributions, metrics_of
 from pseudocoreset.diagnostics.predictive import Predictive, predict, predict_from_probabilities
@@ -132,6 +134,7 @@ class Robustness:
         return text_table((heading, columns, rows))
 
 
+@checked
 def robustness(
     posterior_or_predict: Posterior | Callable[[np.ndarray], ArrayLike],
     model: Model | None,
@@ -239,7 +242,10 @@ def _predictor(source: Any, model: Model | None) -> Callable[[Split], Predictive
 
 def _given(clean: Any, model: Model | None, split: Split) -> Predictive:
     if not hasattr(clean, "function_values"):
-        return predict_from_probabilities(np.asarray(clean), split.y)
+        probabilities = as_numbers(clean, "clean")
+        if probabilities.ndim != 2 or len(probabilities) != len(split.y):
+            raise ValueError(f"clean must be probabilities ({len(split.y)}, C); got shape {probabilities.shape}")
+        return predict_from_probabilities(probabilities, split.y, name="clean")
     if model is None:
         raise ValueError("model is needed to score clean, a Posterior: robustness(posterior, model, split, ...)")
     held_out = clean.predict_on

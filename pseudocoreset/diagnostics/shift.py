@@ -9,6 +9,8 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.predictive import predict
 from pseudocoreset.validation import check_choice
 
@@ -31,6 +33,7 @@ class Detection(NamedTuple):
     standard_error: float
 
 
+@checked
 def detect_foreign(
     familiar: Posterior | ArrayLike,
     foreign: Posterior | ArrayLike,
@@ -68,7 +71,7 @@ def _probabilities(values: Any, name: str, model: Model | None) -> np.ndarray:
         if model is None:
             raise ValueError("model is needed to score a Posterior: detect_foreign(..., model=model)")
         return predict(cast("Posterior", values), model).probabilities
-    array = np.asarray(values, np.float64)
+    array = as_numbers(values, name).astype(np.float64)
     if array.ndim != 2 or 0 in array.shape or not np.allclose(array.sum(-1), 1, atol=1e-2) or (array < 0).any():
         raise ValueError(f"{name} must be a posterior or class probabilities (n, C); got shape {array.shape}")
     return array

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.diagnostics.convergence import convergence
@@ -27,6 +28,7 @@ __all__ = ["Default", "run_default"]
 ENOUGH_DRAWS = 4  # of a chain, for R-hat
 
 
+@checked_class
 @dataclass(frozen=True)
 class Default:
     """Sampling the posterior of the coreset, weights as they are, and scoring the average of its draws.

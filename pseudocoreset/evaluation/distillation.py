@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share, still
@@ -18,6 +19,7 @@ from pseudocoreset.validation import check_integer, check_positive
 __all__ = ["Distillation"]
 
 
+@checked_class
 @dataclass(frozen=True)
 class Distillation(Published):
     """Networks trained from scratch on the coreset by SGD, as papers on dataset distillation evaluate.

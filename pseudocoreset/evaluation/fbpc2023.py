@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share
@@ -18,6 +19,7 @@ from pseudocoreset.validation import check_integer, check_positive
 __all__ = ["FBPC2023"]
 
 
+@checked_class
 @dataclass(frozen=True)
 class FBPC2023(Published):
     """SGHMC as the paper of FBPC evaluates by it (Kim, Lee and Lee 2023, appendix C.2, equation 27).

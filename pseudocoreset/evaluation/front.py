@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import resolve_augmentation
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
@@ -37,6 +38,7 @@ PROTOCOLS: dict[str, type[Any]] = {one.name: one for one in (Default, Kim2022, F
 SPLITS = ("validation", "test")
 
 
+@checked
 @overload
 def evaluate(
     coreset: Pseudocoreset,
@@ -53,6 +55,7 @@ def evaluate(
 ) -> Evaluation: ...
 
 
+@checked
 @overload
 def evaluate(
     coreset: Pseudocoreset,
@@ -69,6 +72,7 @@ def evaluate(
 ) -> Evaluations: ...
 
 
+@checked
 @full_precision()
 def evaluate(
     coreset: Pseudocoreset,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share
@@ -44,6 +45,7 @@ _KIM_SETTINGS = {
 _KIM_FIELDS = ("num_iterations", "num_steps", "num_burn_in", "step_size", "momentum_scale", "weight_decay")
 
 
+@checked_class
 @dataclass(frozen=True)
 class Kim2022(Published):
     """SGHMC or HMC as in the reference code of Kim et al. 2022 (BPC), to compare with published tables.

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.arguments import checked
+from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.metrics import metrics_of
 from pseudocoreset.diagnostics.predictive import Predictive
 from pseudocoreset.evaluation.result import Estimate
@@ -21,6 +23,7 @@ PUBLISHED_EDGES = 30
 _ERROR = "_standard_error"
 
 
+@checked
 def nll_batchmean(log_likelihood: ArrayLike, *, batch_size: int = PUBLISHED_BATCH) -> float:
     """The NLL of the reference code of Kim et al. 2022: that of batches.
 
@@ -42,7 +45,7 @@ def nll_batchmean(log_likelihood: ArrayLike, *, batch_size: int = PUBLISHED_BATC
     Raises:
         ValueError: for an array that is not (draws, n), or a batch size below one.
     """
-    values = np.asarray(log_likelihood, np.float64)
+    values = as_numbers(log_likelihood, "log_likelihood").astype(np.float64)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"log_likelihood must be (draws, n); got shape {values.shape}")
     size = check_integer(batch_size, "batch_size")
@@ -53,6 +56,7 @@ def nll_batchmean(log_likelihood: ArrayLike, *, batch_size: int = PUBLISHED_BATC
     return float(total / values.shape[1])
 
 
+@checked
 def ece_batch(
     probabilities: ArrayLike, y: ArrayLike, *, batch_size: int = PUBLISHED_BATCH, num_edges: int = PUBLISHED_EDGES
 ) -> float:
@@ -75,7 +79,7 @@ def ece_batch(
     Raises:
         ValueError: for arrays that do not fit each other, or sizes too small.
     """
-    values, labels = np.asarray(probabilities, np.float64), np.asarray(y)
+    values, labels = as_numbers(probabilities, "probabilities").astype(np.float64), as_numbers(y, "y")
     if values.ndim != 2 or labels.shape != values.shape[:1] or not len(labels):
         raise ValueError(f"probabilities must be (n, C) and y (n,); got shapes {values.shape} and {labels.shape}")
     size, edges = check_integer(batch_size, "batch_size"), check_integer(num_edges, "num_edges", 2)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -26,6 +27,7 @@ from pseudocoreset.validation import check_integer
 __all__ = ["fit_bacon"]
 
 
+@checked
 def fit_bacon(
     model: Model | Sequence[Model],
     data: Dataset,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
@@ -34,6 +35,7 @@ CHUNK = 4096  # data whose features or log-likelihoods are computed together
 SMALLEST_SINE = 1e-3  # of the angle to the coreset, below which a direction in float32 is noise
 
 
+@checked
 @full_precision()
 def fit_giga(
     model: Model,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -28,6 +29,7 @@ from pseudocoreset.validation import check_integer
 __all__ = ["fit_distribution_matching", "fit_gradient_matching", "fit_trajectory_matching"]
 
 
+@checked
 def fit_gradient_matching(
     model: Model | Sequence[Model],
     data: Dataset,
@@ -131,6 +133,7 @@ def _distance(model: Model) -> str:
     return "cosine" if has_matrices else "squared"
 
 
+@checked
 def fit_trajectory_matching(
     model: Model | Sequence[Model],
     data: Dataset,
@@ -231,6 +234,7 @@ def fit_trajectory_matching(
     return run("trajectory_matching", common, build, optimizer=optimizer, step_size=step_size, default=default)
 
 
+@checked
 def fit_distribution_matching(
     model: Model | Sequence[Model],
     data: Dataset,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset, class_weights
 from pseudocoreset.data import Dataset
@@ -29,6 +30,7 @@ Features = Callable[[jax.Array], Any] | np.ndarray | jax.Array | None
 CHUNK = 4096  # data whose features or log-likelihoods are computed together
 
 
+@checked
 def fit_random(
     model: Models,
     data: Dataset,
@@ -67,6 +69,7 @@ def fit_random(
     return beside_random(result, model, data, images_per_class, size, key, mass, replaces=False)
 
 
+@checked
 @full_precision()
 def fit_herding(
     model: Models,
@@ -109,6 +112,7 @@ def fit_herding(
     )
 
 
+@checked
 @full_precision()
 def fit_k_centres(
     model: Models,

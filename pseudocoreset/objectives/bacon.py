@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
@@ -35,6 +36,7 @@ VARIANTS = ("paper", "released")
 RELEASED_CROSS_ENTROPY = 0.5
 
 
+@checked
 def decode(images: jax.Array, factor: int = 2) -> jax.Array:
     """The images that stored images are made of: crops on a grid, enlarged bilinearly.
 
@@ -130,6 +132,7 @@ class _State(NamedTuple):
     pixel_range: tuple[jax.Array, jax.Array] | None  # of the variant "paper"
 
 
+@checked
 def bacon(
     model: Model,
     *,

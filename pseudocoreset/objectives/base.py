@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 
@@ -34,6 +35,7 @@ class CoresetArrays(NamedTuple):
     weights: jax.Array  # (m,) float32
 
 
+@checked_class
 class SnapshotWindow(NamedTuple):
     """Which expert snapshots an objective takes: one epoch drawn uniformly from ``first`` to ``last``.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model
 from pseudocoreset.proxies.laplace import Potential
@@ -27,6 +28,7 @@ class ChainsState(NamedTuple):
     inverse_mass_matrix: jax.Array  # (p,)
 
 
+@checked_class
 @dataclass(frozen=True)
 class Chains:
     """BlackJAX NUTS chains, as many as there are draws, moved a few transitions at every step of the coreset.

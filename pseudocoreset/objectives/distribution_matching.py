@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
@@ -45,6 +46,7 @@ def require_features(name: str, model: Model) -> None:
         raise ValueError(f"{name} needs classes; the program {model.name!r} has none. Use gradient_matching")
 
 
+@checked
 def distribution_matching(
     model: Model,
     *,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
@@ -29,6 +30,7 @@ __all__ = ["forward_kl"]
 ESTIMATORS = ("monte_carlo", "closed_form")
 
 
+@checked
 def forward_kl(
     model: Model,
     *,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.chunks import over_data
@@ -41,6 +42,7 @@ __all__ = ["function_kl", "function_kl_surrogate"]
 FunctionDraws = Callable[[jax.Array], jax.Array]
 
 
+@checked
 def function_kl_surrogate(
     model: Model,
     params: Params,
@@ -101,6 +103,7 @@ class _Map(NamedTuple):
     steps: jax.Array
 
 
+@checked
 def function_kl(
     model: Model,
     *,
@@ -199,7 +202,7 @@ def function_kl(
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
-            return _Map(params, optimizer, loss, state.steps + 1)
+            return _Map(params, optimizer, loss.astype(state.loss.dtype), state.steps + 1)
 
         params = model.init(init_key)
         start = _Map(params, adam.init(params), jnp.asarray(jnp.inf, coreset.inputs.dtype), jnp.asarray(0))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
@@ -85,6 +86,7 @@ class _Training(NamedTuple):
     matched: jax.Array  # matches since it was drawn
 
 
+@checked
 def gradient_matching(
     model: Model,
     *,

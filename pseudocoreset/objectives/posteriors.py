@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
+from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import fill_up, spread
@@ -47,6 +48,7 @@ NUM_STARTS = 4  # of the search for a mode of the full data, zero among them
 WEIGHT_SCALE = 0.01  # sigma of Kim et al. 2022
 
 
+@checked_class
 @dataclass(frozen=True)
 class InnerTraining:
     """The short training on the coreset from an expert snapshot (Kim et al. 2022).

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
@@ -38,6 +39,7 @@ ESTIMATORS = ("monte_carlo", "closed_form")
 TARGETS = ("posterior", "tempered")
 
 
+@checked
 def reverse_kl(
     model: Model,
     *,

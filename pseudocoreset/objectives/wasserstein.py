@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pseudocoreset.arguments import checked
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import LEAVES, CoresetArrays, Gradient, Objective, check_free
@@ -33,6 +34,7 @@ class _StepSize(NamedTuple):
     optimizer: Any
 
 
+@checked
 def wasserstein(
     model: Model,
     *,
@@ -77,6 +79,7 @@ def wasserstein(
     return _unrolled("wasserstein", model, training, learn_step_size, rematerialise, free)
 
 
+@checked
 def trajectory_matching(
     model: Model,
     *,
