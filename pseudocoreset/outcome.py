@@ -204,8 +204,9 @@ def advise(
 def _without_likelihood(objective: Objective, points: Any, key: jax.Array) -> np.ndarray:
     """Points whose log-likelihood is not finite at any of a few parameters drawn from the prior."""
     model = objective.model
+    inputs = points.packed if isinstance(points, Pseudocoreset) else points.inputs
     values = [
-        np.asarray(model.log_likelihood(model.init(k), points.inputs, points.targets))
+        np.asarray(model.log_likelihood(model.init(k), inputs, points.targets))
         for k in jax.random.split(key, NUM_PARAMETERS)
     ]
     return np.flatnonzero(~np.isfinite(np.stack(values)).any(0))

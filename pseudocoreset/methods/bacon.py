@@ -140,14 +140,14 @@ def _encoded_start(common: Common) -> Pseudocoreset:
         real,
         inputs=np.asarray(encode(jnp.asarray(quarters.reshape(real.inputs.shape)))),
         targets=np.repeat(real.targets[:: 4 * count], count),
-        weights=np.ones(classes * count, np.float32),
+        weights=np.repeat(real.weights[:: 4 * count], count),
     )
     return stored.with_mass("ones" if common.weights == "ones" else "data")
 
 
 def _decoded(coreset: Pseudocoreset) -> Pseudocoreset:
-    """Every image of a stored one as a point; weights of one stay one, others are shared out."""
-    counted = np.all(coreset.weights == 1)
+    """Every image of a stored one as a point; weights of mean one keep it, others are shared out."""
+    counted = np.isclose(coreset.mass, coreset.size)
     return replace(
         coreset,
         inputs=np.asarray(decode(jnp.asarray(coreset.inputs))),

@@ -39,7 +39,7 @@ def fit_fbpc(
     optimizer: Optimizer | None = None,
     step_size: float | None = None,
     augment: Augmentation | str | None = "auto",
-    weights: str = "ones",
+    weights: str | None = None,
     targets: str = "fixed",
     num_draws: int = 30,
     num_networks: int = 1,
@@ -77,10 +77,11 @@ def fit_fbpc(
             step 0.01 on targets and weights where they are learned; for tables Adam in units of each column.
         step_size: alpha; of Adam for tables, 0.1, and 0.01 with networks.
         augment: ``"auto"``, a strategy, an ``Augmentation`` or None (see ``resolve_augmentation``).
-        weights: mass of the weights, ``"ones"`` (as published) or ``"data"``, which is carried by the coreset into its
-            posterior. The fit itself, whose gradient is divided by the mass, does not depend on it, but for a
-            covariance from the curvature (``proxy="linearized"``, Laplace), which narrows as the mass grows. Or
-            ``"learned"`` from n / m each, which keeps their mass n: the objective does not determine it.
+        weights: mass of the weights, ``"ones"`` (as published; the default, but for a ``coreset``, which keeps its
+            own) or ``"data"``, which is carried by the coreset into its posterior. The fit itself, whose gradient is
+            divided by the mass, does not depend on it, but for a covariance from the curvature
+            (``proxy="linearized"``, Laplace), which narrows as the mass grows. Or ``"learned"`` from n / m each, which
+            keeps their mass n: the objective does not determine it.
         targets: ``"fixed"``, or ``"learned"``: class probabilities, or real targets.
         num_draws: S, draws of the function values a step.
         num_networks: pairs of an expert and a network trained on the coreset, over which each step averages: one as
@@ -117,7 +118,7 @@ def fit_fbpc(
         steps=1 if steps is None else steps,  # until the recipe is known
         experts=experts,
         augment=augment,
-        weights=weights,
+        weights="ones" if weights is None and coreset is None else weights,
         targets=targets,
         num_experts=num_experts,
         num_expert_epochs=num_expert_epochs,
