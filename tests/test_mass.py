@@ -21,12 +21,15 @@ SAMPLING = dict(kernel="nuts", num_chains=1, num_warmup=100, num_samples=100, ma
 
 
 def test_the_best_of_the_candidates_is_taken_and_all_are_recorded():
-    """Eight points of a noisy problem deserve little trust: a large mass is sure of what is wrong."""
-    chosen = choose_mass(MODEL, CORESET, HELD_OUT, masses=(300.0, 8.0), key=jax.random.key(1), **SAMPLING)
+    """Eight points of a noisy problem deserve little trust: a large mass is sure of what is wrong.
+
+    By 0.13 nats, of which 100 draws know one to 0.02.
+    """
+    chosen = choose_mass(MODEL, CORESET, HELD_OUT, masses=(300.0, 1.0), key=jax.random.key(1), **SAMPLING)
     record = chosen.metadata["mass_choice"]
-    assert record["mass"] == [8.0, 300.0]
+    assert record["mass"] == [1.0, 300.0]
     assert record["nll"][0] < record["nll"][1]
-    assert chosen.mass == pytest.approx(8.0)
+    assert chosen.mass == pytest.approx(1.0)
     np.testing.assert_array_equal(chosen.inputs, CORESET.inputs)
 
 
