@@ -105,15 +105,19 @@ def _at_mode(coreset: Pseudocoreset) -> str:
     found = coreset.metadata.get("at_mode")
     if found is None:
         return ""
+
+    def nats(value: float | None) -> str:
+        return "not known" if value is None else f"{value:.3g}"
+
+    kept = "" if found["kept"] == "fitted" else f"The {found['kept']} is kept, for the fit ended farther away. "
     if found["nats"] is None:
-        return f"Its divergence from the posterior of all data is not known: {found['reason']}."
-    near = f"{found['nats']:.3g} nats from the posterior of all data (Laplace at its mode)"
-    if found["kept"] == "fitted":
-        return f"It is {near}" + (
-            "." if found["other"] is None else f"; random points or its start, {found['other']:.3g}."
-        )
-    fitted = "a divergence that is not known" if found["fitted"] is None else f"{found['fitted']:.3g}"
-    return f"The {found['kept']} is kept, for the fit ended farther away: it is {near}; the fit, {fitted}."
+        mismatch = found.get("mismatch")
+        by = "" if mismatch is None else f"; score and curvature differ by {mismatch:.3g} there, where 0 is right"
+        return f"{kept}Its divergence from the posterior of all data is not known: {found['reason']}{by}."
+    near = f"It is {nats(found['nats'])} nats from the posterior of all data (Laplace at its mode)"
+    if kept:
+        return f"{kept}{near}; the fit, {nats(found['fitted'])}."
+    return f"{near}." if found["other"] is None else f"{near}; its start or random points, {nats(found['other'])}."
 
 
 def find_rise(objectives: Sequence[Objective], history: Mapping[str, np.ndarray]) -> Rise | None:

@@ -224,9 +224,14 @@ def adam(common: Common) -> Callable[[float | None], Optimizer]:
 
 
 def _units(common: Common) -> dict[str, Any]:
-    """Of the leaves of a table: standard deviations of columns and real targets, and the weight of a point."""
+    """Of the leaves of a table: standard deviations of columns and real targets, and the mean weight of a point."""
     y = common.data.train.y
-    units: dict[str, Any] = {"inputs": column_scales(common.data)}
+    if common.coreset is not None:
+        weight = float(np.mean(common.coreset.weights))
+    else:
+        points = common.size or (common.images_per_class or 1) * (common.data.num_classes or 1)
+        weight = 1.0 if common.weights == "ones" else common.data.train.num_data / points
+    units: dict[str, Any] = {"inputs": column_scales(common.data), "weights": weight}
     if np.issubdtype(np.asarray(y).dtype, np.floating):
         units["targets"] = np.std(y, axis=0, dtype=float)
     return units

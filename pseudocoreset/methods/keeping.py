@@ -24,8 +24,8 @@ def keep_better(
     """``result`` with the coreset that is nearer to the posterior of all data, and in its metadata which and how near.
 
     Where the divergence is not known, as of networks, the result's own coreset stays. ``metadata["at_mode"]`` has
-    ``nats`` of what was kept, ``fitted`` and ``other`` of both, ``kept`` (``"fitted"``, or ``what``) and ``reason``
-    where there is no number.
+    ``nats`` of what was kept, ``fitted`` and ``other`` of both, ``kept`` (``"fitted"``, or ``what``), and ``reason``
+    and ``mismatch`` where there is no number.
 
     Args:
         result: of a method.
@@ -39,22 +39,33 @@ def keep_better(
         found = dict.fromkeys(("nats", "fitted", "other")) | {"kept": "fitted", "reason": mode.reason}
         return _with(result, result.coreset, found)
     fitted = divergence_at(models[0], mode, result.coreset)
-    before = ModeDivergence(None) if other is None else divergence_at(models[0], mode, other)
-    is_worse = before.nats is not None and (fitted.nats is None or fitted.nats > before.nats + MARGIN)
-    kept = before if is_worse else fitted
+    before = None if other is None else divergence_at(models[0], mode, other)
+    is_worse = before is not None and _is_nearer(before, fitted)
+    kept = before if before is not None and is_worse else fitted
     found = {
         "nats": kept.nats,
         "fitted": fitted.nats,
-        "other": before.nats,
+        "other": None if before is None else before.nats,
         "kept": what if is_worse else "fitted",
         "reason": kept.reason,
+        "mismatch": kept.mismatch,
     }
     if not is_worse:
         return _with(result, result.coreset, found)
     assert other is not None
-    logger.warning("the fit ended %s from the posterior of all data, its %s is %s: that is kept", fitted, what, before)
+    logger.warning("the fit ended farther from the posterior of all data than its %s: that is kept", what)
     metadata = {name: value for name, value in result.coreset.metadata.items() if name != "indices"} | other.metadata
     return _with(result, replace(other, metadata=metadata | {"objective": result.coreset.metadata["objective"]}), found)
+
+
+def _is_nearer(one: ModeDivergence, other: ModeDivergence) -> bool:
+    """Whether ``one`` is nearer by more than rounding: by the divergence where both have it, else by the mismatch."""
+    pair = (one.nats, other.nats)
+    if None in pair:
+        pair = (one.mismatch, other.mismatch)
+    if pair[0] is None:
+        return False
+    return pair[1] is None or pair[1] > pair[0] + MARGIN
 
 
 def _with(result: FitResult, coreset: Pseudocoreset, found: dict[str, object]) -> FitResult:

@@ -33,10 +33,13 @@ class ModeDivergence:
     Attributes:
         nats: KL divergence of the coreset posterior from the full one, not negative; None where it is not known.
         reason: why it is not known, "" where it is.
+        mismatch: of score and curvature, |L' g|^2 / 2 + |L' H_c L - 1|^2 / 4 with L L' = H^-1: the divergence to second
+            order where it is small, and a number to compare coresets by where it is not known; None without a mode.
     """
 
     nats: float | None
     reason: str = ""
+    mismatch: float | None = None
 
     def __str__(self) -> str:
         return f"not known: {self.reason}" if self.nats is None else f"{self.nats:.3g} nats"
@@ -89,10 +92,12 @@ def mode_of_data(model: Model, data: Dataset) -> Mode | ModeDivergence:
 def divergence_at(model: Model, mode: Mode, coreset: Pseudocoreset) -> ModeDivergence:
     """``divergence_at_mode`` where the mode of the full data is known."""
     points = jax.tree.map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights))
-    nats = float(_divergence(model, mode, points))
+    nats, mismatch = map(float, _divergence(model, mode, points))
+    found = mismatch if math.isfinite(mismatch) else None
     if math.isfinite(nats):
-        return ModeDivergence(max(nats, 0.0))
-    return ModeDivergence(None, "the curvature of the coreset's log density is not positive definite at the mode")
+        return ModeDivergence(max(nats, 0.0), mismatch=found)
+    reason = "the curvature of the coreset's log density is not positive definite at the mode"
+    return ModeDivergence(None, reason, found)
 
 
 def _log_likelihood(model: Model, vector: jax.Array, rows: Any) -> jax.Array:
@@ -131,7 +136,7 @@ def _search(model: Model, start: jax.Array, data: DeviceData, count: int) -> Mod
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _divergence(model: Model, mode: Mode, points: Any) -> jax.Array:
+def _divergence(model: Model, mode: Mode, points: Any) -> tuple[jax.Array, jax.Array]:
     def log_density(vector: jax.Array) -> jax.Array:
         return model.log_prior(model.unflatten(vector)) + _log_likelihood(model, vector, points)
 
@@ -141,4 +146,5 @@ def _divergence(model: Model, mode: Mode, points: Any) -> jax.Array:
     ratios, vectors = jnp.linalg.eigh(factor.T @ precision @ factor)
     slope = vectors.T @ (factor.T @ gradient)
     nats = 0.5 * jnp.sum(1 / ratios - 1 + jnp.log(ratios) + (slope / ratios) ** 2)
-    return jnp.where(jnp.min(ratios) > 0, nats, jnp.nan)
+    mismatch = 0.5 * jnp.sum(slope**2) + 0.25 * jnp.sum((ratios - 1) ** 2)
+    return jnp.where(jnp.min(ratios) > 0, nats, jnp.nan), mismatch
