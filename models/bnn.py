@@ -147,7 +147,12 @@ def bnn(
             numpyro.sample("y", observation, obs=y)
 
     def initializer(key: jax.Array) -> Params:
-        params = dict(zip(names, jax.tree.leaves(pure.init(key)), strict=True))
+        # Modules make float32 weights where JAX computes in float64 too, and steps on them would change their type.
+        leaves = [
+            leaf.astype(jnp.result_type(float)) if leaf.dtype == jnp.float32 else leaf
+            for leaf in jax.tree.leaves(pure.init(key))
+        ]
+        params = dict(zip(names, leaves, strict=True))
         if likelihood == "gaussian" and noise_scale is None:
             params["noise"] = jnp.zeros(target_shape)  # unit noise on the unconstrained scale
         return params

@@ -15,6 +15,7 @@ from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.data.coercion import as_numbers, as_several
 from pseudocoreset.data.preprocessing import Preprocessing
 from pseudocoreset.layout import InputLayout, is_several
+from pseudocoreset.levels import stratified
 from pseudocoreset.schema import (
     COUNT,
     FLAG,
@@ -144,6 +145,7 @@ class Pseudocoreset:
         size: int | None = None,
         key: jax.Array,
         mass: str = "ones",
+        stratify: str | None = None,
     ) -> Pseudocoreset:
         """A coreset of real data chosen at random: the usual starting point, and the baseline to beat.
 
@@ -156,18 +158,26 @@ class Pseudocoreset:
             size: number of points in all, chosen uniformly; give this or ``images_per_class``.
             key: one typed key.
             mass: ``"ones"`` or ``"data"``, the sum of the weights m or n.
+            stratify: an array of integers among the inputs, by name: every one of its levels has a point at least, more
+                in proportion to its data, and the points of a level share its mass.
 
         Raises:
             ValueError: if both or neither of ``images_per_class`` and ``size`` are given, or there are fewer data.
         """
         check_key(key)
         check_choice(mass, "mass", MASSES)
-        indices = _choose(data, images_per_class, size, key)
+        if stratify is None:
+            indices = _choose(data, images_per_class, size, key)
+            weights = class_weights(data, indices) if size is None else np.ones(len(indices), np.float32)
+        else:
+            if size is None:
+                raise ValueError("stratify goes with size, the number of points in all")
+            indices, weights = stratified(data, stratify, check_integer(size, "size"), key)
         coreset = cls(
             inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
             layout=data.train.layout,
             targets=np.asarray(data.train.y[indices]),
-            weights=class_weights(data, indices) if size is None else np.ones(len(indices), np.float32),
+            weights=weights,
             preprocessing=data.preprocessing,
             num_data=data.train.num_data,
             class_names=data.class_names,

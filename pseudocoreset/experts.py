@@ -340,6 +340,7 @@ def train_experts(
         "experts_per_group": experts_per_group,
         "sites": {site.name: list(site.unconstrained_shape) for site in model.sites},
         "preprocessing": fingerprint(data),
+        "inputs": data.preprocessing.summary,
         "key": key_record(key),
     }
     root = None if directory is None else pathlib.Path(directory)
@@ -455,7 +456,9 @@ def _snapshot_path(root: pathlib.Path, group: int, epoch: int) -> pathlib.Path:
 def _finished(root: pathlib.Path, metadata: dict[str, Any]) -> Experts:
     experts = Experts.load(root)
     current = json.loads(json.dumps(metadata))
-    different = [name for name in current if current[name] != experts.metadata.get(name)]
+    # Experts of versions that did not write how their inputs were made are told by the fingerprint alone.
+    written = [name for name in current if name != "inputs" or name in experts.metadata]
+    different = [name for name in written if current[name] != experts.metadata.get(name)]
     if different:
         raise ValueError(
             f"directory={str(root)!r} holds experts that were trained otherwise (different: {', '.join(different)}); "

@@ -22,7 +22,7 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
-from pseudocoreset.data.doors import check_start
+from pseudocoreset.data.doors import check_preprocessing, check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
 from pseudocoreset.leaves import (
@@ -37,6 +37,7 @@ from pseudocoreset.leaves import (
     soften,
     to_free,
 )
+from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.objectives import CoresetArrays, Objective
@@ -142,7 +143,7 @@ def fit(
             raise ValueError(f"optimizer names {sorted(optimizer)}; the free leaves are {sorted(names)}")
         optimizer = optax.partition(dict(optimizer), {name: name for name in names})
     planning = stop_at_plan in callbacks  # for estimate_memory: shapes in the place of arrays, and nothing runs
-    expert_sets = (None,) * len(objectives) if planning else _match_experts(objectives, experts)
+    expert_sets = (None,) * len(objectives) if planning else _match_experts(objectives, experts, data)
     init_key, loop_key, expert_key, state_key = jax.random.split(key, 4)
     if coreset is None:
         coreset = Pseudocoreset.from_data(
@@ -154,6 +155,7 @@ def fit(
         check_start(coreset, data, weights=weights)
         if not coreset.preprocessing.is_known:
             coreset = replace(coreset, preprocessing=data.preprocessing)
+    warn_of_missing_levels(coreset, data)
     is_soft = coreset.is_soft or data.num_classes is not None
     if coreset.targets.ndim == 2:
         # Said once: real targets in training may come to look like probabilities.
@@ -258,9 +260,9 @@ def fit(
 
 
 def _match_experts(
-    objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None
+    objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None, data: Dataset
 ) -> tuple[Experts | None, ...]:
-    """One set of experts an objective, checked against what it takes."""
+    """One set of experts an objective, checked against what it takes and the inputs that it was trained on."""
     if experts is None:
         sets: tuple[Experts | None, ...] = (None,) * len(objectives)
     else:
@@ -281,6 +283,13 @@ def _match_experts(
                 f"{one.num_epochs} epochs"
             )
         wanted = {site.name: list(site.unconstrained_shape) for site in objective.model.sites}
+        check_preprocessing(
+            one.metadata.get("inputs"),
+            data.preprocessing.summary,
+            "what the experts were trained on",
+            "data",
+            "Load the data as they were for the experts, or train others",
+        )
         if one.metadata["sites"] != wanted:
             raise ValueError(
                 f"experts were trained on another model ({one.metadata['model']}, {one.metadata['num_params']} "

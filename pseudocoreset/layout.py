@@ -32,7 +32,7 @@ class Leaf:
     Attributes:
         name: its key, or its position in a tuple.
         shape: of one datum.
-        dtype: that the program sees: a float type, ``"int32"`` or ``"bool"``.
+        dtype: what the program sees: ``"float"``, ``"int"`` or ``"bool"``, of the width that JAX has.
         start: its first column.
     """
 
@@ -54,7 +54,12 @@ class Leaf:
     @property
     def is_float(self) -> bool:
         """Whether it holds floats, which can be learned; integers and booleans can only be chosen."""
-        return self.dtype.startswith("float")
+        return self.dtype == "float"
+
+    @property
+    def seen_dtype(self) -> Any:
+        """The type that the program sees."""
+        return np.dtype(bool) if self.dtype == "bool" else jnp.result_type({"float": float, "int": int}[self.dtype])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,7 @@ class InputLayout:
 
     def structs(self, n: int) -> Any:
         """The shapes and types of n data, in the form of the user."""
-        return self._assembled([jax.ShapeDtypeStruct((n, *leaf.shape), np.dtype(leaf.dtype)) for leaf in self.leaves])
+        return self._assembled([jax.ShapeDtypeStruct((n, *leaf.shape), leaf.seen_dtype) for leaf in self.leaves])
 
     def pack(self, x: Any, argument: str = "x") -> np.ndarray:
         """The matrix (n, width) of inputs in the form of the user, float32 (float64 where JAX has it).
@@ -135,7 +140,7 @@ class InputLayout:
             if not leaf.is_float:
                 if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
                     raise ValueError(f"{where} must hold integers, as in the data that the model was bound to")
-                most = EXACT_INTEGERS if dtype == np.float32 else np.iinfo(np.int32).max
+                most = EXACT_INTEGERS if dtype == np.float32 else 2**53
                 if array.size and int(np.abs(array.astype(np.float64)).max()) > most:
                     raise ValueError(
                         f"{where} has integers beyond {most}, which are not kept exactly; number categories from 0, "
@@ -160,7 +165,7 @@ class InputLayout:
         for leaf in self.leaves:
             columns = packed[:, leaf.columns].reshape(packed.shape[0], *leaf.shape)
             if not leaf.is_float:
-                columns = library.round(columns).astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+                columns = library.round(columns).astype(leaf.seen_dtype)
             arrays.append(columns)
         return self._assembled(arrays)
 
@@ -226,7 +231,7 @@ def _seen_dtype(dtype: Any, argument: str) -> str:
     if kind == "b":
         return "bool"
     if kind in "iu":
-        return "int32"
+        return "int"
     if kind == "f" or jnp.issubdtype(dtype, jnp.floating):
-        return str(jnp.result_type(float))
+        return "float"
     raise TypeError(f"{argument} must hold numbers; got dtype {dtype}")

@@ -55,7 +55,7 @@ class _Search(NamedTuple):
     position: jax.Array
     expansion: Expansion
     damping: jax.Array
-    count: jax.Array
+    steps: jax.Array
 
 
 def _unit_diagonal(precision: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -88,27 +88,27 @@ def find_mode(expand: Callable[[jax.Array], Expansion], start: jax.Array) -> Mod
     factors = jnp.asarray(SHRINKAGE, dtype)
 
     def goes_on(state: _Search) -> jax.Array:
-        is_near = (state.count > len(SHRINKAGE)) & (_newton_step(state.expansion, 0.0)[1] < DECREMENT)
-        return ~is_near & (state.count < len(SHRINKAGE) + MAX_STEPS) & (state.damping < 1e12)
+        is_near = (state.steps > len(SHRINKAGE)) & (_newton_step(state.expansion, 0.0)[1] < DECREMENT)
+        return ~is_near & (state.steps < len(SHRINKAGE) + MAX_STEPS) & (state.damping < 1e12)
 
     def step(state: _Search) -> _Search:
-        is_start = state.count < len(SHRINKAGE)
+        is_start = state.steps < len(SHRINKAGE)
         moved = state.position + _newton_step(state.expansion, state.damping)[0]
-        position = jnp.where(is_start, factors[jnp.minimum(state.count, len(SHRINKAGE) - 1)] * start, moved)
+        position = jnp.where(is_start, factors[jnp.minimum(state.steps, len(SHRINKAGE) - 1)] * start, moved)
         expansion = expand(position)
         slack = jnp.where(is_start, 0.0, 10 * eps * (1 + jnp.abs(state.expansion.value)))
         is_better = expansion.value >= state.expansion.value - slack  # false for what is not a number
         is_better &= jnp.all(jnp.isfinite(expansion.gradient)) & jnp.all(jnp.isfinite(expansion.precision))
         smaller = jnp.where(state.damping > 1e-4, state.damping / 10, 0.0)
         larger = jnp.maximum(10 * state.damping, 1e-3)
+        position, expansion = jax.tree.map(
+            lambda new, old: jnp.where(is_better, new, old), (position, expansion), (state.position, state.expansion)
+        )
         return _Search(
-            *jax.tree.map(
-                lambda new, old: jnp.where(is_better, new, old),
-                (position, expansion),
-                (state.position, state.expansion),
-            ),
+            position,
+            expansion,
             jnp.where(is_start, state.damping, jnp.where(is_better, smaller, larger)),
-            state.count + 1,
+            state.steps + 1,
         )
 
     size = len(start)

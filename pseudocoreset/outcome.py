@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset, mass_note
@@ -180,7 +181,7 @@ def advise(
         points = _without_likelihood(objective, stuck, key)
         if len(points):
             said = f"{since} the likelihood of {objective.model.name} is not finite at points {_listed(points)}: "
-            before = stuck._replace(targets=np.asarray(start.targets))
+            before = stuck._replace(targets=jnp.asarray(start.targets))
             if "targets" in objective.free and not len(_without_likelihood(objective, before, key)):
                 return said + "their targets left its support. Leave 'targets' out of free=; no step size helps."
             return said + "their inputs moved to where it has none. Take a smaller step size."

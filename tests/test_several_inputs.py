@@ -1,5 +1,7 @@
 """Inputs of several kinds: from the arrays of a user to a coreset on disk, integers as integers all the way."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,8 +113,10 @@ def test_a_positive_column_stays_positive_under_steps_that_are_too_large():
         Model.from_numpyro(program), Dataset.from_arrays(x, Y), size=6, steps=20, step_size=3.0, key=jax.random.key(0),
         progress=False,
     )  # fmt: skip
-    assert result.coreset.inputs[:, 1].min() >= np.float32(X["exposure"].min())
-    assert np.abs(result.coreset.inputs[:, 0]).max() > 3  # the other column went where it liked
+    # Where the steps came to, whatever was kept of them.
+    inputs = np.asarray(result.state.arrays.inputs)
+    assert inputs[:, 1].min() >= np.float32(X["exposure"].min())
+    assert np.abs(inputs[:, 0]).max() > 3  # the other column went where it liked
 
 
 def test_fixed_columns_of_a_plain_array_are_named_by_position():
@@ -181,3 +185,29 @@ def test_other_arrays_than_in_training_are_refused():
         sample(model, ({"z": X["z"], "group": X["group"]}, Y), key=jax.random.key(0), **SHORT)
     with pytest.raises(ValueError, match="fixed names"):
         fit_bpc_rkl(MODEL, DATA, size=4, steps=1, fixed=("expsure",), key=jax.random.key(0), progress=False)
+
+
+def test_every_level_has_a_point_and_its_mass():
+    x, y = table(300, seed=3)
+    x["group"] = np.repeat([0, 4, 9], [250, 45, 5])
+    data = Dataset.from_arrays(x, y)
+    coreset = Pseudocoreset.from_data(data, size=6, stratify="group", mass="data", key=jax.random.key(0))
+    groups, counts = np.unique(coreset.inputs["group"], return_counts=True)
+    assert groups.tolist() == [0, 4, 9]
+    assert counts.tolist() == [4, 1, 1]
+    masses = [coreset.weights[coreset.inputs["group"] == group].sum() for group in groups]
+    np.testing.assert_allclose(masses, [250, 45, 5], rtol=1e-5)
+    for name in ("exposure", "seen", "absent"):
+        with pytest.raises(ValueError, match="stratify must name"):
+            Pseudocoreset.from_data(data, size=6, stratify=name, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="3 levels"):
+        Pseudocoreset.from_data(data, size=2, stratify="group", key=jax.random.key(0))
+
+
+def test_levels_without_a_point_are_said(caplog):
+    start = Pseudocoreset(
+        inputs=rows(X, X["group"] == 1), targets=Y[X["group"] == 1], weights=np.ones((X["group"] == 1).sum())
+    )
+    with caplog.at_level(logging.WARNING):
+        fit_bpc_rkl(MODEL, DATA, coreset=start, steps=1, key=jax.random.key(0), progress=False)
+    assert "2 levels of 'group' (0, 2)" in caplog.text

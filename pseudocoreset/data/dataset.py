@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.data.coercion import as_inputs, as_numbers, as_several, column_names, row_of
 from pseudocoreset.data.images import check_image_shape, check_image_values
-from pseudocoreset.data.preprocessing import Preprocessing, channel_moments, fit_preprocessing
+from pseudocoreset.data.preprocessing import Preprocessing, are_same, channel_moments, fit_preprocessing
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.data.targets import (
     as_class_names,
@@ -195,6 +195,11 @@ class Dataset:
             split = getattr(self, name)
             if split is None:
                 continue
+            if not are_same(split.preprocessing.summary, self.train.preprocessing.summary):
+                raise ValueError(
+                    f"{name} has the preprocessing {split.preprocessing!r}, train {self.train.preprocessing!r}; a "
+                    "model would see other inputs in the one than in the other"
+                )
             if split.layout != self.train.layout:
                 raise ValueError(f"{name} has other arrays in its inputs than train")
             if split.feature_shape != self.train.feature_shape:

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["bind_to", "bind_to_rows", "check_preprocessing", "check_start", "check_targets"]
 
 
-def bind_to(model: Model, data: Dataset) -> Model:
+def bind_to(model: Model, data: Dataset, *, check: bool = True) -> Model:
     """The model bound to a data set whose targets it can score, in every split.
+
+    Args:
+        model: a model.
+        data: the data set.
+        check: whether to try the program on the training data (``Model.bind``), not on shapes and labels alone.
 
     Raises:
         TypeError, ValueError: naming the split and what does not fit.
@@ -31,7 +36,7 @@ def bind_to(model: Model, data: Dataset) -> Model:
     # A program of classes may take floats too (Bernoulli) or not (categorical): its run on them tells.
     is_real = data.num_classes is None and model.structure is not None and model.structure.y.dtype.kind in "iu"
     free = replace(model, structure=None) if is_real else model
-    bound, _ = bind_to_rows(free, ModelInputs.of(data.train), data.train.y, "data", takes_soft=False)
+    bound, _ = bind_to_rows(free, ModelInputs.of(data.train), data.train.y, "data", takes_soft=False, check=check)
     assert bound.structure is not None
     if data.num_classes is None and bound.structure.y.dtype.kind in "iu":
         raise ValueError(
@@ -53,6 +58,7 @@ def bind_to_rows(
     is_soft: bool = False,
     takes_soft: bool = True,
     learned_targets: bool = False,
+    check: bool = True,
 ) -> tuple[Model, np.ndarray]:
     """The model bound to inputs and targets, and the targets as it scores them.
 
@@ -64,6 +70,7 @@ def bind_to_rows(
         is_soft: whether the targets are known to be class probabilities.
         takes_soft: whether class probabilities (n, num_classes) may stand for labels.
         learned_targets: whether targets may be off the support of a discrete likelihood.
+        check: whether to try the program on these rows.
 
     Raises:
         TypeError, ValueError: as ``check_targets`` and ``Model.bind``.
@@ -85,7 +92,7 @@ def bind_to_rows(
         hard = y.argmax(axis=1).astype(np.int32)
     elif model.structure.y.dtype.kind in "iu":
         hard = y
-    return model.bind(inputs, hard, learned_targets=learned_targets), y
+    return model.bind(inputs, hard, check=check, learned_targets=learned_targets), y
 
 
 def _shaped(model: Model, inputs: ModelInputs, y: np.ndarray) -> Model:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.data.records import Inputs
 
-__all__ = ["ZCA_EPSILON", "Preprocessing", "channel_moments", "fit_preprocessing"]
+__all__ = ["ZCA_EPSILON", "Preprocessing", "are_same", "channel_moments", "fit_preprocessing"]
 
 # Moments of the same data differ in their last digits from one machine to another.
 SAME_WITHIN = 1e-3

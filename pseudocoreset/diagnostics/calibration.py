@@ -181,7 +181,7 @@ def calibrate(
     and draws of all simulations are in memory together.
 
     At the defaults ``is_calibrated`` is false for a posterior whose standard deviations are 0.7 of the right ones in
-    some 93 % of cases, for 0.8 of them in 42 %, for 1.25 of them in 18 %, and for a mean 0.3 of them off in 72 %; 600
+    some 97 % of cases, for 0.8 of them in 36 %, for 1.25 of them in 19 %, and for a mean 0.3 of them off in 72 %; 600
     simulations find 0.8 in 95 % (one of four quantities wrong; normal posteriors).
 
     Ranked are the elements of latent sites (of at most 16; not the weights of a network, whose symmetries no chain

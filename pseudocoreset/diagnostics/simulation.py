@@ -96,6 +96,11 @@ def observes_inputs(model: Model, x: jax.Array) -> bool:
             transform of its data.
     """
     assert model.structure is not None
+    if len(model.terms) > 1:
+        raise ValueError(
+            f"model: {model.name!r} has the observed sites and factors {[term.name for term in model.terms]}; calibration "
+            "draws the data of one observed site"
+        )
     program = handlers.seed(model.program, jax.random.key(0))
     for name, site in handlers.trace(program).get_trace(x, placeholder(model, x)).items():
         if site["type"] == "sample" and (is_factor(site) or site.get("scale") is not None):

@@ -136,7 +136,8 @@ def _paired(comparison: Comparison, name: str) -> str:
     noise = comparison.noise.get(name)
     # Over the choice of examples, and over the draws of both.
     if abs(gap.elpd) <= math.hypot(2 * gap.elpd_standard_error, 0.0 if noise is None else noise.elpd):
-        return f"Their log predictive densities (elpd) cannot be told apart: a difference of {size}."
+        runs = "" if noise is None else f", where two runs of one law may differ by {number(noise.elpd)}"
+        return f"Their log predictive densities (elpd) cannot be told apart: a difference of {size}{runs}."
     return f"Its log predictive density (elpd) is {'higher' if gap.elpd > 0 else 'lower'} by {size}, error paired."
 
 

@@ -88,8 +88,9 @@ def fit_bpc_rkl(
             ``"isotropic"``, ``"trajectory"`` or one of ``pseudocoreset.proxies``; by default the first of conjugate,
             Laplace and chains that the model has, isotropic for networks.
         optimizer: acts on the free leaves, or one a leaf by name. By default Adam (second-moment decay 0.9) on all
-            of them with steps ``step_size`` * cosine decay; with ``target="tempered"`` SGD on the inputs.
-        step_size: of the optimiser; 0.1, or 1,000 with ``target="tempered"``.
+            of them with steps ``step_size`` * cosine decay, of tables in units of each column; with
+            ``target="tempered"`` SGD on the inputs of images.
+        step_size: of the optimiser; 0.1, for networks on tables 0.01, or 1,000 with ``target="tempered"``.
         augment: of the coreset in the training of networks; ``"auto"``, a strategy, an ``Augmentation`` or None.
         weights: ``"learned"`` (from n / m each), ``"data"`` (n / m each) or ``"ones"``; None learns them, and takes
             ones for networks (Kim et al. 2022). Learned weights keep their mass, n, where the objective does not
@@ -200,7 +201,7 @@ def fit_bpc_fkl(
         proxy: as in ``fit_bpc_rkl``; ``"chains"`` takes the draws of the full data from ``data_draws``.
         data_draws: draws of the full-data posterior instead of the proxy's: a ``Posterior`` that kept its weights, or
             unconstrained parameters with a leading axis over draws.
-        optimizer: SGD with momentum 0.5 on the inputs of networks by default, Adam elsewhere.
+        optimizer: SGD with momentum 0.5 on the images of networks by default, Adam elsewhere as in ``fit_bpc_rkl``.
         step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
         augment: of the coreset, in the training of networks and, one a draw, in both terms of the gradient.
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights
@@ -310,7 +311,7 @@ def fit_bpc_w(
         steps: updates of the coreset.
         experts: for networks.
         proxy: ``"conjugate"``, ``"laplace"``, or ``"isotropic"`` for networks; by default what suits the model.
-        optimizer: SGD with momentum 0.5 on the inputs of networks by default, Adam elsewhere.
+        optimizer: SGD with momentum 0.5 on the images of networks by default, Adam elsewhere as in ``fit_bpc_rkl``.
         step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
         augment: of the coreset in the training of networks.
         weights: ``"learned"``, ``"data"`` or ``"ones"``; None learns them, and takes ones for networks. Learned weights

@@ -17,6 +17,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to
 from pseudocoreset.experts import fingerprint
 from pseudocoreset.fitting import FitResult, Outcome
+from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.methods.common import as_models
 from pseudocoreset.methods.keeping import keep_better
 from pseudocoreset.models import Model
@@ -31,8 +32,8 @@ Models = Model | Sequence[Model]
 
 
 def mass_of(model: Models, data: Dataset, weights: str | None) -> str:
-    """``weights``, or what suits the models, which must fit the data."""
-    models = tuple(bind_to(one, data) for one in as_models(model))
+    """``weights``, or what suits the models, which must fit the data; their programs are not run."""
+    models = tuple(bind_to(one, data, check=False) for one in as_models(model))
     if weights is None:
         return "ones" if all(m.is_network for m in models) else "data"
     return check_choice(weights, "weights", MASSES)
@@ -112,6 +113,7 @@ def finish(
         "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
     }
     coreset = replace(coreset, metadata=coreset.metadata | record)
+    warn_of_missing_levels(coreset, data)
     return FitResult(coreset, history, Outcome.COMPLETED, None, time.perf_counter() - began)
 
 

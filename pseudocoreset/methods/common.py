@@ -207,12 +207,18 @@ def run(
 
 
 def adam(common: Common) -> Callable[[float | None], Optimizer]:
-    """Adam with cosine decay of its step, 0.1 at the start, on all leaves; of tables in units of each column."""
+    """Adam with cosine decay of its step, 0.1 at the start, on all leaves.
+
+    Of tables in units of each column, and with networks a tenth of that: their gradients are noise for the most part,
+    which would carry points away from all data.
+    """
+    table = is_table(common.data)
+    first = 0.01 if table and any(m.is_network for m in common.models) else 0.1
 
     def default(alpha: float | None) -> Optimizer:
         # Near the optimum the gradient falls by orders of magnitude; a long memory of its square would stall there.
-        optimizer = optax.adam(optax.cosine_decay_schedule(0.1 if alpha is None else alpha, common.steps), b2=0.9)
-        return in_units(optimizer, _units(common)) if is_table(common.data) else optimizer
+        optimizer = optax.adam(optax.cosine_decay_schedule(first if alpha is None else alpha, common.steps), b2=0.9)
+        return in_units(optimizer, _units(common)) if table else optimizer
 
     return default
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
-import optax
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
@@ -16,7 +15,7 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
-from pseudocoreset.methods.common import Common, Optimizer, run
+from pseudocoreset.methods.common import Common, Optimizer, published_sgd, run
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, function_kl
 from pseudocoreset.proxies import Covariance, Trajectory
@@ -74,9 +73,9 @@ def fit_fbpc(
         experts: trajectories from ``train_experts``, one set a model; trained here if None.
         proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), ``"linearized"`` (Eq. 11 to 13), or one of
             ``pseudocoreset.proxies``.
-        optimizer: acts on the free leaves, or one a leaf by name; SGD of step ``step_size`` by default, and Adam of
-            step 0.01 on targets and weights where they are learned.
-        step_size: alpha.
+        optimizer: acts on the free leaves, or one a leaf by name. By default SGD of step ``step_size``, and Adam of
+            step 0.01 on targets and weights where they are learned; for tables Adam in units of each column.
+        step_size: alpha; of Adam for tables, 0.1, and 0.01 with networks.
         augment: ``"auto"``, a strategy, an ``Augmentation`` or None (see ``resolve_augmentation``).
         weights: mass of the weights, ``"ones"`` (as published) or ``"data"``, which is carried by the coreset into its
             posterior. The fit itself, whose gradient is divided by the mass, does not depend on it, but for a
@@ -156,8 +155,5 @@ def fit_fbpc(
             free=common.free,
         )
 
-    def default(alpha: float | None) -> Optimizer:
-        each = {name: optax.adam(0.01) for name in common.free}
-        return each | {"inputs": optax.sgd(recipe.step_size if alpha is None else alpha)}
-
+    default = published_sgd(common, recipe.step_size, momentum=0.0)
     return run("fbpc", common, build, optimizer=optimizer, step_size=step_size, default=default, first_epochs=first)

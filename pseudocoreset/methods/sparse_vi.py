@@ -158,7 +158,7 @@ class _View(NamedTuple):
 def _begin(posteriors: Posteriors, data: DeviceData, capacity: int, key: jax.Array) -> _State:
     # Slots not filled hold the first datum: a likelihood need not be finite at zeros.
     x, y = data.batch(jnp.zeros(capacity, jnp.int32))
-    coreset = CoresetArrays(x, y, jnp.zeros(capacity, x.dtype))
+    coreset = CoresetArrays(x, y, jnp.zeros(capacity))
     return _State(coreset, jnp.full(capacity, -1), posteriors.init(key, coreset, data))
 
 
@@ -250,7 +250,9 @@ def _compile_addition(
             draw_key, batch_key = jax.random.split(step_key)
             draws, full, posterior, _ = posteriors.draws(draw_key, state.posterior, state.coreset, data, (), num_draws)
             finite = jnp.all(jnp.isfinite(posterior[1]))
-            posterior = jax.tree.map(lambda new, old: jnp.where(finite, new, old), posterior, state.posterior)
+            posterior = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old).astype(old.dtype), posterior, state.posterior
+            )
             state = state._replace(posterior=posterior)
             sampled = jax.random.randint(batch_key, (largest,), 0, n)
 

@@ -202,7 +202,7 @@ def function_kl(
             updates, optimizer = adam.update(gradient, state.optimizer)
             # The loss belongs to the parameters before the update: once it is small enough they are kept.
             params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
-            return _Map(params, optimizer, loss, state.steps + 1)
+            return _Map(params, optimizer, loss.astype(state.loss.dtype), state.steps + 1)
 
         params = model.init(init_key)
         start = _Map(params, adam.init(params), jnp.asarray(jnp.inf, coreset.inputs.dtype), jnp.asarray(0))

@@ -229,6 +229,15 @@ def test_fits_hold_a_start_against_the_preprocessing_of_data(name: str) -> None:
         fit_with(name, THREE, coreset=CORESET)
 
 
+def test_experts_and_splits_are_held_against_the_preprocessing_of_data() -> None:
+    experts = train_experts(NETWORK, NORMAL, num_experts=1, num_epochs=2, batch_size=20, key=KEY, progress=False)
+    for data in (THREE, WHITE):
+        with pytest.raises(ValueError, match="what the experts were trained on was preprocessed as"):
+            fit_with("fit_trajectory_matching", data, experts=experts, steps=1, first_epoch=0, last_epoch=0)
+    with pytest.raises(ValueError, match=r"test has the preprocessing .*, train "):
+        dataclasses.replace(NORMAL, test=THREE.test)
+
+
 def test_preprocessing_is_compared_by_content(tmp_path: pathlib.Path) -> None:
     CORESET.save(tmp_path / "coreset")
     again = Dataset.from_arrays(X.copy(), FIVE % 3, test=(X, FIVE % 3), normalize=True)

@@ -44,7 +44,7 @@ def floats(x: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 
 def widened(tree: Any) -> Any:
-    """Small integers as default ones: NumPyro's own log-probabilities overflow with targets of eight bits."""
+    """Small integers as default ones: of eight bits, NumPyro's own log-probabilities overflow."""
     return jax.tree.map(lambda a: a.astype(int) if jnp.issubdtype(a.dtype, jnp.integer) else a, tree)
 
 
@@ -112,7 +112,7 @@ def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, packed: Any, 
         return model.log_prior(p) + jnp.sum(each), each
 
     def potential(p: Any, parts: Any, y: Any) -> Any:
-        return -potential_energy(program, (join(parts), widened(y)), {}, p)
+        return -potential_energy(program, widened((join(parts), y)), {}, p)
 
     def both(p: Any, parts: Any, y: Any) -> Any:
         x = join(parts)
@@ -126,7 +126,7 @@ def evaluated(model: Model, program: Any, at: Any, x: Any, y: Any, packed: Any, 
         if model.has_function:
             ours |= given_function(model, p, x, y)
         total, gradients = jax.value_and_grad(potential, (0, 1))(p, parts, y)
-        values = constrain_fn(program, (x, widened(y)), {}, p, return_deterministic=True)
+        values = constrain_fn(program, widened((x, y)), {}, p, return_deterministic=True)
         return ours, {"total": total, "gradients": gradients, "values": values}
 
     # Chains run under vmap, too.
@@ -186,7 +186,7 @@ def check_single_precision(program: Callable[..., Any], x: Any, y: Any, seed: in
     @jax.jit
     def values(p: Any, x: Any, y: Any) -> Any:
         alone = model.log_likelihood(p, take(x, slice(1, 2)), y[1:2])
-        wanted = -potential_energy(program, (x, widened(y)), {}, p)
+        wanted = -potential_energy(program, widened((x, y)), {}, p)
         return model.log_prior(p), model.log_likelihood(p, x, y), alone, wanted
 
     prior, each, alone, wanted = jax.tree.map(np.asarray, values(p, x, y))

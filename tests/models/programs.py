@@ -43,6 +43,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "function": ("none", "vector", "column"),
     "num_groups": (3, ROWS),
     "target_type": ("as drawn", "float", "small", "float32", "bool"),
+    "integer_type": ("int64", "uint8", "int8"),
 }
 
 
@@ -64,6 +65,7 @@ class Recipe:
     function: str = "none"
     num_groups: int = 3
     target_type: str = "as drawn"
+    integer_type: str = "int64"
 
     def __str__(self) -> str:
         words = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -120,6 +122,7 @@ def consistent(recipe: Recipe) -> Recipe:
         "plate": recipe.plate == "none" and whole_lines,
         "function": recipe.function == "column" and several,
         "num_groups": recipe.groups == "none",
+        "integer_type": recipe.inputs == "array",
         "target_type": (recipe.target_type == "bool" and recipe.family not in ("bernoulli", "probit"))
         or (recipe.target_type == "small" and family.kind == "real")
         # NumPyro takes no numbers with a decimal point for categories.
@@ -205,10 +208,14 @@ def draw_targets(
 
 
 def pack(recipe: Recipe, columns: dict[str, np.ndarray]) -> Any:
+    typed = {
+        name: column.astype(recipe.integer_type) if column.dtype.kind == "i" else column
+        for name, column in columns.items()
+    }
     if recipe.inputs == "dict":
-        return columns
+        return typed
     if recipe.inputs == "tuple":
-        return tuple(columns.values())
+        return tuple(typed.values())
     return np.column_stack(list(columns.values())).astype(float)
 
 

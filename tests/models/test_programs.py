@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,20 @@ from tests.models.contract import REFUSALS, check, check_single_precision
 from tests.models.programs import Case, build, plainest, random_case
 
 FAST, MANY = range(100), range(1_000, 2_000)
+BETWEEN_CLEARINGS = 25
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clearing():
+    """Count programs, each of which leaves some 15 MB of traces and machine code with JAX."""
+    return itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def little_memory(clearing):
+    yield
+    if next(clearing) % BETWEEN_CLEARINGS == 0:
+        jax.clear_caches()
 
 
 def problem(case: Case, proved: bool = True) -> str | None:

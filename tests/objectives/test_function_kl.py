@@ -3,6 +3,8 @@
 The exact divergence is computed in NumPy from the conjugate posteriors, its gradient by central differences.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,3 +251,42 @@ def test_models_without_function_values_are_refused():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         function_kl(Model.from_numpyro(linear).bind(X, Y), **arguments)
+
+
+def with_known_errors(x, y=None):
+    """The last column of x is the known error of a row; the noise is a parameter of the likelihood."""
+    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0).expand((2,)).to_event(1))
+    noise = numpyro.sample("noise", dist.LogNormal(0.0, 1.0))
+    f = numpyro.deterministic("f", x[:, :2] @ theta)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(f, jnp.sqrt(noise**2 + x[:, 2] ** 2)), obs=y)
+
+
+def test_each_side_has_its_own_noise_and_every_point_its_own_error():
+    """With draws of no spread both losses, and the gradient in the known errors, are those of a Gaussian by hand.
+
+    It took the noise of the expert for both sides, and known errors of zero for all points.
+    """
+    x, u = np.abs(X) + 0.1, np.abs(U) + 0.1
+    expert = {"theta": np.array([0.4, -1.0]), "noise": np.log(0.3)}
+    trained = {"theta": np.array([0.1, 0.5]), "noise": np.log(1.5)}
+
+    def losses(params, u):
+        variance = np.exp(2 * params["noise"]) + u[:, 2] ** 2
+        residual = V - u[:, :2] @ params["theta"]
+        return 0.5 * np.log(2 * np.pi * variance) + 0.5 * residual**2 / variance
+
+    with jax.enable_x64(True):
+        bound = Model.from_numpyro(with_known_errors).bind(x, Y)
+        model = replace(bound, initializer=lambda _: jax.tree.map(jnp.asarray, trained))
+        # The network is at its end before the first step.
+        objective = function_kl(model, proxy=Isotropic(1e-12), num_draws=2, inner_loss=1e9)
+        coreset = CoresetArrays(jnp.asarray(u), jnp.asarray(V), jnp.asarray(W))
+        data = DeviceData(jnp.asarray(x), jnp.asarray(Y), Float64())
+        snapshot = jax.tree.map(jnp.asarray, expert)
+        leaves, _, info = objective.gradient(jax.random.key(0), (), coreset, data, (snapshot,))
+    for name, params in (("data_loss", expert), ("coreset_loss", trained)):
+        np.testing.assert_allclose(info[name], W @ losses(params, u) / W.sum(), rtol=1e-9)
+    step = 1e-6 * np.eye(3)[2]
+    slope = [(losses(p, u + step) - losses(p, u - step)) / 2e-6 for p in (expert, trained)]
+    np.testing.assert_allclose(leaves["inputs"][:, 2], W * (slope[0] - slope[1]) / W.sum(), rtol=1e-6)
