@@ -384,7 +384,8 @@ def _sequence(kind: type, arguments: tuple[Any, ...]) -> Wanted:
     name = "a list" if kind is list else "a tuple" if kind is tuple else "a sequence"
     if is_uniform and items and items[0] is not None:
         return Wanted(f"{name}, each {items[0].words}", holds)
+    if len(items) == 2:
+        name = "a pair"
     if items and all(items):
-        name = "a pair" if len(items) == 2 else name
         return Wanted(f"{name} of {', '.join(one.words for one in items if one)}", holds)
     return Wanted(name, holds)

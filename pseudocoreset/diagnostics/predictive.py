@@ -68,7 +68,7 @@ def check_labels(y: ArrayLike, num_data: int, num_classes: int) -> np.ndarray:
         TypeError: Not numbers.
         ValueError: Wrong shape, or a label that is no class (named with its index).
     """
-    labels = as_numbers(y, "y")
+    labels = as_numbers(y, "y", words=True)
     if labels.dtype.kind not in "iubf":
         raise TypeError(f"y must hold integer class labels; got dtype {labels.dtype}")
     if labels.shape != (num_data,):

@@ -141,12 +141,12 @@ def test_real_targets_are_refused(tools):
     ("change", "error", "message"),
     [
         (dict(corruptions=["snow", "sand"]), ValueError, "name='sand' is unknown"),
-        (dict(corruptions="snow"), ValueError, "corruptions must be a sequence of one or more, each once; got 'snow'"),
+        (dict(corruptions="snow"), TypeError, "corruptions must be a sequence, each a string; got str 'snow'"),
         (dict(corruptions=()), ValueError, "corruptions must be"),
         (dict(severities=(1, 1)), ValueError, r"severities must be .* each once; got \(1, 1\)"),
         (dict(severities=(1, 7)), ValueError, "severity must be 1 to 5; got 7"),
         (dict(key=3), TypeError, "key must be a typed key"),
-        (dict(posterior_or_predict=np.eye(2)), TypeError, "must be a Posterior or a function.*got ndarray"),
+        (dict(posterior_or_predict=np.eye(2)), TypeError, "must be a Posterior or a function.*got an array"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_evaluated(change, error, message):
