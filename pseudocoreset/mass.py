@@ -13,6 +13,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.diagnostics import predictive_metrics
 from pseudocoreset.inference import sample
+from pseudocoreset.inference.validation import resolve_predict_on
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_key, check_positive
 
@@ -58,6 +59,7 @@ def choose_mass(
         raise ValueError("masses is empty; give at least one")
     settings = {"progress": False, **sampling}
     found = []
+    split = resolve_predict_on(split, None, "split")
     for mass in candidates:
         posterior = sample(model, coreset.with_mass(mass), key=key, predict_on=split, **settings)
         found.append(float(predictive_metrics(posterior, model=model).nll))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from pseudocoreset.arguments import checked_class
+from pseudocoreset.arguments import checked_class, described
 from pseudocoreset.data.records import Inputs
 
 __all__ = ["ZCA_EPSILON", "Preprocessing", "are_same", "channel_moments", "fit_preprocessing"]
@@ -68,7 +68,10 @@ def _frozen(name: str, value: Any, rank: int) -> np.ndarray | None:
         return None
     # Moments of values far from zero need their doubles: float32 would move the mean by many deviations.
     is_double = name in ("mean", "std") and getattr(value, "dtype", None) == np.float64
-    array = np.array(value, dtype=np.float64 if is_double else np.float32)
+    try:
+        array = np.array(value, dtype=np.float64 if is_double else np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold real numbers; got {described(value)}") from error
     if array.ndim != rank:
         raise ValueError(f"{name} must have {rank} axes, got shape {array.shape}")
     if not np.all(np.isfinite(array)):
