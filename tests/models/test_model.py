@@ -400,9 +400,9 @@ def tempered(x, y=None):
     w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand((4,)).to_event(1))
     numpyro.deterministic("mean", jnp.mean(x @ w))
     numpyro.deterministic("square", w[0] ** 2)
-    with numpyro.plate("data", 1000, subsample_size=x.shape[0]):
-        with numpyro.handlers.scale(scale=jnp.where(y == 1, 5.0, 1.0) if y is not None else 1.0):
-            numpyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+    scale = jnp.where(y == 1, 5.0, 1.0) if y is not None else 1.0
+    with numpyro.plate("data", 1000, subsample_size=x.shape[0]), numpyro.handlers.scale(scale=scale):
+        numpyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
 
 
 def flipped(x, y=None):
