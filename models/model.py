@@ -167,8 +167,6 @@ class Model:
             ProgramError: if the program does not fit the description in ``from_numpyro``; a ValueError.
             ValueError: if these data do not fit the model, naming the row.
         """
-        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
-            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         layout = self.structure.layout if self.structure is not None else layout_of(x)
         x_struct, y_struct = packed_struct(layout, x), datum_shape(y, "y")
         bound = self
@@ -197,6 +195,8 @@ class Model:
                 raise ValueError(
                     f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
                 )
+        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
+            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         if self.is_network or not check or has_no_values((x, y)):
             return bound
         if not bound.is_proved:
@@ -460,17 +460,16 @@ class Model:
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
         zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
-        with numpyro.validation_enabled(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
-            params = self.init(jax.random.key(0))
-            traces = [self._function_trace(params, f, x, y) for f in (zeros, zeros + 1.0)]
 
-        def likelihoods(trace: dict[str, Any]) -> list[Any]:
-            terms = [trace[term.name] for term in self._bound.terms]
+        def likelihoods(f: jax.Array) -> list[Any]:
+            trace = self._function_trace(self.init(jax.random.key(0)), f, x, y)
+            terms = [trace[term.name] for term in self.terms]
             rows = [site["fn"].log_prob(site["value"]) for site in terms]
             return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]
 
-        pairs = list(zip(*map(likelihoods, traces), strict=True))
+        with numpyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
+            pairs = list(zip(likelihoods(zeros), likelihoods(zeros + 1.0), strict=True))
         # At placeholders everything may be without a number, which says nothing.
         if all(np.array_equal(a, b) for a, b in pairs) and np.all(np.isfinite(pairs[0][0])):
             raise ValueError(
