@@ -66,7 +66,7 @@ def test_many_programs_made_by_chance_are_numpyros(seed):
     holds(seed, proved=True)
 
 
-@pytest.mark.parametrize("seed", range(0, 60, 5))
+@pytest.mark.parametrize("seed", range(0, 60, 15))
 def test_a_program_made_by_chance_is_numpyros_in_single_precision(seed):
     case = random_case(seed)
     x, y = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, (case.x, case.y))
