@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
@@ -47,7 +49,7 @@ from pseudocoreset.inference.validation import (
     stored_inputs,
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
-from pseudocoreset.models import Model, Params
+from pseudocoreset.models import Model
 from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
@@ -72,7 +74,7 @@ def sample(
     batch_size: int | None = None,
     augment: Augmentation | str | None = None,
     step_size: float | None = None,
-    init_params: Params | None = None,
+    init_params: Mapping[str, ArrayLike] | None = None,
     predict_on: Any = None,
     keep: str = "auto",
     deterministic: bool = False,

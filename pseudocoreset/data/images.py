@@ -51,11 +51,11 @@ def check_image_values(name: str, array: np.ndarray, *, normalize: bool) -> None
     low, high = float(array.min()), float(array.max())
     given = name.rpartition(" ")[2]
     if array.dtype.kind in "iu" and low >= 0 and high > 255:
+        most = 65535 if array.dtype == np.uint16 else int(high)
         raise ValueError(
-            f"{name} has the shape of images and dtype {array.dtype} with values up to {high:g}; networks want values of "
-            f"order one: give ({given} / {65535 if array.dtype == np.uint16 else int(high)}).astype('float32'), uint8 "
-            f"images, which are scaled by 1/255, or normalize=True. Counts of another model stay as they are with "
-            f"{given}.astype('float32')"
+            f"{name} has the shape of images and dtype {array.dtype} with values up to {high:g}; networks want values "
+            f"of order one: give ({given} / {most}).astype('float32'), uint8 images, which are scaled by 1/255, or "
+            f"normalize=True. Counts for another model stay as they are with {given}.astype('float32')"
         )
     if low >= 0 and high > BRIGHTEST:
         # Beyond 255 bytes wrap, and fractions would be cut off.
