@@ -56,6 +56,10 @@ __all__ = ["sample"]
 
 KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
+REPLACE_PREPROCESSING = (
+    "; if the inputs of the coreset are right, give it their preprocessing "
+    "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
+)
 
 
 @checked
@@ -197,7 +201,8 @@ def sample(
             split.preprocessing.summary,
             "data",
             "predict_on",
-            "Load both alike, or give predict_on=(x, y) with x as the model is to see them",
+            "Load both alike, or give predict_on=(x, y) with x as the model is to see them"
+            + (REPLACE_PREPROCESSING if isinstance(data, Pseudocoreset) else ""),
         )
     setup = set_up(
         model,

@@ -244,6 +244,9 @@ def test_a_coreset_made_by_hand_and_saved_by_an_older_version_has_no_known_prepr
     made = Pseudocoreset(inputs, labels, np.ones(4), preprocessing=Preprocessing(), num_data=40)
     with pytest.raises(ValueError, match=r"dataclasses\.replace\(coreset, preprocessing=data\.preprocessing\)"):
         check_start(made, data)
+    model = logistic_regression(data)
+    with pytest.raises(ValueError, match=r"dataclasses\.replace\(coreset, preprocessing=data\.preprocessing\)"):
+        sample(model, made, predict_on=data.train, key=jax.random.key(0))
     check_start(dataclasses.replace(made, preprocessing=data.preprocessing), data)
     with atomic_directory(tmp_path / "old") as folder:
         made.save(folder / "new")
