@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
@@ -47,13 +49,17 @@ from pseudocoreset.inference.validation import (
     stored_inputs,
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
-from pseudocoreset.models import Model, Params
+from pseudocoreset.models import Model
 from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
 
 __all__ = ["sample"]
 
 KEEP_LIMIT_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
+REPLACE_PREPROCESSING = (
+    "; if the inputs of the coreset are right, give it their preprocessing "
+    "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
+)
 
 
 @checked
@@ -72,7 +78,7 @@ def sample(
     batch_size: int | None = None,
     augment: Augmentation | str | None = None,
     step_size: float | None = None,
-    init_params: Params | None = None,
+    init_params: Mapping[str, ArrayLike] | None = None,
     predict_on: Any = None,
     keep: str = "auto",
     deterministic: bool = False,
@@ -195,7 +201,8 @@ def sample(
             split.preprocessing.summary,
             "data",
             "predict_on",
-            "Load both alike, or give predict_on=(x, y) with x as the model is to see them",
+            "Load both alike, or give predict_on=(x, y) with x as the model is to see them"
+            + (REPLACE_PREPROCESSING if isinstance(data, Pseudocoreset) else ""),
         )
     setup = set_up(
         model,

@@ -172,7 +172,7 @@ def set_up(
     temperature: float,
     batch_size: int | None,
     step_size: float | None,
-    init_params: Params | None = None,
+    init_params: Mapping[str, Any] | None = None,
     chunk_size: int | None = None,
     preprocessing: Any = None,
     held_out_preprocessing: Any = None,

@@ -27,6 +27,7 @@ __all__ = ["check_call", "checked", "checked_class", "described"]
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 MOST_ELEMENTS = 1000  # of a sequence or mapping that are looked at
+PLURALS = {"a number": "numbers", "a string": "strings", "an integer": "integers", "an array": "arrays"}
 
 
 class Wanted(NamedTuple):
@@ -268,10 +269,18 @@ def _is_number(value: Any) -> bool:
     return _is_array(value) and not value.shape and np.issubdtype(np.dtype(value.dtype), np.number)
 
 
+def _is_flag(value: Any) -> bool:
+    if isinstance(value, bool | np.bool_) or _is_tracer(value):
+        return True
+    if isinstance(value, int | np.integer):
+        return value in (0, 1)
+    return _is_array(value) and not value.shape and value.dtype == np.bool_
+
+
 _BASIC: dict[Any, Wanted] = {
     type(None): Wanted("None", lambda value: value is None),
     None: Wanted("None", lambda value: value is None),
-    bool: Wanted("True or False", lambda value: isinstance(value, bool | np.bool_) or _is_tracer(value)),
+    bool: Wanted("True or False", _is_flag),
     int: Wanted("an integer", _is_integer),
     float: Wanted("a number", _is_number),
     str: Wanted("a string", lambda value: isinstance(value, str)),
@@ -345,7 +354,10 @@ def _one_of(annotations: tuple[Any, ...]) -> Wanted | None:
     if {"a string", "a path"} <= set(words):
         words = ["a path" if word == "a string" else word for word in words if word != "a path"]
     words.sort(key=lambda word: word == "None")
-    text = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+    is_long = any(mark in word for word in words for mark in (" of ", " from ", ", each "))
+    first = "None, or " if is_long and len(words) > 1 and words[-1] == "None" else ""
+    words = words[:-1] if first else words
+    text = first + (words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}")
     checks = tuple(one.holds for one in wanted)
     return Wanted(text, lambda value: any(check(value) for check in checks))
 
@@ -367,12 +379,12 @@ def _mapping(arguments: tuple[Any, ...]) -> Wanted:
 def _sequence(kind: type, arguments: tuple[Any, ...]) -> Wanted:
     is_uniform = len(arguments) == 1 or arguments[1:] == (Ellipsis,)
     items = [_reading(one) for one in arguments if one is not Ellipsis]
-    wanted_type: Any = kind if kind in (list, tuple) else (collections.abc.Sequence, np.ndarray, collections.abc.Set)
+    is_general = kind not in (list, tuple)
+    wanted_type: Any = (collections.abc.Sequence, collections.abc.Set) if is_general else kind
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, wanted_type) or isinstance(value, str | bytes):
-            return False
-        if isinstance(value, np.ndarray) and value.ndim != 1:
+        is_vector = is_general and _is_array(value) and len(value.shape) == 1
+        if not (is_vector or isinstance(value, wanted_type)) or isinstance(value, str | bytes):
             return False
         if is_uniform:
             one = items[0]
@@ -383,7 +395,8 @@ def _sequence(kind: type, arguments: tuple[Any, ...]) -> Wanted:
 
     name = "a list" if kind is list else "a tuple" if kind is tuple else "a sequence"
     if is_uniform and items and items[0] is not None:
-        return Wanted(f"{name}, each {items[0].words}", holds)
+        words = items[0].words
+        return Wanted(f"{name} of {PLURALS[words]}" if words in PLURALS else f"{name}, each {words}", holds)
     if len(items) == 2:
         name = "a pair"
     if items and all(items):

@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -180,7 +181,9 @@ METHODS = (
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run left at this place")]
 
 
-def _check_free(option: str, place: pathlib.Path, overwrite: bool, mark: str | None = None) -> None:
+def _check_free(
+    option: str, place: pathlib.Path, overwrite: bool, mark: str | None = None, ours: pathlib.Path | None = None
+) -> None:
     """Refuse, before anything runs, a place that is taken; with --overwrite a folder that holds something else.
 
     Args:
@@ -188,14 +191,30 @@ def _check_free(option: str, place: pathlib.Path, overwrite: bool, mark: str | N
         place: a file, or with ``mark`` a folder.
         overwrite: whether the user said so.
         mark: the file by which a folder is known to hold what may be replaced.
+        ours: a folder directly in ``place`` that is kept, as it holds the checkpoints of this very run.
     """
-    is_taken = any(place.iterdir()) if place.is_dir() else place.exists()
+    mine = None if ours is None else ours.resolve()
+    is_taken = any(entry.resolve() != mine for entry in place.iterdir()) if place.is_dir() else place.exists()
     if not is_taken:
         return
     if not overwrite:
         raise typer.BadParameter(f"{option} {place} is there already; give another place, or --overwrite to replace it")
     if place.is_dir() and (mark is None or not (place / mark).is_file()):
         raise typer.BadParameter(f"{option} {place} is a folder with something else in it; give another place")
+
+
+@contextlib.contextmanager
+def _kept(inner: pathlib.Path | None, place: pathlib.Path) -> Iterator[None]:
+    """Take a folder directly in ``place`` out of it while that is replaced whole."""
+    if inner is None or inner.parent.resolve() != place.resolve() or not inner.is_dir():
+        yield
+        return
+    aside = place.with_name(f".{place.name}.{inner.name}")
+    inner.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(inner)
 
 
 def _number(text: str, option: str) -> float:
@@ -240,7 +259,9 @@ def fit(
     from pseudocoreset.validation import check_choice
 
     check_choice(method, "method", METHODS)
-    _check_free("--out", out, overwrite, "coreset.json")
+    _check_free("--out", out, overwrite, "coreset.json", checkpoint_dir)
+    if checkpoint_dir is not None and checkpoint_dir.resolve() == out.resolve():
+        raise typer.BadParameter("--checkpoint-dir and --out must be two folders; give --checkpoint-dir another")
     mesh = _mesh(devices, 1)  # a step trains one network, but for methods that share what is not its data
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     trained = None if experts_dir is None else Experts.load(experts_dir)
@@ -257,7 +278,8 @@ def fit(
     if weights is None:
         # What published evaluations score does not depend on the mass; a posterior does.
         result = dataclasses.replace(result, coreset=result.coreset.with_mass("data"))
-    result.coreset.save(out)
+    with _kept(checkpoint_dir, out):
+        result.coreset.save(out)
     _say(repr(result))
 
 

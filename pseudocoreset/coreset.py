@@ -90,8 +90,8 @@ class Pseudocoreset:
     """
 
     inputs: Any
-    targets: np.ndarray
-    weights: np.ndarray
+    targets: Any
+    weights: Any
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(is_known=False))
     num_data: int = 0
     class_names: tuple[str, ...] | None = None
@@ -172,6 +172,8 @@ class Pseudocoreset:
         else:
             if size is None:
                 raise ValueError("stratify goes with size, the number of points in all")
+            if images_per_class is not None:
+                raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
             indices, weights = stratified(data, stratify, check_integer(size, "size"), key)
         coreset = cls(
             inputs=np.asarray(data.preprocessing.apply(data.train.raw[indices]), np.float32),
@@ -277,11 +279,15 @@ class Pseudocoreset:
         prefix = "preprocessing/"
         parts = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
         with fits_together(folder):
+            preprocessing = Preprocessing.from_parts(parts, record["preprocessing"])
+            if "holds_probabilities" not in record and preprocessing.summary == {"scale": 1.0}:
+                # Before that record existed, this was the default of coresets whose preprocessing nobody told.
+                preprocessing = replace(preprocessing, is_known=False)
             return cls(
                 inputs=arrays["inputs"],
                 targets=arrays["targets"],
                 weights=arrays["weights"],
-                preprocessing=Preprocessing.from_parts(parts, record["preprocessing"]),
+                preprocessing=preprocessing,
                 num_data=int(record["num_data"]),
                 class_names=None if record["class_names"] is None else tuple(record["class_names"]),
                 metadata=record["metadata"],

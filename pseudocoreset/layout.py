@@ -18,6 +18,7 @@ import numpy as np
 __all__ = ["InputLayout", "Leaf", "is_several"]
 
 EXACT_INTEGERS = 2**24  # a float32 holds every integer up to here
+KINDS = ("dict", "tuple", "array")
 
 
 def is_several(x: Any) -> bool:
@@ -124,15 +125,22 @@ class InputLayout:
         """The shapes and types of n data, in the form of the user."""
         return self._assembled([jax.ShapeDtypeStruct((n, *leaf.shape), leaf.seen_dtype) for leaf in self.leaves])
 
-    def pack(self, x: Any, argument: str = "x") -> np.ndarray:
+    def pack(self, x: Any, argument: str = "x", most: int | None = None) -> np.ndarray:
         """The matrix (n, width) of inputs in the form of the user, float32 (float64 where JAX has it).
 
+        Args:
+            x: the inputs.
+            argument: how errors call them.
+            most: the largest integer that may be among them; None for what the matrix holds exactly.
+
         Raises:
-            ValueError: if they have other names or shapes, or integers that a float cannot hold.
+            ValueError: if they have other names or shapes, integers beyond ``most``, or other values than 0 and 1 for
+                booleans.
         """
         arrays = [np.asarray(leaf) for leaf in self._items(x, argument)]
         dtype = jnp.result_type(float)
         packed = np.empty((len(arrays[0]), self.width), dtype)
+        most = most or (EXACT_INTEGERS if dtype == np.float32 else 2**53)
         for leaf, array in zip(self.leaves, arrays, strict=True):
             where = argument if self.kind == "array" else f"{argument}[{leaf.name!r}]"
             if array.shape[1:] != leaf.shape or len(array) != len(packed):
@@ -140,12 +148,13 @@ class InputLayout:
             if not leaf.is_float:
                 if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
                     raise ValueError(f"{where} must hold integers, as in the data that the model was bound to")
-                most = EXACT_INTEGERS if dtype == np.float32 else 2**53
-                if array.size and int(np.abs(array.astype(np.float64)).max()) > most:
+                if array.size and (array.min() < -most or array.max() > most):
                     raise ValueError(
                         f"{where} has integers beyond {most}, which are not kept exactly; number categories from 0, "
                         "np.unique(values, return_inverse=True)[1], or give measurements as floats"
                     )
+            if leaf.dtype == "bool" and not np.all((array == 0) | (array == 1)):
+                raise ValueError(f"{where} must hold booleans, or 0 and 1, as in the data that came first")
             packed[:, leaf.columns] = array.reshape(len(array), leaf.width)
         return packed
 
@@ -196,9 +205,14 @@ class InputLayout:
     @classmethod
     def from_metadata(cls, record: Mapping[str, Any]) -> InputLayout:
         """The layout that ``metadata`` describes."""
-        structs = {name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, shape, dtype in record["leaves"]}
-        made = cls.of(structs)
-        return dataclasses.replace(made, kind=str(record["kind"]))
+        leaves: list[Leaf] = []
+        # In the stored order, which is that of the columns: by name the position "10" would come before "2".
+        for name, shape, dtype in record["leaves"]:
+            start = leaves[-1].columns.stop if leaves else 0
+            leaves.append(Leaf(str(name), tuple(map(int, shape)), _seen_dtype(np.dtype(dtype), repr(name)), start))
+        if not leaves or record["kind"] not in KINDS:
+            raise ValueError(f"a layout must be of kind {', '.join(KINDS)} with at least one array; got {dict(record)}")
+        return cls(record["kind"], tuple(leaves))
 
     def __str__(self) -> str:
         return ", ".join(f"{leaf.name} {leaf.shape} {leaf.dtype}" for leaf in self.leaves)

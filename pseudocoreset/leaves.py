@@ -55,7 +55,7 @@ class Box(NamedTuple):
             is_bounded: whether columns keep their sides.
 
         Raises:
-            TypeError, ValueError: for names that there are not.
+            TypeError, ValueError: for unknown names.
         """
         shape = split.feature_shape
         layout = split.layout

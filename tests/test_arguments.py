@@ -49,7 +49,8 @@ def taking(
         dict(scale=1), dict(scale=np.float32(1)), dict(scale=jnp.asarray(1.0)), dict(scale=None),
         dict(flag=np.bool_(True)), dict(path="a"), dict(path=pathlib.Path("a")), dict(names=["a", "b"]),
         dict(names=("a",)), dict(table={"a": 1}), dict(call=len), dict(array=np.zeros(2)), dict(array=jnp.zeros(2)),
-        dict(sizes=(1, 2)), dict(other=3),
+        dict(sizes=(1, 2)), dict(other=3), dict(flag=0), dict(flag=1), dict(flag=np.int64(1)),
+        dict(flag=np.asarray(True)), dict(flag=jnp.asarray(False)),
     ],
 )  # fmt: skip
 def test_what_is_meant_is_taken(arguments):
@@ -64,14 +65,15 @@ def test_what_is_meant_is_taken(arguments):
         (dict(count=np.zeros(3)), "count must be an integer; got an array of shape (3,) and dtype float64"),
         (dict(scale="a"), "scale must be a number or None; got str 'a'"),
         (dict(scale=True), "scale must be a number or None; got True"),
+        (dict(flag=2), "flag must be True or False; got int 2"),
         (dict(flag="yes"), "flag must be True or False; got str 'yes'"),
         (dict(path=3.5), "path must be a path or None; got float 3.5"),
-        (dict(names="abc"), "names must be a sequence, each a string; got str 'abc'"),
-        (dict(names=["a", 1]), "names must be a sequence, each a string; got list ['a', 1]"),
-        (dict(table={"a": "b"}), "table must be a dictionary from a string to a number or None; got dict {'a': 'b'}"),
+        (dict(names="abc"), "names must be a sequence of strings; got str 'abc'"),
+        (dict(names=["a", 1]), "names must be a sequence of strings; got list ['a', 1]"),
+        (dict(table={"a": "b"}), "table must be None, or a dictionary from a string to a number; got dict {'a': 'b'}"),
         (dict(call=3), "call must be a function or None; got int 3"),
         (dict(array=[1, 2]), "array must be an array or None; got list [1, 2]"),
-        (dict(sizes=(1, "a")), "sizes must be a tuple, each an integer; got tuple (1, 'a')"),
+        (dict(sizes=(1, "a")), "sizes must be a tuple of integers; got tuple (1, 'a')"),
         (dict(other="a"), "other must be an integer; got str 'a'"),
     ],
 )
@@ -156,3 +158,24 @@ def test_calls_made_by_chance_end_well(monkeypatch):
     outcomes, bare = fuzz_arguments.run(100)
     assert bare == []
     assert outcomes["refused"] > 50
+
+
+@pytest.mark.filterwarnings("ignore")  # of chains too short to say anything
+def test_lists_arrays_and_numbers_are_taken_where_they_say_all():
+    start = {name: np.zeros(site.shape).tolist() for name, site in MODEL.init(KEY).items()}
+    short = dict(kernel="hmc", num_chains=1, num_warmup=2, num_samples=2, key=KEY, progress=0)
+    drawn = sample(MODEL, DATA, init_params=start, **short)
+    arrays = {name: np.zeros(site.shape) for name, site in MODEL.init(KEY).items()}
+    for name, draws in sample(MODEL, DATA, init_params=arrays, **short).draws.items():
+        np.testing.assert_array_equal(drawn.draws[name], draws)
+    x, y = np.asarray(DATA.train.x), np.asarray(DATA.train.y)
+    assert len(Dataset.from_arrays(x, y, test=[x, y]).test) == 20
+    coreset = Pseudocoreset.from_data(DATA, images_per_class=2, key=KEY)
+    chosen = pseudocoreset.choose_mass(MODEL, coreset, (x, y), masses=jnp.array([1.0, 4.0]), **short)
+    assert chosen.metadata["mass_choice"]["mass"] == [1.0, 4.0]
+
+
+def test_several_numbers_are_named_in_the_plural():
+    coreset = Pseudocoreset.from_data(DATA, images_per_class=2, key=KEY)
+    with pytest.raises(TypeError, match="masses must be None, or a sequence of numbers"):
+        pseudocoreset.choose_mass(MODEL, coreset, DATA.train, masses=0.5, key=KEY)

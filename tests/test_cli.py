@@ -127,6 +127,23 @@ def test_nothing_finished_is_overwritten_unasked(coreset, tmp_path):
     assert page.read_text() == "mine"
 
 
+def test_a_fit_goes_on_from_checkpoints_inside_its_own_folder(tmp_path, monkeypatch):
+    out, inside = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    few = ["fit", "--method", "distribution_matching", "--steps", "2", *NETWORK, "--out", out, "--checkpoint-dir"]
+    assert run(*few, out, fails=True).exit_code == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Pseudocoreset, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*few, inside, fails=True).exit_code == 130
+    left = {file.relative_to(inside): file.read_bytes() for file in inside.rglob("*") if file.is_file()}
+    assert left
+    run(*few, inside)
+    assert Pseudocoreset.load(out).size == 10
+    assert {file.relative_to(inside) for file in inside.rglob("*") if file.is_file()} >= set(left)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    again = run(*few, inside, fails=True)
+    assert again.exit_code == 2  # the coreset is there
+
+
 def test_the_command_fits_at_the_mass_of_the_data_and_says_what_another_means(tmp_path):
     few = ["--method", "distribution_matching", "--steps", "1", *NETWORK, "--out"]
     printed = run("fit", *few, tmp_path / "a").output

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from pseudocoreset import Dataset, Pseudocoreset, coreset_names, fit_herding, load_coreset, load_dataset
+from pseudocoreset.data import Preprocessing
+from pseudocoreset.data.doors import check_start
 from pseudocoreset.inference import sample
 from pseudocoreset.models import Model, logistic_regression
-from pseudocoreset.storage import CorruptFileError
+from pseudocoreset.storage import CorruptFileError, atomic_directory, read_json, write_json
 
 RNG = np.random.default_rng(0)
 
@@ -116,6 +119,7 @@ def test_a_kill_while_saving_leaves_the_old_one(coreset, tmp_path):
     [
         (dict(), ValueError, "one of images_per_class and size"),
         (dict(images_per_class=1, size=3), ValueError, "one of images_per_class and size"),
+        (dict(images_per_class=1, size=3, stratify="g"), ValueError, "one of images_per_class and size"),
         (dict(images_per_class=21), ValueError, "images_per_class=21, but class 0 has 20"),
         (dict(images_per_class=0), ValueError, "images_per_class must be at least 1"),
         (dict(images_per_class=1.5), TypeError, "images_per_class must be an integer"),
@@ -231,3 +235,35 @@ def test_a_posterior_at_a_small_mass_says_so():
     assert "mass 4 stands for 100 data" in repr(sample(model, coreset, **few))
     assert "coreset.with_mass('data')" in repr(sample(model, coreset, **few))
     assert "stands for" not in repr(sample(model, coreset.with_mass("data"), **few))
+
+
+def test_a_coreset_made_by_hand_and_saved_by_an_older_version_has_no_known_preprocessing(tmp_path):
+    x = np.random.default_rng(0).normal(5.0, 2.0, size=(40, 2))
+    data = Dataset.from_arrays(x, np.arange(40) % 2, normalize=True)
+    inputs, labels = np.asarray(data.train.x[:4]), data.train.y[:4]
+    made = Pseudocoreset(inputs, labels, np.ones(4), preprocessing=Preprocessing(), num_data=40)
+    with pytest.raises(ValueError, match=r"dataclasses\.replace\(coreset, preprocessing=data\.preprocessing\)"):
+        check_start(made, data)
+    model = logistic_regression(data)
+    with pytest.raises(ValueError, match=r"dataclasses\.replace\(coreset, preprocessing=data\.preprocessing\)"):
+        sample(model, made, predict_on=data.train, key=jax.random.key(0))
+    check_start(dataclasses.replace(made, preprocessing=data.preprocessing), data)
+    with atomic_directory(tmp_path / "old") as folder:
+        made.save(folder / "new")
+        for file in ("coreset.json", "coreset.safetensors"):
+            (folder / "new" / file).rename(folder / file)
+        shutil.rmtree(folder / "new")
+        record = read_json(folder / "coreset.json")
+        del record["holds_probabilities"]
+        write_json(folder / "coreset.json", record)
+    old = Pseudocoreset.load(tmp_path / "old")
+    assert not old.preprocessing.is_known
+    check_start(old, data)
+    made.save(tmp_path / "new")
+    assert Pseudocoreset.load(tmp_path / "new").preprocessing.is_known
+
+
+def test_a_coreset_is_made_of_lists():
+    coreset = Pseudocoreset([[0.5, 1.5], [2.5, 3.5]], [0, 1], [1.0, 2.0])
+    assert coreset.mass == 3
+    np.testing.assert_array_equal(coreset.inputs, [[0.5, 1.5], [2.5, 3.5]])

@@ -208,3 +208,74 @@ def test_levels_without_a_point_are_said(caplog):
     with caplog.at_level(logging.WARNING):
         fit_bpc_rkl(MODEL, DATA, coreset=start, steps=1, key=jax.random.key(0), progress=False)
     assert "2 levels of 'group' (0, 2)" in caplog.text
+
+
+def test_a_tuple_of_twelve_arrays_comes_back_in_its_order(tmp_path):
+    """By name the position "10" comes before "2": every array had the numbers of another."""
+    values = [np.full((4, 1 + i % 3), i + 0.25, np.float32) for i in range(12)]
+    values[10] = np.array([7, 8, 9, 10])
+    coreset = Pseudocoreset(inputs=tuple(values), targets=np.zeros(4, np.float32), weights=np.ones(4, np.float32))
+    coreset.save(tmp_path / "coreset")
+    loaded = Pseudocoreset.load(tmp_path / "coreset")
+    assert loaded.layout == coreset.layout
+    for one, value in zip(loaded.inputs, values, strict=True):
+        assert one.dtype.kind == value.dtype.kind
+        np.testing.assert_array_equal(one, value)
+
+
+BIG = {**X, "group": np.where(X["group"] == 0, 2**24 + 1, 1)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Dataset.from_arrays(BIG, Y),
+        lambda: Dataset.from_arrays(X, Y, test=(BIG, Y)),
+        lambda: Pseudocoreset(BIG, Y, np.ones(len(Y))),
+        lambda: sample(MODEL, (BIG, Y), key=jax.random.key(0), **SHORT),
+        lambda: sample(MODEL, (X, Y), predict_on=(BIG, Y), key=jax.random.key(0), **SHORT),
+    ],
+)
+def test_integers_that_float32_would_change_are_refused_where_jax_has_float64_too(call):
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"\['group'\] has integers beyond 16777216"):
+        call()
+
+
+def test_the_largest_integers_are_kept_where_jax_has_float64():
+    x = {**X, "group": 2**24 - np.arange(len(Y))}
+    with jax.enable_x64(True):
+        data = Dataset.from_arrays(x, Y)
+        np.testing.assert_array_equal(data.train.x["group"], x["group"])
+        chosen = Pseudocoreset.from_data(data, size=20, key=jax.random.key(0))
+        for coreset in (chosen, fit_random(MODEL, data, size=20, key=jax.random.key(1)).coreset):
+            assert set(coreset.inputs["group"]) <= set(x["group"])
+            assert len(set(coreset.inputs["group"])) == 20
+
+
+def test_a_program_gets_larger_integers_as_they_are():
+    def program(x, y=None):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", x["id"].shape[0]):
+            numpyro.sample("y", dist.Normal(level + (x["id"] - 2**30), 1.0), obs=y)
+
+    x, y = {"id": 2**30 + np.arange(5)}, np.array([0.5, 1.0, 2.0, 3.0, 3.5])
+    with jax.enable_x64(True):
+        model = Model.from_numpyro(program).bind(x, y)
+        found = model.log_likelihood({"level": jnp.asarray(0.25)}, jax.tree.map(jnp.asarray, x), jnp.asarray(y))
+    np.testing.assert_allclose(found, stats.norm.logpdf(y, 0.25 + np.arange(5)), rtol=1e-12)
+
+
+def test_booleans_are_zero_and_one_alone():
+    seen = X["seen"][:20]
+    for given in (seen.astype(int), seen.astype(np.float32)):
+        data = Dataset.from_arrays(X, Y, test=({**rows(X, slice(20)), "seen": given}, Y[:20]))
+        np.testing.assert_array_equal(data.test.x["seen"], seen)
+    for wrong in (np.where(seen, 5, 0), np.where(seen, 1, -3), np.where(seen, 0.5, 0.0)):
+        with pytest.raises(ValueError, match=r"test x\['seen'\] must hold (booleans|integers)"):
+            Dataset.from_arrays(X, Y, test=({**rows(X, slice(20)), "seen": wrong}, Y[:20]))
+
+
+def test_integers_in_the_place_of_floats_warn_of_lost_digits():
+    exposure = 2**30 + np.arange(20)
+    with pytest.warns(UserWarning, match=r"test x\['exposure'\]: rounding to float32"):
+        Dataset.from_arrays(X, Y, test=({**rows(X, slice(20)), "exposure": exposure}, Y[:20]))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pseudocoreset.layout import InputLayout, is_several
+from pseudocoreset.layout import EXACT_INTEGERS, InputLayout, is_several
 
 __all__ = [
     "as_inputs",
@@ -101,7 +101,7 @@ def as_several(value: Any, name: str, layout: InputLayout | None = None) -> tupl
     """Read a dictionary or tuple of arrays (n, ...) into one matrix.
 
     Args:
-        value: the arrays, each as ``as_numbers`` takes it. Integers and booleans are kept exactly.
+        value: the arrays, each as ``as_numbers`` takes it. Integers up to 2^24 and booleans are kept exactly.
         name: how errors call them.
         layout: that they must have; None for their own.
 
@@ -120,14 +120,19 @@ def as_several(value: Any, name: str, layout: InputLayout | None = None) -> tupl
         array = as_numbers(leaf, where)
         if array.ndim == 0 or array.size == 0:
             raise ValueError(f"{where} must be (n, ...) with at least one row, got shape {array.shape}")
-        if array.dtype.kind == "f":
-            if not np.all(np.isfinite(array)):
-                raise ValueError(f"{where} must be finite, but is not in row {row_of(~np.isfinite(array))}")
-            warn_of_rounding(where, column_losses(array.reshape(len(array), -1), default_dtype()), None, "")
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            raise ValueError(f"{where} must be finite, but is not in row {row_of(~np.isfinite(array))}")
         arrays[key] = array
     whole = arrays if isinstance(value, Mapping) else tuple(arrays.values())
     found = InputLayout.of(whole, name) if layout is None else layout
-    return found.pack(whole, name), found
+    # Splits and coresets are float32, whatever JAX computes in.
+    packed = found.pack(whole, name, EXACT_INTEGERS)
+    for leaf in found.leaves:
+        if leaf.is_float:
+            key = int(leaf.name) if found.kind == "tuple" else leaf.name
+            losses = column_losses(arrays[key].reshape(len(packed), -1), default_dtype())
+            warn_of_rounding(f"{name}[{key!r}]", losses, None, "")
+    return packed, found
 
 
 def as_inputs(
@@ -160,7 +165,7 @@ def as_inputs(
         raise ValueError(
             f"{name} must be (n, *feature_shape), got shape {array.shape}"
             + (f"; for one feature give {name}[:, None]" if array.ndim == 1 else "")
-            + (", for integers that a program indexes with {'group': x}" if array.dtype.kind in "iu" else "")
+            + ("; integers that index something go into a dictionary, {'group': x}" if array.dtype.kind in "iu" else "")
         )
     if array.size == 0:
         raise ValueError(f"{name} is empty: shape {array.shape}, and there must be at least one row of one feature")

@@ -221,7 +221,7 @@ class Dataset:
         x: Any,
         y: ArrayLike | None = None,
         *,
-        test: tuple[Any, ArrayLike] | None = None,
+        test: Any = None,
         name: str = "custom",
         class_names: Sequence[str] | None = None,
         normalize: bool = False,

@@ -49,16 +49,20 @@ def check_image_values(name: str, array: np.ndarray, *, normalize: bool) -> None
     if array.dtype == np.uint8 or normalize or not looks_like_images:
         return
     low, high = float(array.min()), float(array.max())
+    given = name.rpartition(" ")[2]
     if array.dtype.kind in "iu" and low >= 0 and high > 255:
+        most = 65535 if array.dtype == np.uint16 else int(high)
         raise ValueError(
-            f"{name} has images of dtype {array.dtype} with values up to {high:g}; networks want values of order one: "
-            f"give ({name} / {65535 if array.dtype == np.uint16 else int(high)}).astype('float32'), uint8 images, "
-            "which are scaled by 1/255, or normalize=True"
+            f"{name} has the shape of images and dtype {array.dtype} with values up to {high:g}; networks want values "
+            f"of order one: give ({given} / {most}).astype('float32'), uint8 images, which are scaled by 1/255, or "
+            f"normalize=True. Counts for another model stay as they are with {given}.astype('float32')"
         )
     if low >= 0 and high > BRIGHTEST:
+        # Beyond 255 bytes wrap, and fractions would be cut off.
+        are_bytes = high <= 255 and (array.dtype.kind in "iu" or np.array_equal(array, np.round(array)))
+        as_bytes = f"{given}.astype('uint8'), which is scaled by 1/255, " if are_bytes else ""
         warnings.warn(
             f"{name} looks like images with values from {low:g} to {high:g}, which stay as they are; networks want "
-            f"values of order one: give {name}.astype('uint8'), which is scaled by 1/255, {name} / {high:g}, or "
-            "normalize=True",
+            f"values of order one: give {as_bytes}{given} / {high:g}, or normalize=True",
             stacklevel=3,
         )

@@ -143,7 +143,8 @@ class Preprocessing:
     def apply(self, raw: ArrayLike) -> jax.Array:
         """Turn stored values into model inputs; may be called under `jax.jit`.
 
-        numpy arrays of float64 or wide integers are centred in float64, before they are rounded.
+        Arrays of float64 or of integers of 32 bits and more are centred in float64, before they are rounded: all but
+        those that `jax.jit` traces.
 
         Args:
             raw: (n, *feature_shape), any real dtype, e.g. uint8 images.
@@ -157,8 +158,12 @@ class Preprocessing:
         self._check("raw", raw)
         scale, mean, std = np.float32(self.scale), self.mean, self.std
         if mean is not None and std is not None:
-            if isinstance(raw, np.ndarray) and raw.dtype.kind in "iuf" and raw.dtype.itemsize > 4:
-                raw = ((raw * self.scale - mean) / std).astype(np.float32)
+            if not isinstance(raw, jax.Array):
+                raw = np.asarray(raw)
+            # float32 holds all floats of its own size, but not all integers of that.
+            is_wide = raw.dtype.itemsize > {"i": 2, "u": 2, "f": 4}.get(raw.dtype.kind, 8)
+            if is_wide and not isinstance(raw, jax.core.Tracer):
+                raw = ((np.asarray(raw) * self.scale - mean) / std).astype(np.float32)
                 scale, mean, std = np.float32(1.0), None, None
             else:
                 mean, std = mean.astype(np.float32), std.astype(np.float32)

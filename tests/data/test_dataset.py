@@ -104,13 +104,13 @@ def test_bad_training_data_are_refused(x, y, message):
         ({"class_names": ["a", "b"]}, ValueError, "class_names has 2 names, but y has the label 2"),
         ({"class_names": ["a", "b", "c", "d"]}, ValueError, r"class 3 \(d\)"),
         ({"class_names": ["a", "b", "a"]}, ValueError, "differ from each other"),
-        ({"class_names": [1, 2, 3]}, TypeError, "class_names must be a sequence, each a string"),
+        ({"class_names": [1, 2, 3]}, TypeError, "class_names must be None, or a sequence of strings"),
         ({"test": (X[:, :2], LABELS)}, ValueError, r"test has data of shape \(2,\), train \(3,\)"),
         ({"test": (X, LABELS[:3])}, ValueError, "test y has 3 entries for 8 inputs"),
         ({"test": (X, LABELS + 1)}, ValueError, "test y: labels must be integers from 0 to 2.*row 2 has 3; they seem"),
         ({"test": (X, LABELS + 0.5)}, ValueError, "test y must hold class labels"),
         ({"test": (X[:0], LABELS[:0])}, ValueError, "test x is empty"),
-        ({"test": X}, TypeError, "test must be a tuple"),
+        ({"test": X}, TypeError, "test must be a pair"),
     ],
 )
 def test_bad_names_and_test_splits_are_refused(arguments, error, message):

@@ -1,6 +1,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -134,3 +135,15 @@ def test_data_of_another_shape_are_refused(images):
 def test_whitening_one_datum_is_refused():
     with pytest.raises(ValueError, match="zca needs at least 2"):
         Dataset.from_arrays(np.ones((1, 3)), np.array([0.5]), zca=True)
+
+
+@pytest.mark.parametrize("form", [np.asarray, jnp.asarray, np.ndarray.tolist], ids=["numpy", "jax", "list"])
+def test_integers_of_32_bits_are_centred_before_they_are_rounded(form):
+    """In float32 9 of these 1,000 times differ from each other."""
+    times = (1_700_000_000 + np.random.default_rng(0).permutation(1000)).astype(np.int32)[:, None]
+    data = Dataset.from_arrays(times, np.zeros(1000, np.float32), normalize=True)
+    x = np.asarray(data.preprocessing.apply(form(times)))
+    assert x.dtype == np.float32
+    exact = times.astype(np.float64)
+    np.testing.assert_allclose(x, (exact - exact.mean()) / exact.std(), atol=1e-6)
+    np.testing.assert_array_equal(x, data.train.x)

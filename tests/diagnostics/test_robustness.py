@@ -141,7 +141,7 @@ def test_real_targets_are_refused(tools):
     ("change", "error", "message"),
     [
         (dict(corruptions=["snow", "sand"]), ValueError, "name='sand' is unknown"),
-        (dict(corruptions="snow"), TypeError, "corruptions must be a sequence, each a string; got str 'snow'"),
+        (dict(corruptions="snow"), TypeError, "corruptions must be a sequence of strings; got str 'snow'"),
         (dict(corruptions=()), ValueError, "corruptions must be"),
         (dict(severities=(1, 1)), ValueError, r"severities must be .* each once; got \(1, 1\)"),
         (dict(severities=(1, 7)), ValueError, "severity must be 1 to 5; got 7"),
