@@ -93,7 +93,8 @@ def fit(
     Steps run in compiled blocks without a return to the host. Free weights are projected onto non-negative numbers
     after each step, and keep their mass, or that of each class, where the objective does not determine it
     (``Objective.mass``); free class targets become probabilities, 0.9 on the label at the start, learned through their
-    logits. A step whose gradient or loss is not finite, or that leaves no weight above zero, is skipped. With a
+    logits. A step whose gradient or loss is not finite, or that leaves no weight above zero, is skipped; after a fit
+    that ends on such steps the coreset is the last whose gradient and loss were finite, with advice. With a
     ``checkpoint_dir`` the whole state is written between blocks, and a run that was stopped, called again with the
     same arguments, ends with the same bits as one that was not.
 
@@ -234,7 +235,10 @@ def fit(
             checkpoints.__exit__()
     series = {name: np.concatenate(parts) for name, parts in history.items()}
     rise, advice = find_rise(objectives, series), ""
-    if outcome is Outcome.NON_FINITE:
+    is_stuck = int(loop.skipped) > 0
+    if is_stuck:
+        if np.all(series["skipped"]):
+            outcome = Outcome.NON_FINITE
         first = done - int(loop.skipped) + 1
         advice = advise(objectives, coreset, loop.arrays, loop.lost, series, first, jax.random.fold_in(key, done))
     elif rise is not None:
@@ -245,7 +249,7 @@ def fit(
     if outcome is not Outcome.COMPLETED or advice:
         worse = "" if rise is None else f"worse than its start: {rise}. "
         logger.warning("step %d of %d: %s%s %s", done, steps, worse, outcome.value, advice)
-    fitted = record(loop.good if outcome is Outcome.NON_FINITE else loop.arrays)
+    fitted = record(loop.good if is_stuck else loop.arrays)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "numpyro", "optax")}
     metadata = {**fitted.metadata, **run, "steps_done": done, "outcome": outcome.name, "versions": versions}
     return FitResult(
