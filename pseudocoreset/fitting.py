@@ -112,7 +112,9 @@ def fit(
         weights: mass of the weights of the start, ``"ones"`` or ``"data"``; None for ones, or for those of ``coreset``.
         fixed: inputs to hold as they are in the points of the start: arrays of a dictionary by name, or columns of one
             array (n, p) by position. Integers and booleans in a dictionary never move. Of models that are no networks,
-            a column that is nowhere negative (or nowhere positive) in the data stays on its side of zero.
+            a column whose data are all positive stays at or above half of its least datum, one that is nowhere negative
+            at or above zero, and either at or above the least value of the start if that is smaller; columns that are
+            nowhere positive likewise, from above.
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
         block_size: most steps a compiled block.
@@ -172,7 +174,7 @@ def fit(
     free = to_free(arrays, names, is_soft)
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
     is_bounded = not any(o.model.is_network for o in objectives)
-    box = Box.of(data.train, fixed, is_bounded=is_bounded) if "inputs" in names else None
+    box = Box.of(data.train, arrays.inputs, fixed, is_bounded=is_bounded) if "inputs" in names else None
     nothing = {name: jnp.zeros(getattr(arrays, name).shape, bool) for name in names}
     loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32), arrays, nothing)
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
