@@ -99,11 +99,14 @@ def _noise(
     if plan.batch_size is None:
         return jnp.zeros((), points.dtype)
 
+    terms = density.terms
+    assert terms is not None
+
     def slopes(point: jax.Array, rows: Minibatch) -> jax.Array:
         """Gradients of the rows in units of L (d, rows), by directions: of the rows together each costs one pass."""
 
         def likelihoods(vector: jax.Array) -> jax.Array:
-            return density.terms(unravel(vector), rows)["likelihood"]
+            return terms(unravel(vector), rows)["likelihood"]
 
         return jax.vmap(lambda direction: jax.jvp(likelihoods, (point,), (direction,))[1])(factor.T)
 
