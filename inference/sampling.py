@@ -133,7 +133,7 @@ def sample(
         keep: ``"weights"``, ``"functions"`` (function values on ``predict_on``, and sites of at most 64
             elements), or ``"auto"``: functions for a network with something to predict on, weights otherwise.
         deterministic: also keep deterministic sites that all data share, such as a transform of a parameter, among the
-            draws; those with an entry per datum are not kept.
+            draws; those with an entry per datum, or that depend on the rows otherwise (a mean over them), are not kept.
         chunk_size: rows of data evaluated at once, which bounds memory; chosen by the size of an input. With batch
             norm, where it changes the posterior, all rows of a gradient are by default.
         directory: where to keep the run while it goes on: draws are written there as they are made, so that their

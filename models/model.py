@@ -167,8 +167,6 @@ class Model:
             ProgramError: if the program does not fit the description in ``from_numpyro``; a ValueError.
             ValueError: if these data do not fit the model, naming the row.
         """
-        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
-            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         layout = self.structure.layout if self.structure is not None else layout_of(x)
         x_struct, y_struct = packed_struct(layout, x), datum_shape(y, "y")
         bound = self
@@ -197,11 +195,12 @@ class Model:
                 raise ValueError(
                     f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
                 )
+        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
+            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         if self.is_network or not check or has_no_values((x, y)):
             return bound
         if not bound.is_proved:
-            proof.check_program(bound, x, y)
-            bound = replace(bound, is_proved=True)
+            bound = replace(bound, structure=proof.check_program(bound, x, y), is_proved=True)
         if not bound.takes_any_target:
             proof.check_targets(bound, x, y, learned_targets)
         return bound
@@ -231,6 +230,11 @@ class Model:
     def datum_structs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shape and type of one input, as the library keeps it, and of one target."""
         return self._bound.x, self._bound.y
+
+    @property
+    def deterministic(self) -> tuple[str, ...]:
+        """Names of the deterministic sites that all data share; bound to data, of those that do not depend on them."""
+        return self._bound.deterministic
 
     @property
     def datum_shape(self) -> tuple[int, ...]:
@@ -309,8 +313,12 @@ class Model:
         Args:
             params: unconstrained parameters.
         """
-        parts = self.parts(params, *self._placeholders(1))
+        parts = self.at_placeholder(params)
         return parts.prior, parts.log_det
+
+    def at_placeholder(self, params: Params) -> Parts:
+        """``parts`` on one row of zeros, for what does not depend on the data."""
+        return self.parts(params, *self._placeholders(1))
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
     def log_likelihood(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
@@ -324,8 +332,7 @@ class Model:
         Returns:
             Array (n,).
         """
-        trace, _ = self.trace(params, x, self._hard(y, length(x)))
-        return self._score(trace, y, length(x))
+        return self._score(y, length(x), lambda hard: self.trace(params, x, hard)[0])
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
     def apply(self, params: Params, x: Any) -> jax.Array:
@@ -382,7 +389,7 @@ class Model:
         Returns:
             Array (n,).
         """
-        return self._score(self._function_trace(params, f, x, y), y, f.shape[0])
+        return self._score(y, f.shape[0], lambda hard: self._function_trace(params, f, x, hard))
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
     def function_probabilities(self, params: Params, f: jax.Array, x: Any) -> jax.Array:
@@ -399,7 +406,7 @@ class Model:
             deterministic: also those of deterministic sites that all data share.
         """
         trace, _ = self.trace(params, *self._placeholders(1))
-        names = [site.name for site in self.sites] + (list(self._bound.deterministic) if deterministic else [])
+        names = [site.name for site in self.sites] + (list(self.deterministic) if deterministic else [])
         return {name: trace[name]["value"] for name in names}
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -446,22 +453,23 @@ class Model:
                 elements = site["fn"]
                 while isinstance(elements, dist.Independent):
                     elements = elements.base_dist
-                prior[name] = scaled(elements.log_prob(site["value"]), site)
+                with full_precision():
+                    prior[name] = scaled(elements.log_prob(site["value"]), site)
         return Parts(self._terms(trace, length(x)), prior, log_det, trace)
 
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
         zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
-        with numpyro.validation_enabled(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
-            traces = [self._function_trace({}, f, x, y) for f in (zeros, zeros + 1.0)]
 
-        def likelihoods(trace: dict[str, Any]) -> list[Any]:
-            terms = [trace[term.name] for term in self._bound.terms]
+        def likelihoods(f: jax.Array) -> list[Any]:
+            trace = self._function_trace(self.init(jax.random.key(0)), f, x, y)
+            terms = [trace[term.name] for term in self.terms]
             rows = [site["fn"].log_prob(site["value"]) for site in terms]
             return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]
 
-        pairs = list(zip(*map(likelihoods, traces), strict=True))
+        with numpyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
+            pairs = list(zip(likelihoods(zeros), likelihoods(zeros + 1.0), strict=True))
         # At placeholders everything may be without a number, which says nothing.
         if all(np.array_equal(a, b) for a, b in pairs) and np.all(np.isfinite(pairs[0][0])):
             raise ValueError(
@@ -550,23 +558,34 @@ class Model:
         for term in self._bound.terms:
             site = trace[term.name]
             # The program may observe its inputs, or a transform of y.
-            values = scaled(site["fn"].log_prob(site["value"]), site)
+            with full_precision():
+                values = scaled(site["fn"].log_prob(site["value"]), site)
             if term.is_subsampled:
                 values = values / plate_scale(trace, site)
             rows[term.name] = jnp.sum(jnp.moveaxis(values, term.axis, 0).reshape(n, -1), axis=1)
         return rows
 
-    def _score(self, trace: dict[str, Any], y: jax.Array, n: int) -> jax.Array:
-        if jnp.ndim(y) == len(self._bound.y.shape) + 1:
-            terms = list(self._terms(trace, n).values())
+    def _score(self, y: jax.Array, n: int, trace_of: Callable[[jax.Array], dict[str, Any]]) -> jax.Array:
+        """Log-likelihoods (n,) of targets, expected ones under class probabilities; ``trace_of`` takes hard targets."""
+
+        def of_hard(hard: jax.Array) -> jax.Array:
+            terms = list(self._terms(trace_of(hard), n).values())
             return sum(terms[1:], terms[0])
-        site = trace[self._bound.observed]
+
+        if jnp.ndim(y) == len(self._bound.y.shape) + 1:
+            return of_hard(y)
         if self.num_classes is None or y.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"targets have shape {y.shape}; wanted (n, {', '.join(map(str, self._bound.y.shape))}) or, for a "
                 f"likelihood with finitely many classes, probabilities (n, {self.num_classes})"
             )
-        log_probabilities = class_log_probabilities(site["fn"], n)
+        if self.is_network or self.takes_any_target:
+            # All classes in one pass through the network.
+            fn = trace_of(self._placeholders(n)[1])[self._bound.observed]["fn"]
+            each = class_log_probabilities(fn, n)
+        else:
+            # The program may scale or mask a row by its target.
+            labels = jnp.arange(self.num_classes, dtype=self._bound.y.dtype)
+            each = jax.vmap(lambda label: of_hard(jnp.full(n, label)), out_axes=1)(labels)
         # 0 * -inf is not a number: a class of zero target probability has no say.
-        score = jnp.sum(jnp.where(y == 0, 0.0, y * log_probabilities), axis=-1)
-        return scaled(jnp.where(mask_of(site["fn"]), score, 0.0), site)
+        return jnp.sum(jnp.where(y == 0, 0.0, y * each), axis=-1)

@@ -11,35 +11,43 @@ Each check answers one question that a wrong posterior would otherwise answer to
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.util import potential_energy
 
-from pseudocoreset.models.structure import ProgramError, mask_of, plate_scale, without_mask
+from pseudocoreset.batching import full_precision
+from pseudocoreset.models.structure import ProgramError, Structure, plate_scale, without_mask
 
 if TYPE_CHECKING:
     from pseudocoreset.models.model import Model
 
 __all__ = ["check_program", "check_targets", "some_rows"]
 
-NUM_TRIED = 5  # parameter values at one of which every row must have a likelihood
+NUM_TRIED = 7  # parameter values at one of which every row must have a likelihood
 ROWS = 12  # the rows of the first three checks
 CHUNK_ELEMENTS = 2**22
 TOLERANCE = 1e-3  # relative; what a batch computes differs from what a row computes by rounding alone
 
 
-def check_program(model: Model, x: Any, y: Any) -> None:
+@full_precision()
+def check_program(model: Model, x: Any, y: Any) -> Structure:
     """Compare a bound model with NumPyro and with itself on a few rows.
 
     Args:
         model: a bound model.
         x: inputs (n, ...) as the library keeps them, or in the form of the user.
         y: targets (n, ...).
+
+    Returns:
+        The structure of the model, without the deterministic sites that depend on the rows, and without classes where
+        the program observes something else than its targets.
 
     Raises:
         ProgramError: naming the site that couples rows, or whose prior depends on the data.
@@ -68,6 +76,11 @@ def check_program(model: Model, x: Any, y: Any) -> None:
             f"{theirs[i]:.6g} by NumPyro on the same rows; the program does something that cannot be taken apart in "
             "this way. Does it draw random numbers by itself?"
         )
+    structure = model.structure
+    assert structure is not None
+    same = [name for name, values in found["deterministic"].items() if _is_same(values)]
+    classes = structure.num_classes if found["observes_targets"].all() else None
+    return replace(structure, deterministic=tuple(same), num_classes=classes)
 
 
 def check_targets(model: Model, x: Any, y: Any, learned: bool = False) -> None:
@@ -84,7 +97,7 @@ def check_targets(model: Model, x: Any, y: Any, learned: bool = False) -> None:
     """
 
     def fits(key: jax.Array, x: Any, y: jax.Array) -> dict[str, jax.Array]:
-        keys = jax.random.split(key, 2)
+        keys = jax.random.split(key, NUM_TRIED - 3)
         zeros = jax.tree.map(jnp.zeros_like, model.init(key))
         tried = [zeros, *map(model.sample_prior, keys)]
         stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tried)
@@ -138,7 +151,7 @@ def _evaluated(model: Model, params: Any, x: jax.Array, y: jax.Array) -> dict[st
     seeded = handlers.seed(model.program, jax.random.key(0))
     likelihood = [scales[name] * leaf for name, leaf in whole.rows.items()]
     log_prior = [*(jnp.sum(leaf) for leaf in whole.prior.values()), whole.log_det]
-    prior, log_det = model.prior_terms(params)
+    _, prior, log_det, placeholder = model.at_placeholder(params)
     runs = [(prior, log_det), (whole.prior, whole.log_det), (some.prior, some.log_det)]
     return {
         "together": whole.rows,
@@ -147,6 +160,11 @@ def _evaluated(model: Model, params: Any, x: jax.Array, y: jax.Array) -> dict[st
         "reseeded": model.parts(params, all_x, all_y, seed=1).rows,
         "prior": {name: jnp.stack([jnp.sum(run[name]) for run, _ in runs]) for name in prior},
         "log_det": jnp.stack([of_run for _, of_run in runs]),
+        "deterministic": {
+            name: jnp.stack([run[name]["value"] for run in (whole.trace, some.trace, placeholder)])
+            for name in model.deterministic
+        },
+        "observes_targets": _observes(whole.trace, model.terms[0].name, all_y),
         "ours": sum(log_prior) + sum(jnp.sum(leaf) for leaf in likelihood),
         "theirs": -potential_energy(seeded, model.program_arguments(all_x, all_y), {}, params),
         "size": sum(jnp.abs(leaf) for leaf in log_prior) + sum(jnp.sum(jnp.abs(leaf)) for leaf in likelihood),
@@ -182,6 +200,11 @@ def _check_prior(model: Model, what: str, versions: np.ndarray) -> None:
     )
 
 
+def _is_same(values: np.ndarray) -> bool:
+    """Whether values (parameters, runs, ...) are those of the first run in every run."""
+    return bool(np.allclose(values, values[:, :1], rtol=1e-4, atol=1e-5, equal_nan=True))
+
+
 def _check_rows(model: Model, name: str, together: np.ndarray, other: np.ndarray, how: str) -> None:
     """The log-likelihoods (parameters, rows) must not depend on the other rows."""
     finite = np.isfinite(together) & np.isfinite(other)
@@ -215,14 +238,30 @@ def _fits(model: Model, params: Any, x: Any, y: jax.Array, learned: bool) -> dic
 
 
 def _is_in_support(site: dict[str, Any], axis: int, n: int) -> jax.Array:
-    plain = without_mask(site["fn"])
     try:
-        inside = plain.support(site["value"])
+        inside = _inside(site["fn"], site["value"])
     except (NotImplementedError, TypeError, AttributeError):
         return jnp.ones(n, bool)
-    shape = jnp.shape(site["fn"].log_prob(site["value"]))
-    inside = jnp.broadcast_to(inside | ~jnp.asarray(mask_of(site["fn"])), shape)
+    inside = jnp.broadcast_to(inside, jnp.shape(site["fn"].log_prob(site["value"])))
     return jnp.all(jnp.moveaxis(inside, axis, 0).reshape(n, -1), axis=1)
+
+
+def _inside(distribution: Any, value: jax.Array) -> jax.Array:
+    """Which values, of the batch shape, are in the support or masked."""
+    if isinstance(distribution, dist.MaskedDistribution):
+        return _inside(distribution.base_dist, value) | ~jnp.asarray(distribution._mask)
+    if isinstance(distribution, dist.ExpandedDistribution):
+        return _inside(distribution.base_dist, value)
+    if isinstance(distribution, dist.Independent):
+        each = _inside(distribution.base_dist, value)
+        return jnp.all(each, axis=tuple(range(-distribution.reinterpreted_batch_ndims, 0)))
+    return distribution.support(value)
+
+
+def _observes(trace: dict[str, Any], name: str, y: jax.Array) -> jax.Array:
+    """Whether a site observes the targets as they are."""
+    value = trace[name]["value"]
+    return jnp.all(value == y) if jnp.shape(value) == y.shape else jnp.asarray(False)
 
 
 def _refuse_row(model: Model, name: str, row: int, x: Any, y: Any) -> None:
@@ -233,13 +272,14 @@ def _refuse_row(model: Model, name: str, row: int, x: Any, y: Any) -> None:
     if next(term for term in model.terms if term.name == name).is_factor:
         raise ValueError(
             f"data: row {row}, with y = {value}, has no finite value of the factor {name!r} of {model.name!r} at any "
-            "of five parameter values; check what the factor computes of that row"
+            f"of {NUM_TRIED} parameter values; check what the factor computes of that row"
         )
     support = _in_words(without_mask(site["fn"]).support)
     raise ValueError(
         f"data: row {row} has no likelihood at the site {name!r} of {model.name!r}: y = {value}, which "
-        f"{_family(site['fn'])} with support {support} gives no probability at any of five parameter values. Correct "
-        "or drop such rows, or take another likelihood; check x in that row too"
+        f"{_family(site['fn'])} with support {support} gives no probability at any of {NUM_TRIED} parameter values. "
+        "Correct or drop such rows, or take another likelihood; check x in that row too, and the prior where the "
+        "support depends on a parameter"
     )
 
 

@@ -66,13 +66,13 @@ def test_an_accelerator_multiplies_in_single_precision_unless_told(accelerator):
 def test_so_does_all_that_the_front_doors_compile(accelerator, monkeypatch):
     """What is multiplied outside of the model too; as is seen by what is in force when the model is called."""
     seen = []
-    original = type(MODEL)._trace
+    original = type(MODEL).trace
 
     def spy(self, *arguments, **named):
         seen.append(jax.default_matmul_precision.value)
         return original(self, *arguments, **named)
 
-    monkeypatch.setattr(type(MODEL), "_trace", spy)
+    monkeypatch.setattr(type(MODEL), "trace", spy)
     data = pc.Dataset.from_arrays(X, np.arange(12) % 3)
     experts = pc.train_experts(MODEL, data, num_experts=1, num_epochs=1, batch_size=4, key=jax.random.key(0))
     settings = {"images_per_class": 1, "steps": 1, "inner_max_steps": 1}

@@ -151,5 +151,5 @@ def test_what_is_no_mesh_is_refused(runs):
         lambda: fit(runs.divergence_of_networks(), runs.DATA, size=1, steps=1, optimizer=runs.SGD, **common),
     )
     for call in calls:
-        with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh.*got list"):
+        with pytest.raises(TypeError, match=r"mesh must be a .*Mesh.*got list"):
             call()

@@ -93,7 +93,8 @@ def test_several_models_add_up_their_gradients(experts):
     start = Pseudocoreset.from_data(DATA, images_per_class=1, key=jax.random.key(3))
 
     def move(models, sets):
-        return fbpc(sets, model=models, steps=1, images_per_class=None, coreset=start).coreset.inputs - start.inputs
+        settings = {"steps": 1, "images_per_class": None, "coreset": start, "optimizer": optax.sgd(10.0)}
+        return fbpc(sets, model=models, **settings).coreset.inputs - start.inputs
 
     alone = move([MODEL], [experts])
     both = move([MODEL, MODEL], [experts, experts])

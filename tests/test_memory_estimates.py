@@ -157,7 +157,7 @@ def test_experts_share_one_copy_of_the_data():
 
     def temporaries(count):
         keys = jax.random.split(jax.random.key(0), count)
-        lowered = _Training.epoch.lower(training, training.start(keys), keys, data)
+        lowered = _Training.epoch.lower(training, training.start(keys, data), keys, data)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) - temporaries(1) < x.nbytes

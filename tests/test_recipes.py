@@ -68,12 +68,19 @@ def test_settings_of_kim_2022(fit, count, way, experts):
         assert settings["num_draws"] == 30
 
 
-def test_the_step_on_the_inputs_is_the_published_one(experts):
-    """SGD of step 1,000: the first update is that of step 1, a thousand times."""
-    start = Pseudocoreset.from_data(DATA, images_per_class=1, key=jax.random.key(2))
+def test_the_step_on_the_inputs_is_the_published_one():
+    """SGD of step 1,000 on images: the first update is that of step 1, a thousand times."""
+    images = Dataset.from_arrays(X.reshape(90, 1, 3, 1), Y, name="cifar10")
+    model = bnn(MLP((4,)), images)
+    trained = train_experts(
+        model, images, num_experts=1, num_epochs=3, batch_size=90, key=jax.random.key(0), augment=None, progress=False
+    )
+    start = Pseudocoreset.from_data(images, images_per_class=1, key=jax.random.key(2))
 
     def moved(**changes):
-        result = fit_bpc_w(MODEL, DATA, coreset=start, experts=experts, steps=1, num_inner_steps=2, **changes, **FAST)
+        result = fit_bpc_w(
+            model, images, coreset=start, experts=trained, steps=1, num_inner_steps=2, augment=None, **changes, **FAST
+        )
         return result.coreset.inputs - start.inputs
 
     np.testing.assert_allclose(moved(), 1000 * moved(step_size=1.0), rtol=1e-2, atol=1e-3)

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_random
+from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_herding
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.models import Model
 
@@ -81,12 +81,10 @@ def test_a_dataset_gives_back_the_arrays_and_their_types():
     assert MODEL.bind(X, Y).data_kinds == {"z": "learned", "group": "chosen", "exposure": "learned", "seen": "chosen"}
 
 
-@pytest.mark.parametrize("fit", [fit_bpc_rkl, fit_bpc_w])
+@pytest.mark.parametrize("fit", [fit_bpc_rkl, pytest.param(fit_bpc_w, marks=pytest.mark.slow)])
 def test_integers_are_chosen_and_fixed_floats_stay(fit, tmp_path):
-    options = {"size": 8, "steps": 12, "key": jax.random.key(1), "progress": False}
-    start = fit_random(MODEL, DATA, size=8, key=jax.random.key(2)).coreset
-    options = {**options, "coreset": start}
-    del options["size"]
+    start = Pseudocoreset.from_data(DATA, size=8, mass="data", key=jax.random.key(2))
+    options = {"coreset": start, "steps": 12, "key": jax.random.key(1), "progress": False}
     coreset = fit(MODEL, DATA, fixed=("exposure",), **options).coreset
     for name in ("group", "seen", "exposure"):
         np.testing.assert_array_equal(coreset.inputs[name], start.inputs[name])
@@ -128,7 +126,7 @@ def test_fixed_columns_of_a_plain_array_are_named_by_position():
     x = np.random.default_rng(0).normal(size=(50, 3))
     model, data = Model.from_numpyro(program), Dataset.from_arrays(x, x @ [1.0, 2.0, 3.0])
     options = {"steps": 5, "key": jax.random.key(0), "progress": False}
-    start = fit_random(model, data, size=4, key=jax.random.key(1)).coreset
+    start = Pseudocoreset.from_data(data, size=4, mass="data", key=jax.random.key(1))
     coreset = fit_bpc_rkl(model, data, coreset=start, fixed=(1, -1), **options).coreset
     np.testing.assert_array_equal(coreset.inputs[:, [1, 2]], start.inputs[:, [1, 2]])
     assert np.all(coreset.inputs[:, 0] != start.inputs[:, 0])
@@ -138,15 +136,14 @@ def test_fixed_columns_of_a_plain_array_are_named_by_position():
         fit_bpc_rkl(model, data, size=4, fixed=("z",), **options)
 
 
-def test_a_dataset_a_pair_and_a_coreset_of_all_rows_have_the_same_posterior(tmp_path):
+def test_a_dataset_and_a_coreset_of_all_rows_have_the_same_posterior(tmp_path):
     whole = Pseudocoreset(inputs=X, targets=Y, weights=np.ones(len(Y), np.float32), num_data=len(Y))
     test = (rows(X, slice(20)), Y[:20])
     draws = [
         sample(MODEL, data, predict_on=test, key=jax.random.key(0), deterministic=True, **SHORT)
-        for data in (DATA, (X, Y), whole)
+        for data in (DATA, whole)
     ]
-    for other in draws[1:]:
-        np.testing.assert_array_equal(other.draws["effects"], draws[0].draws["effects"])
+    np.testing.assert_array_equal(draws[1].draws["effects"], draws[0].draws["effects"])
     values = {name: draws[0].draws[name][0] for name in PARAMS}
     each = [by_scipy(*test, {name: leaf[i] for name, leaf in values.items()}) for i in range(SHORT["num_samples"])]
     np.testing.assert_allclose(draws[0].log_likelihood[0], each, rtol=1e-4, atol=1e-4)
@@ -250,7 +247,7 @@ def test_the_largest_integers_are_kept_where_jax_has_float64():
         data = Dataset.from_arrays(x, Y)
         np.testing.assert_array_equal(data.train.x["group"], x["group"])
         chosen = Pseudocoreset.from_data(data, size=20, key=jax.random.key(0))
-        for coreset in (chosen, fit_random(MODEL, data, size=20, key=jax.random.key(1)).coreset):
+        for coreset in (chosen, fit_herding(MODEL, data, size=20, weights="data", key=jax.random.key(1)).coreset):
             assert set(coreset.inputs["group"]) <= set(x["group"])
             assert len(set(coreset.inputs["group"])) == 20
 

@@ -98,8 +98,8 @@ def observes_inputs(model: Model, x: jax.Array) -> bool:
     assert model.structure is not None
     if len(model.terms) > 1:
         raise ValueError(
-            f"model: {model.name!r} has the observed sites and factors {[term.name for term in model.terms]}; calibration "
-            "draws the data of one observed site"
+            f"model: {model.name!r} has the observed sites and factors {[term.name for term in model.terms]}; "
+            "calibration draws the data of one observed site"
         )
     program = handlers.seed(model.program, jax.random.key(0))
     for name, site in handlers.trace(program).get_trace(x, placeholder(model, x)).items():

@@ -144,7 +144,7 @@ def bacon(
     formation: int = 1,
     augment: Augmentation | None = None,
     window: SnapshotWindow | None = None,
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """BACON's objective for one model, summed over classes; means are weighted, features those of one random network.
 

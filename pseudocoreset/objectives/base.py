@@ -85,7 +85,7 @@ class Objective:
     loss_is_value: bool = False
 
 
-def check_free(free: Sequence[str]) -> tuple[str, ...]:
+def check_free(free: str | Sequence[str]) -> tuple[str, ...]:
     """The free leaves in their order, each once.
 
     Raises:

@@ -52,7 +52,7 @@ def distribution_matching(
     *,
     batch_size: int = 256,
     augment: Augmentation | None = None,
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """DM's objective for one model (Zhao and Bilen 2023): a fresh random network each step, no training of networks.
 

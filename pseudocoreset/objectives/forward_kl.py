@@ -40,7 +40,7 @@ def forward_kl(
     estimator: str = "monte_carlo",
     augment: Augmentation | None = None,
     inner: InnerTraining | None = None,
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """The forward KL divergence from the full-data to the coreset posterior, for one model.
 

@@ -117,7 +117,7 @@ def function_kl(
     inner_max_steps: int = 500,
     coreset_batch_size: int | None = None,
     augment: Augmentation | None = None,
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """FBPC's objective for one model (Kim et al. 2023, Algorithm 1 and Eq. 17).
 

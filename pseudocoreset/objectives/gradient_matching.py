@@ -98,7 +98,7 @@ def gradient_matching(
     by_class: bool = True,
     augment: Augmentation | None = None,
     window: SnapshotWindow | None = None,
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """DC's and DSA's objective for one model, differentiated through both gradients.
 

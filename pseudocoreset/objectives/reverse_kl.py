@@ -49,7 +49,7 @@ def reverse_kl(
     estimator: str = "monte_carlo",
     target: str = "posterior",
     inner: InnerTraining | None = None,
-    free: Sequence[str] = ("inputs", "weights"),
+    free: str | Sequence[str] = ("inputs", "weights"),
 ) -> Objective:
     """The reverse KL divergence between the coreset and the full-data posterior, for one model.
 

@@ -42,7 +42,7 @@ def wasserstein(
     inner: InnerTraining | None = None,
     learn_step_size: float = 1e-3,
     rematerialise: str = "step",
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """The squared Wasserstein distance, for one model.
 
@@ -86,7 +86,7 @@ def trajectory_matching(
     inner: InnerTraining | None = None,
     learn_step_size: float = 1e-3,
     rematerialise: str = "step",
-    free: Sequence[str] = ("inputs",),
+    free: str | Sequence[str] = ("inputs",),
 ) -> Objective:
     """Matching training trajectories (MTT; Cazenavette et al. 2022).
 

@@ -78,7 +78,10 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("size", SIZES)
+SLOW = ("independent, five times as many",)
+
+
+@pytest.mark.parametrize("size", [pytest.param(size, marks=pytest.mark.slow if size in SLOW else ()) for size in SIZES])
 def test_two_runs_of_one_law_are_within_the_noise(setting: tuple[Model, Split], size: str) -> None:
     beyond = np.zeros(3)
     for seed in range(50):

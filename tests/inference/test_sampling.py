@@ -100,7 +100,7 @@ def test_no_finite_start_is_an_error() -> None:
             numpyro.sample("y", dist.Poisson(-jax.numpy.exp(rate) * jax.numpy.ones(x.shape[0])), obs=y)
 
     x = np.ones((3, 1), np.float32)
-    with pytest.raises(ValueError, match="no starting point with a finite log density"):
+    with pytest.raises(ValueError, match="row 0 has no likelihood at the site 'y'"):
         sample(Model.from_numpyro(impossible), (x, np.array([1, 2, 3])), key=jax.random.key(0), progress=False)
 
 

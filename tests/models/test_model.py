@@ -394,3 +394,68 @@ def test_programs_may_observe_their_inputs_or_a_transform_of_their_targets():
     np.testing.assert_allclose(seen, -0.5 * np.sum((x - theta) ** 2, axis=1) - np.log(2 * np.pi), rtol=1e-6)
     seen = Model.from_numpyro(logarithm).bind(x, y).log_likelihood({"theta": jnp.array(0.3)}, x, y)
     np.testing.assert_allclose(seen, -0.5 * (np.log(y) - 0.3) ** 2 - 0.5 * np.log(2 * np.pi), rtol=1e-6)
+
+
+def tempered(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand((4,)).to_event(1))
+    numpyro.deterministic("mean", jnp.mean(x @ w))
+    numpyro.deterministic("square", w[0] ** 2)
+    scale = jnp.where(y == 1, 5.0, 1.0) if y is not None else 1.0
+    with numpyro.plate("data", 1000, subsample_size=x.shape[0]), numpyro.handlers.scale(scale=scale):
+        numpyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+
+
+def flipped(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand((4,)).to_event(1))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Bernoulli(logits=x @ w), obs=None if y is None else 1 - y)
+
+
+def test_class_probabilities_of_one_class_score_as_its_label():
+    """The program may scale or mask a row by its target, and its plate may be subsampled."""
+    model = Model.from_numpyro(tempered).bind(FEATURES, BINARY)
+    params = model.init(jax.random.key(0))
+    hard = model.log_likelihood(params, FEATURES, BINARY)
+    np.testing.assert_allclose(
+        model.log_likelihood(params, FEATURES, np.eye(2, dtype=np.float32)[BINARY]), hard, rtol=1e-5
+    )
+    f = FEATURES @ np.asarray(params["w"])
+    by_hand = np.where(BINARY == 1, 5.0, 1.0) * (BINARY * f - np.logaddexp(0, f))
+    np.testing.assert_allclose(hard, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_that_changes_its_targets_has_no_classes():
+    model = Model.from_numpyro(flipped).bind(FEATURES, BINARY)
+    assert model.num_classes is None
+    with pytest.raises(ValueError, match="targets have shape"):
+        model.log_likelihood(model.init(jax.random.key(0)), FEATURES, np.eye(2, dtype=np.float32)[BINARY])
+
+
+def test_deterministic_sites_that_depend_on_the_rows_are_not_shared():
+    assert Model.from_numpyro(tempered).bind(FEATURES, BINARY).deterministic == ("square",)
+
+
+def test_parts_of_a_vector_may_be_masked():
+    seen = np.array([[True, False], [True, True], [False, False], [True, True]] * 3)
+    counts = np.where(seen, np.arange(24).reshape(12, 2) % 5, -1).astype(np.float32)
+
+    def program(x, y=None):
+        rate = numpyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Poisson(rate * jnp.ones((x.shape[0], 2))).mask(x > 0).to_event(1), obs=y)
+
+    model = Model.from_numpyro(program).bind(seen.astype(np.float32), counts)
+    found = model.log_likelihood({"rate": jnp.log(1.5)}, seen.astype(np.float32), counts)
+    by_hand = np.where(seen, dist.Poisson(1.5).log_prob(np.maximum(counts, 0)), 0.0).sum(1)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
+
+
+def test_a_latent_that_multiplies_the_function_is_no_reason_to_refuse():
+    def program(x, y=None):
+        gain = numpyro.sample("gain", dist.Normal(0.0, 1.0))
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand((4,)).to_event(1))
+        f = numpyro.deterministic("f", x @ w)
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Bernoulli(logits=gain * f), obs=y)
+
+    assert Model.from_numpyro(program).bind(FEATURES, BINARY).has_function
