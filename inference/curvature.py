@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from pseudocoreset.chunks import in_chunks
 from pseudocoreset.inference.chains import Plan, over_chains
-from pseudocoreset.inference.data import control_variate_estimator
+from pseudocoreset.inference.data import Minibatch, draws_with_replacement
 from pseudocoreset.inference.kernels import Density, Tuning
 from pseudocoreset.inference.sghmc import Factor
 from pseudocoreset.models import Params
@@ -42,7 +43,7 @@ SGHMC_STEP = 0.3
 SGLD_STEP = 0.1
 # The most that noise of gradient estimates may add to a variance.
 HEAT = 0.05
-NUM_PROBES, NUM_BATCHES = 8, 4
+NUM_PROBES = 8
 # Rows times directions that are differentiated at once.
 TANGENT_ELEMENTS = 2**22
 
@@ -63,37 +64,69 @@ def _expansion(plan: Plan, density: Density, unravel: Any, vector: jax.Array) ->
     return Expansion(value, gradient, -0.5 * (hessian + hessian.T))
 
 
-def _kappa_and_noise(
-    plan: Plan, density: Density, unravel: Any, mode: Mode, factor: jax.Array, tuning: Tuning
-) -> tuple[jax.Array, jax.Array]:
-    """Both numbers of the module's docstring at draws of the Laplace approximation."""
+def _probes(mode: Mode, factor: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Draws of the Laplace approximation, in units of L and not; of a few parameters their second moments are exact."""
+    size, dtype = len(mode.position), mode.position.dtype
     # Numbers of a setting, not of a draw: they are the same whatever the user's key.
-    probe_key, batch_key = jax.random.split(jax.random.key(0))
-    shape, dtype = (NUM_PROBES, len(mode.position)), mode.position.dtype
-    normals = jnp.sqrt(tuning["temperature"]) * jax.random.normal(probe_key, shape, dtype)
-    points = mode.position + normals @ factor.T
+    normals = jax.random.normal(jax.random.key(0), (NUM_PROBES, size), dtype)
+    if 2 * size <= NUM_PROBES:
+        lower = jnp.linalg.cholesky(normals.T @ normals / NUM_PROBES)
+        normals = jax.scipy.linalg.solve_triangular(lower, normals.T, lower=True).T
+    normals = jnp.sqrt(temperature) * normals
+    return normals, mode.position + normals @ factor.T
 
-    def gradient(point: jax.Array) -> jax.Array:
-        return ravel_pytree(density.gradient(unravel(point), density.data))[0]
 
-    changes = jax.lax.map(lambda point: factor.T @ (gradient(point) - mode.expansion.gradient), points)
-    ratios = jnp.linalg.norm(changes, axis=1) / jnp.linalg.norm(normals, axis=1)
-    kappa = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(ratios), ratios, 1.0)), 1.0)
+def _kappa(
+    density: Density, unravel: Any, mode: Mode, factor: jax.Array, normals: jax.Array, points: jax.Array
+) -> jax.Array:
+    """The largest change of the gradient on the way from the mode to a probe, over the length of the way."""
+
+    def change(point: jax.Array) -> jax.Array:
+        gradient = ravel_pytree(density.gradient(unravel(point), density.data))[0]
+        return factor.T @ (gradient - mode.expansion.gradient)
+
+    ratios = jnp.linalg.norm(jax.lax.map(change, points), axis=1) / jnp.linalg.norm(normals, axis=1)
+    return jnp.maximum(jnp.max(jnp.where(jnp.isfinite(ratios), ratios, 1.0)), 1.0)
+
+
+def _noise(
+    plan: Plan, density: Density, unravel: Any, factor: jax.Array, points: jax.Array, centre: Params | None
+) -> jax.Array:
+    """sigma^2 of the module's docstring: the largest eigenvalue of the covariance of gradient estimates.
+
+    It is that of the gradients of all single rows: a few minibatches would miss the rare rows that make most of it.
+    """
     if plan.batch_size is None:
-        return kappa, jnp.zeros_like(kappa)
-    estimator = density.gradient
-    if "centre" in tuning:
-        estimator = control_variate_estimator(estimator, tuning["centre"], tuning["centre_gradient"])
+        return jnp.zeros((), points.dtype)
 
-    def estimate(item: tuple[jax.Array, jax.Array]) -> jax.Array:
-        point, key = item
-        return factor.T @ ravel_pytree(estimator(unravel(point), density.minibatch(key)))[0]
+    terms = density.terms
+    assert terms is not None
 
-    keys = jax.random.split(batch_key, NUM_PROBES * NUM_BATCHES)
-    estimates = jax.lax.map(estimate, (jnp.repeat(points, NUM_BATCHES, axis=0), keys))
-    variances = jnp.var(estimates.reshape(NUM_PROBES, NUM_BATCHES, -1), axis=1, ddof=1)
-    means = jnp.mean(jnp.where(jnp.isfinite(variances), variances, 0.0), axis=0)
-    return kappa, jnp.max(means)
+    def slopes(point: jax.Array, rows: Minibatch) -> jax.Array:
+        """Gradients of the rows in units of L (d, rows), by directions: of the rows together each costs one pass."""
+
+        def likelihoods(vector: jax.Array) -> jax.Array:
+            return terms(unravel(vector), rows)["likelihood"]
+
+        return jax.vmap(lambda direction: jax.jvp(likelihoods, (point,), (direction,))[1])(factor.T)
+
+    def of_rows(rows: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
+        rows = rows._replace(weights=jnp.where(is_new, rows.weights, 0))
+        there = 0.0 if centre is None else slopes(ravel_pytree(centre)[0], rows)
+
+        def moments(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+            here = slopes(point, rows) - there
+            return jnp.sum(here, axis=1), here @ here.T
+
+        return jax.lax.map(moments, points), ()
+
+    n, size = plan.num_data, plan.batch_size
+    sums, squares = in_chunks(of_rows, density.data, max(1, TANGENT_ELEMENTS // len(factor)))[0]
+    covariances = squares / n - (sums[:, :, None] / n) * (sums[:, None, :] / n)
+    covariances = jnp.where(jnp.all(jnp.isfinite(covariances), axis=(1, 2), keepdims=True), covariances, 0.0)
+    without_replacement = 1.0 if draws_with_replacement(n, size) else (n - size) / max(n - 1, 1)
+    most = jnp.max(jnp.linalg.eigvalsh(jnp.mean(covariances, axis=0)))
+    return jnp.maximum(n * (n / size) * without_replacement * most, 0.0)
 
 
 def _step_size(plan: Plan, kappa: jax.Array, noise: jax.Array, tuning: Tuning, friction: float | None) -> jax.Array:
@@ -145,7 +178,9 @@ def tune_by_curvature(
             tuned.setdefault("centre", unravel(centre))
             tuned["centre_gradient"] = density.gradient(tuned["centre"], density.data)
         if not has_step:
-            kappa, noise = _kappa_and_noise(plan, density, unravel, mode, factor, tuned)
+            normals, points = _probes(mode, factor, tuned["temperature"])
+            kappa = _kappa(density, unravel, mode, factor, normals, points)
+            noise = _noise(plan, density, unravel, factor, points, tuned.get("centre"))
             size = _step_size(plan, kappa, noise, tuned, friction)
             tuned["step_size"] = jnp.where(mode.is_found, size, tuned["step_size"]).astype(start.dtype)
             if "friction" in tuned and friction is None:

@@ -24,6 +24,7 @@ __all__ = [
     "default_chunk_size",
     "draw_indices",
     "draw_minibatch",
+    "draws_with_replacement",
     "function_summary",
     "gradient_estimator",
     "held_out_chunk_size",
@@ -234,7 +235,12 @@ def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatc
 
 def draw_indices(key: jax.Array, num_data: int, batch_size: int) -> jax.Array:
     """Which rows ``draw_minibatch`` draws, (batch_size,)."""
-    return jax.random.choice(key, num_data, (batch_size,), replace=num_data > REPLACEMENT_RATIO * batch_size)
+    return jax.random.choice(key, num_data, (batch_size,), replace=draws_with_replacement(num_data, batch_size))
+
+
+def draws_with_replacement(num_data: int, batch_size: int) -> bool:
+    """Whether a row can be in a minibatch twice."""
+    return num_data > REPLACEMENT_RATIO * batch_size
 
 
 def function_summary(

@@ -2,14 +2,16 @@
 
 The draws fill a safetensors file whose header and size are known before the first one, through a memory map, so a run
 is bounded by the disk and not by memory. After each block the file is synced, then the state of the chains is
-checkpointed; what a stopped run wrote after its last checkpoint is made again, to the same bits. Each
-checkpoint holds the checksums of all draws before it, which are compared before a run goes on. A finished directory is
-what ``Posterior.save`` writes. Of several processes the first writes, and all read what is finished.
+checkpointed; what a stopped run wrote after its last checkpoint is made again, to the same bits. Each checkpoint holds
+the checksums of all draws before it, which are compared before a run goes on; draws of versions that wrote none are
+taken as they are. A finished directory is what ``Posterior.save`` writes. Of several processes the first writes, and
+all read what is finished.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import os
 import pathlib
@@ -33,15 +35,18 @@ from pseudocoreset.storage import (
     verify,
     write_json,
 )
+from pseudocoreset.validation import uses_x64
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
 
 __all__ = ["DrawFiles", "digest_of"]
 
+logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoint"
 DRAWN = "drawn"  # among the extra arrays of a checkpoint: draws before each block, and their end
 DIGESTS = "digests"
+STATS = "sample_stats/"
 
 
 def digest_of(*arrays: Any) -> str:
@@ -108,9 +113,14 @@ class DrawFiles:
         saved = check_record(read_json(place), {"run": maybe(RECORD)}, place)["run"]
         if saved is None:
             raise ValueError(f"directory: {self.directory} holds a posterior that was saved there; give another one")
-        if different := different_settings(saved, self.run):
+        # Versions that did not write the precision left runs that are read in any.
+        if different := different_settings({"enable_x64": uses_x64(), **saved}, self._settings()):
             raise ValueError(f"directory: {self.directory} holds another run; give another one. Different: {different}")
         return Posterior.load(self.directory, memory_map=True)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a finished run is identified by; a checkpoint has the precision beside the run."""
+        return {**self.run, "enable_x64": uses_x64()}
 
     def restore(self, template: Any) -> tuple[int, Any, dict[str, float]] | None:
         """Steps done, state and seconds at the newest whole checkpoint whose draws are there, None to begin."""
@@ -164,7 +174,10 @@ class DrawFiles:
             return {}
         arrays = self._map()
         draws = {name: array for name, array in arrays.items() if name not in self._split_arrays()}
-        end = 0
+        # Draws before the first checksum are those of a version that wrote none.
+        end = unchecked = self._blocks[0][0] if self._blocks else drawn
+        if unchecked:
+            logger.warning("%s: draws 0 to %d have no checksums, and are taken as they are", self.directory, unchecked)
         for first, last, digest in self._blocks:
             block = {name: array[:, first:last] for name, array in draws.items() if array.ndim > 1}
             if first != end or _digest_of_block(block) != digest:
@@ -181,9 +194,11 @@ class DrawFiles:
         """Write draws ``first`` to ``last`` of every chain: arrays (chain, last - first, ...) by name."""
         if not is_writer():
             return
-        for name, leaf in leaves.items():
+        # The file of a stopped run lacks statistics that its version did not make.
+        kept = {name: leaf for name, leaf in leaves.items() if name in self._arrays or not name.startswith(STATS)}
+        for name, leaf in kept.items():
             self._arrays[name][:, first:last] = leaf
-        self._blocks.append((first, last, _digest_of_block(leaves)))
+        self._blocks.append((first, last, _digest_of_block(kept)))
 
     def _split_arrays(self) -> dict[str, np.ndarray]:
         return {} if self.predict_on is None else split_arrays(self.predict_on)
@@ -201,7 +216,7 @@ class DrawFiles:
         """Declare the draws complete, and read them."""
         self._arrays = {}
         check_replaceable(self.directory / RECORD_FILE)
-        write_json(self.directory / RECORD_FILE, Posterior.record(metadata, self.predict_on, self.run))
+        write_json(self.directory / RECORD_FILE, Posterior.record(metadata, self.predict_on, self._settings()))
         seal(self.directory, [ARRAYS_FILE, RECORD_FILE])
         wait_for_all("draws are written")
         return Posterior.load(self.directory, memory_map=True)

@@ -50,7 +50,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model
-from pseudocoreset.validation import check_integer, check_key, key_record, uses_x64
+from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["sample"]
 
@@ -284,7 +284,6 @@ def sample(
         "init_params": digest_of(*(init_params or {}).values()),
         "keep": "weights" if plan.keep_weights else "functions",
         "key": key_record(key),
-        "enable_x64": uses_x64(),
     }
     with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
         if files is not None and files.is_finished:

@@ -130,10 +130,8 @@ def _configurational_temperature(gradient: Params, inverse_mass: Params | None, 
     A step keeps E |theta|^2 where that is so. For the exact dynamics it is T; on a Gaussian it is T times the mean
     over parameters of the factor by which the step size and the noise of gradients inflate their variances.
     """
-    squares = jax.tree.map(jnp.square, gradient)
-    if inverse_mass is not None:
-        squares = jax.tree.map(jnp.multiply, squares, inverse_mass)
-    total = jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, squares))
+    scaled = sghmc.into_units(gradient, inverse_mass)
+    total = jax.tree.reduce(jnp.add, jax.tree.map(lambda leaf: jnp.sum(leaf**2), scaled))
     count = sum(leaf.size for leaf in jax.tree.leaves(gradient))
     return tuning["temperature"] + tuning["step_size"] * total / (2 * count)
 

@@ -360,7 +360,8 @@ def train_experts(
                     memory[group, epoch] = to_host(state.params)
                     advance(size if epoch else 0, note)
                 continue
-            with Checkpointer(root / f"group-{group:04d}" / "state", {"group": group, **metadata}) as checkpoints:
+            run = {"group": group, **{name: value for name, value in metadata.items() if name != "inputs"}}
+            with Checkpointer(root / f"group-{group:04d}" / "state", run) as checkpoints:
                 for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, mesh, checkpoints):
                     if fresh:
                         params = to_host(state.params)

@@ -93,7 +93,8 @@ def fit(
     Steps run in compiled blocks without a return to the host. Free weights are projected onto non-negative numbers
     after each step, and keep their mass, or that of each class, where the objective does not determine it
     (``Objective.mass``); free class targets become probabilities, 0.9 on the label at the start, learned through their
-    logits. A step whose gradient or loss is not finite, or that leaves no weight above zero, is skipped. With a
+    logits. A step whose gradient or loss is not finite, or that leaves no weight above zero, is skipped; after a fit
+    that ends on such steps the coreset is the last whose gradient and loss were finite, with advice. With a
     ``checkpoint_dir`` the whole state is written between blocks, and a run that was stopped, called again with the
     same arguments, ends with the same bits as one that was not.
 
@@ -111,7 +112,9 @@ def fit(
         weights: mass of the weights of the start, ``"ones"`` or ``"data"``; None for ones, or for those of ``coreset``.
         fixed: inputs to hold as they are in the points of the start: arrays of a dictionary by name, or columns of one
             array (n, p) by position. Integers and booleans in a dictionary never move. Of models that are no networks,
-            a column that is nowhere negative (or nowhere positive) in the data stays on its side of zero.
+            a column whose data are all positive stays at or above half of its least datum, one that is nowhere negative
+            at or above zero, and either at or above the least value of the start if that is smaller; columns that are
+            nowhere positive likewise, from above.
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
         block_size: most steps a compiled block.
@@ -171,7 +174,7 @@ def fit(
     free = to_free(arrays, names, is_soft)
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
     is_bounded = not any(o.model.is_network for o in objectives)
-    box = Box.of(data.train, fixed, is_bounded=is_bounded) if "inputs" in names else None
+    box = Box.of(data.train, arrays.inputs, fixed, is_bounded=is_bounded) if "inputs" in names else None
     nothing = {name: jnp.zeros(getattr(arrays, name).shape, bool) for name in names}
     loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32), arrays, nothing)
     block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
@@ -234,7 +237,10 @@ def fit(
             checkpoints.__exit__()
     series = {name: np.concatenate(parts) for name, parts in history.items()}
     rise, advice = find_rise(objectives, series), ""
-    if outcome is Outcome.NON_FINITE:
+    is_stuck = int(loop.skipped) > 0
+    if is_stuck:
+        if np.all(series["skipped"]):
+            outcome = Outcome.NON_FINITE
         first = done - int(loop.skipped) + 1
         advice = advise(objectives, coreset, loop.arrays, loop.lost, series, first, jax.random.fold_in(key, done))
     elif rise is not None:
@@ -245,7 +251,7 @@ def fit(
     if outcome is not Outcome.COMPLETED or advice:
         worse = "" if rise is None else f"worse than its start: {rise}. "
         logger.warning("step %d of %d: %s%s %s", done, steps, worse, outcome.value, advice)
-    fitted = record(loop.good if outcome is Outcome.NON_FINITE else loop.arrays)
+    fitted = record(loop.good if is_stuck else loop.arrays)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "numpyro", "optax")}
     metadata = {**fitted.metadata, **run, "steps_done": done, "outcome": outcome.name, "versions": versions}
     return FitResult(

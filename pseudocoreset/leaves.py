@@ -43,14 +43,17 @@ class Box(NamedTuple):
     upper: jax.Array
 
     @classmethod
-    def of(cls, split: Split, fixed: Sequence[str | int], *, is_bounded: bool) -> Box | None:
+    def of(cls, split: Split, start: jax.Array, fixed: Sequence[str | int], *, is_bounded: bool) -> Box | None:
         """The box of a training split; None where every column may go anywhere.
 
-        Integers and booleans never move: they are chosen with the points. A column that is nowhere negative, or nowhere
-        positive, in the data stays on its side of the datum nearest to zero, as an exposure or a standard error must.
+        Integers and booleans never move: they are chosen with the points. A column whose data are all positive stays at
+        or above half of its least datum, so that an exposure or a standard error never reaches zero, and one that is
+        nowhere negative at or above zero; where the start has a value below that, the least value of the start is the
+        bound, so that the box alone moves no start. Of columns that are nowhere positive the same holds from above.
 
         Args:
             split: the training data.
+            start: inputs of the points of the start, packed (m, *shape).
             fixed: names of arrays, or of columns of one array by their positions, to hold as they are.
             is_bounded: whether columns keep their sides.
 
@@ -63,7 +66,9 @@ class Box(NamedTuple):
         if not is_bounded:
             return None if moves.all() else cls(*map(jnp.asarray, (moves, -np.inf, np.inf)))
         least, most = split.packed.min(axis=0), split.packed.max(axis=0)
-        lower, upper = np.where(least >= 0, least, -np.inf), np.where(most <= 0, most, np.inf)
+        first, last = np.min(start, axis=0), np.max(start, axis=0)
+        lower = np.where(least >= 0, np.minimum(least / 2, first), -np.inf)
+        upper = np.where(most <= 0, np.maximum(most / 2, last), np.inf)
         if moves.all() and np.isinf(lower).all() and np.isinf(upper).all():
             return None
         return cls(jnp.asarray(moves), *(jnp.asarray(bound, split.packed.dtype) for bound in (lower, upper)))

@@ -95,7 +95,7 @@ def find_mode(expand: Callable[[jax.Array], Expansion], start: jax.Array) -> Mod
         is_start = state.steps < len(SHRINKAGE)
         moved = state.position + _newton_step(state.expansion, state.damping)[0]
         position = jnp.where(is_start, factors[jnp.minimum(state.steps, len(SHRINKAGE) - 1)] * start, moved)
-        expansion = expand(position)
+        expansion = jax.tree.map(lambda leaf: leaf.astype(dtype), expand(position))
         slack = jnp.where(is_start, 0.0, 10 * eps * (1 + jnp.abs(state.expansion.value)))
         is_better = expansion.value >= state.expansion.value - slack  # false for what is not a number
         is_better &= jnp.all(jnp.isfinite(expansion.gradient)) & jnp.all(jnp.isfinite(expansion.precision))

@@ -31,10 +31,7 @@ class Outcome(enum.Enum):
 
     COMPLETED = "All steps were done."
     STOPPED = "A callback asked to stop."
-    NON_FINITE = (
-        f"Stopped: {MOST_SKIPPED} steps in a row had a gradient that was not finite. The coreset is the last one whose "
-        "objective was finite."
-    )
+    NON_FINITE = f"Not finite: {MOST_SKIPPED} steps in a row, or all that were done, could not be taken."
 
 
 class Rise(NamedTuple):
@@ -88,7 +85,9 @@ class FitResult:
 
     def __repr__(self) -> str:
         steps = len(next(iter(self.history.values()), ()))
-        said = f"{steps} steps in {self.seconds:.1f} s. {self.outcome.value}"
+        skipped = int(np.sum(self.history.get("skipped", 0)))
+        but = f" ({skipped} of them skipped)" if skipped else ""
+        said = f"{steps} steps{but} in {self.seconds:.1f} s. {self.outcome.value}"
         first = f"worse than its start: {self.rise}; " if self.rise is not None else ""
         note = mass_note(self.coreset.mass, self.coreset.num_data)
         lines = [
@@ -160,7 +159,7 @@ def advise(
     step: int,
     key: jax.Array,
 ) -> str:
-    """What was not finite, since which step, and what to do.
+    """What was not finite, since which step, what to do, how many steps were skipped, and which coreset is returned.
 
     Args:
         objectives: of the fit.
@@ -171,6 +170,28 @@ def advise(
         step: the first of the steps in a row.
         key: one typed key, for parameters at which the likelihood is tried.
     """
+    skipped = np.asarray(history["skipped"], bool)
+    finite = [np.isfinite(values) for name, values in history.items() if name.startswith(("loss", "gradient_norm"))]
+    if not np.any(np.all(finite, axis=0)):
+        which = "no step had a finite objective and gradient, not even the first: the coreset is the start"
+    elif skipped.all():
+        which = "the coreset is the start"
+    else:
+        which = "the coreset is the last one whose objective and gradient were finite"
+    cause = _cause(objectives, start, stuck, lost, history, step, key)
+    return f"{cause} {np.sum(skipped)} of {len(skipped)} steps were skipped in all; {which}."
+
+
+def _cause(
+    objectives: Sequence[Objective],
+    start: Pseudocoreset,
+    stuck: CoresetArrays,
+    lost: Mapping[str, Any],
+    history: Mapping[str, np.ndarray],
+    step: int,
+    key: jax.Array,
+) -> str:
+    """What was not finite, since which step, and what to do; arguments as in ``advise``."""
     since = f"Since step {step}"
     for objective in objectives:
         points = _without_likelihood(objective, start, key)

@@ -1,5 +1,6 @@
 """Expert trajectories: equal to plain SGD, the same on disk and in memory, resumed to the same bits."""
 
+import json
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from pseudocoreset import Dataset, Experts, train_experts
 from pseudocoreset.models import MLP, bnn, logistic_regression
-from pseudocoreset.storage import CorruptFileError
+from pseudocoreset.storage import CorruptFileError, seal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 5)).astype(np.float32)
@@ -106,6 +107,32 @@ def test_a_stopped_run_goes_on_to_the_same_bits(in_memory, tmp_path, group, epoc
     with pytest.raises(FileNotFoundError, match="no finished experts"):
         Experts.load(tmp_path / "stopped")
     assert_same(whole, train(momentum=0.9, directory=tmp_path / "stopped"))
+
+
+def test_a_stopped_run_of_a_version_before_precisions_goes_on(in_memory, tmp_path, monkeypatch):
+    """It wrote neither how inputs are made nor the precision."""
+    import pseudocoreset.experts as module
+
+    write = module.write_arrays
+
+    def failing(path, arrays):
+        if "epoch-0003" in str(path):
+            raise KeyboardInterrupt
+        write(path, arrays)
+
+    monkeypatch.setattr(module, "write_arrays", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(directory=tmp_path)
+    monkeypatch.undo()
+    for record_file in tmp_path.glob("group-0000/state/step-*/run.json"):
+        record = json.loads(record_file.read_text())
+        del record["enable_x64"]
+        assert record["run"].pop("inputs", None) is None
+        record_file.write_text(json.dumps(record))
+        seal(record_file.parent, [p.name for p in record_file.parent.iterdir() if p.name != "manifest.json"])
+    assert_same(in_memory, train(directory=tmp_path))
+    with pytest.raises(ValueError, match=r"trained otherwise.*learning_rate"):
+        train(directory=tmp_path, learning_rate=0.2)
 
 
 def test_a_damaged_snapshot_is_named(tmp_path):

@@ -93,7 +93,8 @@ def test_several_models_add_up_their_gradients(experts):
     start = Pseudocoreset.from_data(DATA, images_per_class=1, key=jax.random.key(3))
 
     def move(models, sets):
-        settings = {"steps": 1, "images_per_class": None, "coreset": start, "optimizer": optax.sgd(10.0)}
+        sgd = {"optimizer": optax.sgd(10.0), "step_size": None}
+        settings = {"steps": 1, "images_per_class": None, "coreset": start, **sgd}
         return fbpc(sets, model=models, **settings).coreset.inputs - start.inputs
 
     alone = move([MODEL], [experts])
@@ -255,6 +256,42 @@ def test_the_coreset_after_a_failure_has_a_finite_objective():
         assert result.advice in repr(result)
         assert ("the gradient in the inputs was not finite" in result.advice) is not lost_loss
         assert ("the loss was not finite; the gradient" in result.advice) is lost_loss
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_fit_that_ends_on_few_skipped_steps_returns_the_last_finite_one(steps):
+    """From 2.5 above the start on the loss is no number: steps 4 to 8 are skipped, fewer than stop a fit."""
+    start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
+
+    def wall(key, coreset):
+        inside = jnp.max(coreset.inputs - start.inputs) < 2.5
+        return {"inputs": jnp.full_like(coreset.inputs, -1.0)}, jnp.where(inside, 1.0, jnp.nan)
+
+    arguments = dict(coreset=start, key=jax.random.key(0), optimizer=optax.sgd(1.0), progress=False)
+    result = fit(of(wall), DATA, steps=steps, **arguments)
+    assert result.outcome is Outcome.COMPLETED
+    np.testing.assert_allclose(result.coreset.inputs, start.inputs + 2.0, atol=1e-5)
+    assert "Since step 4 the loss was not finite" in result.advice
+    assert f"{steps - 3} of {steps} steps were skipped in all; the coreset is the last one whose" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "rate", "said"),
+    [
+        (square, 1e38, "8 of 8 steps were skipped in all; the coreset is the start."),
+        (lambda key, coreset: (square(key, coreset)[0], jnp.nan), 0.1, "no step had a finite objective and gradient"),
+    ],
+)
+def test_a_fit_that_takes_no_step_says_so(gradient, rate, said, caplog):
+    start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
+    start = dataclasses.replace(start, inputs=100 * start.inputs)
+    arguments = dict(coreset=start, key=jax.random.key(0), optimizer=optax.sgd(rate), progress=False)
+    result = fit(of(gradient), DATA, steps=8, **arguments)
+    assert result.outcome is Outcome.NON_FINITE
+    np.testing.assert_array_equal(result.coreset.inputs, start.inputs)
+    assert said in result.advice
+    assert "Take a smaller step size" in result.advice
+    assert said in caplog.text
 
 
 def test_advice_names_the_column_and_the_leaf():

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, train_experts
+from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, fit_fbpc, train_experts
 from pseudocoreset.fitting import Outcome
 from pseudocoreset.inference import sample
 from pseudocoreset.models import MLP, bnn, linear_regression, logistic_regression
@@ -50,6 +50,20 @@ def test_fixed_leaves_stay():
     np.testing.assert_allclose(result.coreset.weights, 75.0)
     assert set(result.coreset.targets) <= set(REALS.train.y)
     assert "mass" not in result.history
+
+
+@pytest.mark.parametrize("mass", ["ones", "data"])
+def test_fbpc_keeps_the_weights_of_the_coreset_it_starts_from(mass):
+    """Of a model that is no network too, whose weights the other methods learn."""
+    start = Pseudocoreset.from_data(BINARY, size=8, mass=mass, key=jax.random.key(0))
+    result = fit_fbpc(
+        logistic_regression(BINARY), BINARY, coreset=start, steps=5, num_experts=1, num_expert_epochs=3,
+        key=jax.random.key(1), progress=False, inner_max_steps=20,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.coreset.weights, start.weights)
+    np.testing.assert_array_equal(result.state.arrays.weights, start.weights)
+    assert np.abs(np.asarray(result.state.arrays.inputs) - start.inputs).max() > 1e-3
+    assert ("at_mode" in result.coreset.metadata) == (mass == "data")
 
 
 def test_labels_become_probabilities_and_can_be_sampled_by_a_new_model():

@@ -10,8 +10,9 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_herding
+from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_random
 from pseudocoreset.inference import Posterior, sample
+from pseudocoreset.leaves import Box
 from pseudocoreset.models import Model
 
 NUM_GROUPS = 3
@@ -113,8 +114,35 @@ def test_a_positive_column_stays_positive_under_steps_that_are_too_large():
     )  # fmt: skip
     # Where the steps came to, whatever was kept of them.
     inputs = np.asarray(result.state.arrays.inputs)
-    assert inputs[:, 1].min() >= np.float32(X["exposure"].min())
+    assert inputs[:, 1].min() >= np.float32(X["exposure"].min()) / 2 > 0
     assert np.abs(inputs[:, 0]).max() > 3  # the other column went where it liked
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_start_outside_the_range_of_the_data_is_not_moved_by_the_bounds(sign):
+    """Data of 1 to 4, a start at 0.2 and 3: under steps of nearly nothing it stays, and 0.2 is the bound.
+
+    The start of 3 alone has the bound of half of the least datum.
+    """
+
+    def program(x, y=None):
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Poisson(jnp.abs(x[:, 0]) * jnp.exp(level)), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = np.r_[1.0, rng.uniform(1.0, 4.0, 99)][:, None]
+    data, model = Dataset.from_arrays(sign * x, rng.poisson(x[:, 0]).astype(np.float32)), Model.from_numpyro(program)
+    options = {"steps": 4, "key": jax.random.key(0), "progress": False}
+    for values, bound in (([0.2, 3.0], 0.2), ([3.0, 3.0], 0.5)):
+        points = (sign * np.array(values)[:, None]).astype(np.float32)
+        start = Pseudocoreset(inputs=points, targets=np.float32([1, 3]), weights=np.float32([50, 50]), num_data=100)
+        still = fit_bpc_rkl(model, data, coreset=start, step_size=1e-7, **options)
+        np.testing.assert_allclose(still.state.arrays.inputs, points, atol=1e-5)
+        box = Box.of(data.train, jnp.asarray(points), (), is_bounded=True)
+        far = jnp.full((2, 1), -9.0 * sign)
+        entered = sign * np.asarray(box.enter(far, jnp.asarray(points)))
+        np.testing.assert_allclose(entered, bound, rtol=1e-6)
 
 
 def test_fixed_columns_of_a_plain_array_are_named_by_position():

@@ -83,6 +83,7 @@ class Common:
     progress: bool = True
     mesh: Mesh | None = None
     fixed: Sequence[str | int] = ()
+    learns_weights: bool = True  # of models that are no networks, where ``weights`` is None
 
     def checked(self) -> Common:
         """With every argument checked, models bound and the augmentation resolved.
@@ -107,7 +108,8 @@ class Common:
                 size=self.size,
                 weights=self.weights,
             )
-        weights = self.weights or ("ones" if all(m.is_network for m in bound) else "learned")
+        is_learned = self.learns_weights and not all(m.is_network for m in bound)
+        weights = self.weights or ("learned" if is_learned else "ones")
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
         return replace(self, model=bound, weights=weights, augment=augment)
@@ -201,7 +203,8 @@ def run(
     if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
         extra["learned_step_size"] = float(result.history["step_size"][-1])
     result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
-    if common.weights == "ones" or stop_at_plan in common.callbacks:
+    is_of_ones = common.weights == "ones" and bool(np.isclose(coreset.mass, coreset.size))
+    if is_of_ones or stop_at_plan in common.callbacks:
         return result  # whose posterior is not to be that of all data, or which did not run
     return keep_better(result, common.models, common.data, coreset)
 

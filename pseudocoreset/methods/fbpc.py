@@ -118,7 +118,7 @@ def fit_fbpc(
         steps=1 if steps is None else steps,  # until the recipe is known
         experts=experts,
         augment=augment,
-        weights="ones" if weights is None and coreset is None else weights,
+        weights=weights,
         targets=targets,
         num_experts=num_experts,
         num_expert_epochs=num_expert_epochs,
@@ -128,6 +128,7 @@ def fit_fbpc(
         progress=progress,
         mesh=mesh,
         fixed=fixed,
+        learns_weights=False,
     ).checked()
     recipe = fbpc_recipe(data.name, common.points_per_class)
     if steps is None:

@@ -9,7 +9,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pseudocoreset.inference import sample
+from pseudocoreset.inference import curvature, sample
+from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.inference.setup import set_up
 from pseudocoreset.models import MLP, Model, bnn
 
 SCALES = np.array([0.1, 1.0, 30.0, 100.0])
@@ -25,6 +27,12 @@ def counts(x, y=None):
     slope = numpyro.sample("b", dist.Normal(0.0, 1.0))
     with numpyro.plate("data", x.shape[0]):
         numpyro.sample("y", dist.Poisson(jnp.exp(x[:, 0] * slope)), obs=y)
+
+
+def binary(x, y=None):
+    coefficients = numpyro.sample("b", dist.Normal(0.0, 2.0).expand([x.shape[1]]).to_event(1))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Bernoulli(logits=x @ coefficients), obs=y)
 
 
 def table(scales, offset=0.0):
@@ -69,6 +77,21 @@ def test_defaults_have_the_posterior_in_any_units(kernel: str, scales, offset: f
         assert z.std(axis=0).max() < 1.16
 
 
+def test_sgld_by_defaults_knows_how_wide_its_step_makes_it() -> None:
+    """Exact gradients: in units of the posterior variances are 1 / (1 - e / 2), and so is the reported temperature.
+
+    Its error is 0.001, that of an sd 0.022. Without the units of the dense mass it is off by orders of magnitude.
+    """
+    data, mean, covariance = table(SCALES, 20.0)
+    posterior = run(data, kernel="sgld")
+    z = (posterior.draws["b"].reshape(-1, 4) - mean) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+    wide = 1 / (1 - posterior.metadata["step_size"][0] / 2)
+    assert wide == pytest.approx(1 / 0.95, rel=1e-2)
+    assert np.abs(z.mean(axis=0)).max() < 0.16
+    assert np.abs(z.std(axis=0) / np.sqrt(wide) - 1).max() < 0.11
+    assert posterior.sample_stats["configurational_temperature"].mean() == pytest.approx(wide, abs=0.006)
+
+
 @pytest.mark.parametrize("kernel", ["sghmc", "sgld"])
 def test_counts_on_a_raw_scale(kernel: str) -> None:
     """The posterior of one coefficient by quadrature; the errors of a thousand draws are 0.032 and 0.022."""
@@ -83,6 +106,50 @@ def test_counts_on_a_raw_scale(kernel: str) -> None:
     z = (run((x, y), counts, kernel=kernel, batch_size=20).draws["b"].ravel() - mean) / deviation
     assert abs(z.mean()) < 0.16
     assert 0.88 < z.std() < 1.16
+
+
+def test_a_column_that_few_rows_carry() -> None:
+    """The posterior of an intercept and a slope by quadrature, on minibatches of 128 of 20,000 rows: sd within 10 %.
+
+    The errors of a thousand draws are 0.032 and 0.022. A step that suits most minibatches, but not those with several
+    of the rows that carry the column, makes the sd 1.3 times too large.
+    """
+    random = np.random.default_rng(0)
+    column = random.normal(size=20_000) * (random.random(20_000) < 0.05)
+    y = (random.random(20_000) < 1 / (1 + np.exp(5 - column))).astype(np.int32)
+    x = np.stack([np.ones(20_000), column], axis=1).astype(np.float32)
+    draws = run((x, y), binary, num_chains=20, num_warmup=400, num_samples=50).draws["b"].reshape(-1, 2)
+
+    def log_density(a, b):
+        carried = column != 0
+        logits = a + b * np.float32(column[carried]).astype(float)[:, None]
+        log = (y[carried, None] * logits - np.logaddexp(0, logits)).sum(axis=0) - (a**2 + b**2) / 8
+        return log + y[~carried].sum() * a - (~carried).sum() * np.logaddexp(0, a)
+
+    centre, spread = draws.mean(axis=0), draws.std(axis=0)
+    grid = centre + 6 * spread * np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 81)]), axis=-1).reshape(-1, 2)
+    log = log_density(grid[:, 0], grid[:, 1])
+    weights = np.exp(log - log.max())
+    mean = np.average(grid, axis=0, weights=weights)
+    deviation = np.sqrt(np.average((grid - mean) ** 2, axis=0, weights=weights))
+    assert np.abs((centre - mean) / deviation).max() < 0.16
+    assert np.abs(spread / deviation - 1).max() < 0.10
+
+
+@pytest.mark.parametrize("batch_size", [16, 100])  # with and without replacement
+def test_the_noise_is_that_of_minibatches(batch_size: int) -> None:
+    """The largest eigenvalue of the covariance of 20,000 gradient estimates, whose error is 0.01, in units of L."""
+    data, _, covariance = table(SCALES)
+    settings = {"num_warmup": 0, "num_samples": 1, "thinning": 1, "num_chains": 1, "temperature": 1.0}
+    sizes = {"num_data": 300, "feature_shape": (4,), "batch_size": batch_size}
+    setup = set_up(bound(linear, 4), "sghmc", {}, step_size=None, **settings, **sizes)
+    density = setup.plan.density(Minibatch(*map(jnp.asarray, (*data, np.ones(300, np.float32)))))
+    factor = np.linalg.cholesky(covariance)
+    points = jnp.asarray(factor @ [1.0, -1.0, 0.5, 2.0], jnp.float32)[None]
+    found = curvature._noise(setup.plan, density, lambda v: {"b": v}, jnp.asarray(factor), points, None)
+    gradient = jax.jit(lambda key: density.gradient({"b": points[0]}, density.minibatch(key))["b"])
+    estimates = np.asarray(jax.lax.map(gradient, jax.random.split(jax.random.key(2), 20_000))) @ factor
+    assert float(found) == pytest.approx(np.linalg.eigvalsh(np.cov(estimates.T))[-1], rel=0.06)
 
 
 def test_steps_do_not_depend_on_units() -> None:

@@ -1,7 +1,10 @@
 """Runs that keep their draws in a directory: the same bits as in memory, however often they were stopped."""
 
 import errno
+import json
+import logging
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,7 +13,9 @@ import pytest
 from safetensors import safe_open
 
 from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.inference import Posterior, running, sample, sampling
+from pseudocoreset.inference import Posterior, running, sample, sampling, stochastic
+from pseudocoreset.inference.kernels import KERNELS
+from pseudocoreset.storage import CorruptFileError, map_arrays, read_arrays, seal, write_arrays
 
 SETTINGS = {
     "sghmc": {"kernel": "sghmc", "num_warmup": 20, "num_samples": 40, "thinning": 2, "step_size": 0.1},
@@ -203,3 +208,67 @@ def test_a_run_goes_on_in_the_precision_in_which_it_was_begun(regression, tmp_pa
     run(regression, "sghmc", directory=tmp_path / "run", **settings)
     with jax.enable_x64(True), pytest.raises(ValueError, match="enable_x64: saved False, now True"):
         run(regression, "sghmc", directory=tmp_path / "run", **settings)
+
+
+def strip(folder: Path, record_name: str, *, of_run: bool) -> None:
+    """Make a record one of a version that wrote neither precision nor checksums of draws, under a renewed manifest."""
+    record = json.loads((folder / record_name).read_text())
+    del (record["run"] if of_run else record)["enable_x64"]
+    (folder / record_name).write_text(json.dumps(record))
+    if not of_run:
+        arrays = read_arrays(folder / "state.safetensors")
+        kept = {name: array for name, array in arrays.items() if name not in ("extra/drawn", "extra/digests")}
+        write_arrays(folder / "state.safetensors", kept)
+    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    seal(folder, names)
+
+
+def test_a_finished_run_of_a_version_before_precisions_is_read(in_memory, regression, tmp_path: Path) -> None:
+    name, posterior = in_memory
+    run(regression, name, directory=tmp_path / "run")
+    strip(tmp_path / "run", "posterior.json", of_run=True)
+    assert_same(run(regression, name, directory=tmp_path / "run"), posterior)
+    with pytest.raises(ValueError, match=r"another run.*num_samples: saved 40, now 41"):
+        run(regression, name, directory=tmp_path / "run", num_samples=41)
+
+
+def test_a_stopped_run_of_a_version_before_checksums_goes_on(
+    in_memory, regression, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """Twice: checksums then begin where it was taken up, and damage from there on is found."""
+    name, posterior = in_memory
+    run_until(regression, name, tmp_path / "run", monkeypatch, {"sghmc": 28, "hmc": 9}[name])
+    for folder in (tmp_path / "run" / "checkpoint").glob("step-*"):
+        strip(folder, "run.json", of_run=False)
+    with caplog.at_level(logging.WARNING):
+        run_until(regression, name, tmp_path / "run", monkeypatch, 4)
+    assert "draws 0 to 16 have no checksums" in caplog.text
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "run", damaged)
+    assert_same(run(regression, name, directory=tmp_path / "run"), posterior)
+    draws = map_arrays(damaged / "posterior.safetensors", writable=True)["draws/b"]
+    draws[0, 18] += 1
+    draws.flush()
+    with pytest.raises(CorruptFileError, match="from draw 18 on"):
+        run(regression, name, directory=damaged)
+
+
+def test_a_stopped_run_goes_on_without_statistics_that_its_version_did_not_make(
+    regression, tmp_path: Path, monkeypatch
+) -> None:
+    """As SGLD did before its configurational temperature."""
+    settings = {"kernel": "sgld", "step_size": 1e-3}
+    whole, move = run(regression, "sghmc", **settings), stochastic.SGLD.step
+
+    def before(*arguments):
+        state, stats = move(*arguments)
+        return state, {"step_size": stats["step_size"]}
+
+    with monkeypatch.context() as patch:
+        patch.setitem(KERNELS, "sgld", stochastic.SGLD._replace(step=before))
+        stop_at(patch, 30, is_written=True)
+        with pytest.raises(Stopped):
+            run(regression.uncompiled(), "sghmc", directory=tmp_path / "run", **settings)
+    resumed = run(regression, "sghmc", directory=tmp_path / "run", **settings)
+    assert set(resumed.sample_stats) == {"lp", "step_size"}
+    np.testing.assert_array_equal(resumed.draws["b"], whole.draws["b"])

@@ -146,6 +146,23 @@ def test_masses_are_frozen_after_the_warmup() -> None:
     assert squares[3] == squares[2] == squares[1]
 
 
+def test_the_configurational_temperature_is_in_units_of_the_mass() -> None:
+    """T + e g^T M^-1 g / (2 d), whatever form the inverse mass has; sites are ordered by name in a dense one."""
+    spec = KERNELS["sgld"]
+    gradient = {"stiff": jnp.array([30.0, -40.0]), "soft": jnp.array([0.1, 0.7])}
+    density = Density(None, lambda params, batch: gradient, lambda key: None, None, None)
+    flat = np.array([0.1, 0.7, 30.0, -40.0])
+    matrix = np.random.default_rng(0).normal(size=(4, 4))
+    diagonal = {"stiff": jnp.array([1e-3, 2.0]), "soft": jnp.array(0.5)}
+    forms = [(sghmc.Factor(jnp.asarray(matrix)), matrix @ matrix.T), (diagonal, np.diag([0.5, 0.5, 1e-3, 2.0]))]
+    start = {"stiff": jnp.zeros(2), "soft": jnp.zeros(2)}
+    for given, inverse in [*forms, (None, np.eye(4))]:
+        tuning = {"step_size": jnp.array(0.02), "temperature": jnp.array(0.3), "preconditioner": given}
+        _, stats = spec.step(jax.random.key(1), start, tuning, density, {})
+        wanted = 0.3 + 0.02 * flat @ inverse @ flat / 8
+        np.testing.assert_allclose(stats["configurational_temperature"], wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
