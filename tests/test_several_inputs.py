@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_random
+from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_herding
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.leaves import Box
 from pseudocoreset.models import Model
@@ -275,7 +275,7 @@ def test_the_largest_integers_are_kept_where_jax_has_float64():
         data = Dataset.from_arrays(x, Y)
         np.testing.assert_array_equal(data.train.x["group"], x["group"])
         chosen = Pseudocoreset.from_data(data, size=20, key=jax.random.key(0))
-        for coreset in (chosen, fit_random(MODEL, data, size=20, key=jax.random.key(1)).coreset):
+        for coreset in (chosen, fit_herding(MODEL, data, size=20, weights="data", key=jax.random.key(1)).coreset):
             assert set(coreset.inputs["group"]) <= set(x["group"])
             assert len(set(coreset.inputs["group"])) == 20
 
