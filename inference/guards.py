@@ -13,7 +13,14 @@ from pseudocoreset.inference.chains import Plan
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.meshes import to_host
 
-__all__ = ["check_finite", "warn_of_augmentation", "warn_of_divergences", "warn_of_heat", "warn_of_large_steps"]
+__all__ = [
+    "check_finite",
+    "warn_of_augmentation",
+    "warn_of_divergences",
+    "warn_of_heat",
+    "warn_of_large_steps",
+    "warn_of_no_mode",
+]
 
 # Shorter chains say nothing about the temperature of their momenta.
 MIN_REFRESHMENTS = 20
@@ -57,14 +64,15 @@ def warn_of_large_steps(stats: Mapping[str, np.ndarray], plan: Plan, tuning: Tun
         )
 
 
-def warn_of_no_mode(tuning: Tuning) -> None:
-    """Warn if chains found no mode whose curvature would tell a step size."""
+def warn_of_no_mode(tuning: Tuning, items: str = "chains") -> None:
+    """Warn if chains, or simulations of one chain, found no mode whose curvature would tell a step size."""
     lost = np.flatnonzero(~to_host(tuning.get("has_mode", np.ones(1, bool))))
     if len(lost):
         warnings.warn(
-            f"{_chains(lost)} found no mode of the posterior, as where a scale of a hierarchy goes to zero: their "
-            "step size is a rule of thumb, and their draws may be far off. Take kernel='nuts', which needs no mode, "
-            "write the hierarchy with standard normal effects times the scale, or give step_size and preconditioner",
+            f"{_listed(items, lost)} found no mode of the posterior, as where a scale of a hierarchy goes to zero: "
+            "their step size is a rule of thumb, and their draws may be far off. Take kernel='nuts', which needs no "
+            "mode, write the hierarchy with standard normal effects times the scale, or give step_size and "
+            "preconditioner",
             stacklevel=3,
         )
 
@@ -80,9 +88,9 @@ def warn_of_augmentation(plan: Plan) -> None:
         )
 
 
-def _chains(indices: np.ndarray) -> str:
+def _listed(items: str, indices: np.ndarray) -> str:
     more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-    return f"chains {indices[:10].tolist()}{more}"
+    return f"{items} {indices[:10].tolist()}{more}"
 
 
 def check_finite(finite: jax.Array, plan: Plan, tuning: Tuning, where: str) -> None:
@@ -94,7 +102,7 @@ def check_finite(finite: jax.Array, plan: Plan, tuning: Tuning, where: str) -> N
     if plan.batch_size is not None:
         remedy += f", a larger batch_size (now {plan.batch_size})"
     raise FloatingPointError(
-        f"kernel {plan.kernel!r} left the finite numbers in {_chains(lost)} during {where}; "
+        f"kernel {plan.kernel!r} left the finite numbers in {_listed('chains', lost)} during {where}; "
         f"try {remedy}, or init_params of high density"
     )
 
