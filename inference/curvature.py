@@ -61,7 +61,8 @@ def _expansion(plan: Plan, density: Density, unravel: Any, vector: jax.Array) ->
     value, gradient = jax.value_and_grad(log_density)(vector)
     directions = jnp.eye(size, dtype=vector.dtype)
     hessian = jax.lax.map(column, directions, batch_size=min(size, max(1, TANGENT_ELEMENTS // rows)))
-    return Expansion(value, gradient, -0.5 * (hessian + hessian.T))
+    # Data may be of a wider type than the parameters.
+    return Expansion(value.astype(vector.dtype), gradient, -0.5 * (hessian + hessian.T))
 
 
 def _probes(mode: Mode, factor: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,6 +99,8 @@ def _noise(
     """
     if plan.batch_size is None:
         return jnp.zeros((), points.dtype)
+    terms = density.terms
+    assert terms is not None
 
     terms = density.terms
     assert terms is not None

@@ -128,7 +128,9 @@ def sample(
             the steps are cut so that curvature times the step (squared) is at most 1 for SGHMC and 0.1 for
             SGLD.
         init_params: unconstrained starting point, ``{site: array}``, one or stacked over chains; by default
-            ``model.init`` with a key a chain.
+            ``model.init`` with a key per chain. SGHMC and SGLD with the preconditioner ``"curvature"``, their default
+            for few parameters, look for the mode from here, and start at the mode; likewise at the centre that
+            ``control_variate=True`` finds. With ``num_warmup=0`` they start here.
         predict_on: ``Split`` or ``(x, y)`` to evaluate on; by default the test split of a ``Dataset``.
         keep: ``"weights"``, ``"functions"`` (function values on ``predict_on``, and sites of at most 64
             elements), or ``"auto"``: functions for a network with something to predict on, weights otherwise.

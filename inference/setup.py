@@ -136,8 +136,10 @@ class Setup:
     def centred(self, positions: Params, tuning: Tuning, rows: Minibatch) -> tuple[Params, Tuning]:
         """Positions and tuning of chains on ``rows``: centres of control variates and curvature where they are wanted.
 
-        Chains then start at the centres. Those without a mode keep their positions, as ``has_mode`` of the tuning says.
+        Chains then start at the centres, but without a warmup where they were told to. Those without a mode keep their
+        positions, as ``has_mode`` of the tuning says.
         """
+        keeps_start = self.init_params is not None and self.num_warmup == 0
         if self.has_curvature:
             modes, tuning, has_mode = tune_by_curvature(
                 self.plan,
@@ -149,13 +151,13 @@ class Setup:
                 friction=self.options.get("friction"),
             )
             tuning = {**tuning, "has_mode": has_mode}
-            positions = tuning["centre"] if isinstance(self.options["control_variate"], dict) else modes
-            return positions, tuning
+            centres = tuning["centre"] if isinstance(self.options["control_variate"], dict) else modes
+            return positions if keeps_start else centres, tuning
         if not self.has_control_variate:
             return positions, tuning
         tuning = centre_gradients(self.plan, positions, tuning, rows)
         both_given = self.init_params is not None and self.options["control_variate"] is not True
-        return positions if both_given else tuning["centre"], tuning
+        return positions if both_given or keeps_start else tuning["centre"], tuning
 
 
 def set_up(

@@ -220,6 +220,7 @@ def calibrate(
     # NumPyro programs and BlackJAX are for those who sample.
     from pseudocoreset.diagnostics import simulation
     from pseudocoreset.inference.data import Minibatch
+    from pseudocoreset.inference.guards import warn_of_no_mode
     from pseudocoreset.inference.setup import set_up
     from pseudocoreset.inference.tuning import reported_options
 
@@ -273,6 +274,7 @@ def calibrate(
     positions, tuning, _ = setup.start(init_key, total_weight)
     if setup.has_control_variate or setup.has_curvature:
         positions, tuning = simulation.centre(setup, at_once, positions, tuning, rows)
+        warn_of_no_mode(tuning, "simulations")
     rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
     warmup_keys = replicate(jax.random.split(warmup_key, num_simulations), mesh)
     states, tuning = simulation.warm_up(plan, setup.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)

@@ -182,6 +182,20 @@ def test_control_variates_have_the_centres_of_each_simulation() -> None:
     assert found.metadata["options"]["control_variate"] is True
 
 
+def test_simulations_without_a_mode_are_warned_of() -> None:
+    def hierarchy(x, y=None):
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 3.0))
+        effects = numpyro.sample("effects", dist.Normal(0.0, scale).expand([8]).to_event(1))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal(x @ effects, 10.0), obs=y)
+
+    with pytest.warns(UserWarning, match=r"simulations \[.*found no mode.*kernel='nuts'"):
+        calibrate(
+            Model.from_numpyro(hierarchy), np.eye(8, dtype=np.float32), kernel="sghmc", num_warmup=0, num_draws=3,
+            thinning=1, num_simulations=10, key=jax.random.key(0),
+        )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_fewer_at_once_are_the_same_simulations(right: Calibration) -> None:
     parts = calibrate(MODEL, X, **RUN, at_once=NUM // 2, thinning=right.metadata["thinning"])

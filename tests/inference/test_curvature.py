@@ -172,6 +172,19 @@ def test_chains_start_at_the_mode() -> None:
     assert np.abs(z).max() < 0.05
 
 
+@pytest.mark.parametrize("options", [{}, {"preconditioner": None, "control_variate": True}])
+def test_without_a_warmup_chains_start_where_they_are_told_to(options) -> None:
+    """With a warmup at the mode, or at the centre that was found from there."""
+    data, mean, covariance = table(SCALES)
+    start = mean + 8 * np.sqrt(np.diag(covariance))
+    settings = {"num_chains": 2, "num_samples": 1, "thinning": 1, "batch_size": 16, "init_params": {"b": start}}
+    if options:
+        settings["step_size"] = 1e-6
+    for num_warmup, wanted in ((0, 8.0), (1, 0.0)):
+        draws = run(data, num_warmup=num_warmup, **settings, **options).draws["b"][:, 0]
+        np.testing.assert_allclose((draws - mean) / np.sqrt(np.diag(covariance)), wanted, atol=5.0 if wanted else 2.0)
+
+
 def test_a_posterior_without_a_mode_is_warned_of() -> None:
     def funnel(x, y=None):
         scale = numpyro.sample("scale", dist.LogNormal(0.0, 3.0))

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pseudocoreset.inference import sample
+from pseudocoreset.inference import guards, sample
 from pseudocoreset.models import MLP, Model, bnn, logistic_regression
 from tests.inference.statistics import FAILURE_RATE, POWER, chain_means, chain_moments, weakest_power
 
@@ -181,6 +182,27 @@ def test_unstable_steps_of_sgld_are_warned_of() -> None:
         wide = sample(model, (x, y), step_size=1.0, **settings)
     right = sample(model, (x, y), step_size=1e-3, **settings)  # without a warning
     assert np.std(wide.draws["coefficients"]) > 30 * np.std(right.draws["coefficients"])
+
+
+@pytest.mark.parametrize("kernel", ["sghmc", "sgld"])
+def test_one_chain_among_many_that_runs_hot_is_warned_of(regression, kernel: str) -> None:
+    """Twice the temperature in one of forty chains, by which their mean is 1.025 times too high."""
+    statistic = {"sghmc": "kinetic_temperature", "sgld": "configurational_temperature"}[kernel]
+    plan = SimpleNamespace(model=regression.model, batch_size=None)
+    values = {"friction": 1.0, "step_size": 0.1, "temperature": 0.5}
+    tuning = {name: np.full(40, value) for name, value in values.items()}
+    measured = 0.5 * (1 + 0.02 * np.random.default_rng(0).normal(size=(40, 500)))
+
+    def look(values: np.ndarray) -> None:
+        if kernel == "sghmc":
+            guards.warn_of_heat({statistic: values}, plan, tuning, 10)
+        else:
+            guards.warn_of_large_steps({statistic: values}, plan, tuning)
+
+    look(measured)  # without a warning
+    measured[7] *= 2
+    with pytest.warns(UserWarning, match=r"is 1.03 times the temperature asked for, and .*2(.00)? times"):
+        look(measured)
 
 
 def test_weights_act_as_multiplicities(regression) -> None:
