@@ -22,7 +22,7 @@ from pseudocoreset.methods.common import as_models
 from pseudocoreset.methods.keeping import keep_better
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
-from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
+from pseudocoreset.objectives.posteriors import NO_REMEDY, Posteriors, bind_posteriors
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
 from pseudocoreset.validation import check_choice, check_integer, key_record
 
@@ -50,7 +50,8 @@ def gaussian_posteriors(model: Model, proxy: str | None, argument: str) -> Poste
     """The posteriors of a model that are Gaussian in closed form."""
     if proxy is not None:
         check_choice(proxy, argument, ("conjugate", "laplace"))
-    posteriors = bind_posteriors(model, proxy, InnerTraining(), wants_data=False)
+    given = "posterior= a Gaussian of draws of the posterior, or " if argument == "posterior" else ""
+    posteriors = bind_posteriors(model, proxy, InnerTraining(), wants_data=False, remedy=given + NO_REMEDY)
     if posteriors.gaussians is None:
         raise ValueError(
             f"{argument} must be a conjugate posterior or a dense Laplace approximation, for models of at most "
