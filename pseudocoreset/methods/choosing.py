@@ -126,10 +126,11 @@ def beside_random(
     size: int | None,
     key: jax.Array,
     mass: str = "data",
-    *,
-    replaces: bool = True,
 ) -> FitResult:
-    """``result``, or random points of that number where they are nearer to the posterior of all data (``keep_better``).
+    """``result`` with its distance from the posterior of all data, and that of random points of the same number.
+
+    The coreset stays what the method chose; where the random points are nearer a warning and the text of the result say
+    so (``keep_better``).
 
     Args:
         result: with the coreset that was chosen.
@@ -139,17 +140,16 @@ def beside_random(
         size: number of points in all, as asked for.
         key: of the fit.
         mass: of the coreset; one of ones has another posterior than all data, and is left as it is.
-        replaces: whether the random points may take its place; otherwise its distance is measured alone.
     """
     models = tuple(bind_to(one, data) for one in as_models(model))
     if mass == "ones" or all(one.is_network for one in models):
         return result
     random = None
-    if replaces:
+    if result.coreset.metadata["objective"] != "random":
         random = Pseudocoreset.from_data(
             data, images_per_class=images_per_class, size=size, key=jax.random.fold_in(key, 1), mass="data"
         )
-    return keep_better(result, models, data, random, "random subset")
+    return keep_better(result, models, data, random, "random subset", replaces=False)
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
