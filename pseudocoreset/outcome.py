@@ -112,10 +112,14 @@ def _at_mode(coreset: Pseudocoreset) -> str:
     if found["nats"] is None:
         mismatch = found.get("mismatch")
         by = "" if mismatch is None else f"; score and curvature differ by {mismatch:.3g} there, where 0 is right"
-        return f"{kept}Its divergence from the posterior of all data is not known: {found['reason']}{by}."
+        nearer = "" if not found.get("nearer") else f" A {found['nearer']} of as many points is nearer: "
+        nearer = nearer and f"{nearer}{nats(found['other'])} nats."
+        return f"{kept}Its divergence from the posterior of all data is not known: {found['reason']}{by}.{nearer}"
     near = f"It is {nats(found['nats'])} nats from the posterior of all data (Laplace at its mode)"
     if kept:
         return f"{kept}{near}; the fit, {nats(found['fitted'])}."
+    if found.get("nearer"):
+        return f"{near}; a {found['nearer']} of as many points is nearer, {nats(found['other'])}."
     return f"{near}." if found["other"] is None else f"{near}; its start or random points, {nats(found['other'])}."
 
 

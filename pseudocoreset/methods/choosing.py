@@ -22,7 +22,7 @@ from pseudocoreset.methods.common import as_models
 from pseudocoreset.methods.keeping import keep_better
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import InnerTraining
-from pseudocoreset.objectives.posteriors import Posteriors, bind_posteriors
+from pseudocoreset.objectives.posteriors import NO_REMEDY, Posteriors, bind_posteriors
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
 from pseudocoreset.validation import check_choice, check_integer, key_record
 
@@ -50,7 +50,8 @@ def gaussian_posteriors(model: Model, proxy: str | None, argument: str) -> Poste
     """The posteriors of a model that are Gaussian in closed form."""
     if proxy is not None:
         check_choice(proxy, argument, ("conjugate", "laplace"))
-    posteriors = bind_posteriors(model, proxy, InnerTraining(), wants_data=False)
+    given = "posterior= a Gaussian of draws of the posterior, or " if argument == "posterior" else ""
+    posteriors = bind_posteriors(model, proxy, InnerTraining(), wants_data=False, remedy=given + NO_REMEDY)
     if posteriors.gaussians is None:
         raise ValueError(
             f"{argument} must be a conjugate posterior or a dense Laplace approximation, for models of at most "
@@ -125,10 +126,11 @@ def beside_random(
     size: int | None,
     key: jax.Array,
     mass: str = "data",
-    *,
-    replaces: bool = True,
 ) -> FitResult:
-    """``result``, or random points of that number where they are nearer to the posterior of all data (``keep_better``).
+    """``result`` with its distance from the posterior of all data, and that of random points of the same number.
+
+    The coreset stays what the method chose; where the random points are nearer a warning and the text of the result say
+    so (``keep_better``).
 
     Args:
         result: with the coreset that was chosen.
@@ -138,17 +140,16 @@ def beside_random(
         size: number of points in all, as asked for.
         key: of the fit.
         mass: of the coreset; one of ones has another posterior than all data, and is left as it is.
-        replaces: whether the random points may take its place; otherwise its distance is measured alone.
     """
     models = tuple(bind_to(one, data) for one in as_models(model))
     if mass == "ones" or all(one.is_network for one in models):
         return result
     random = None
-    if replaces:
+    if result.coreset.metadata["objective"] != "random":
         random = Pseudocoreset.from_data(
             data, images_per_class=images_per_class, size=size, key=jax.random.fold_in(key, 1), mass="data"
         )
-    return keep_better(result, models, data, random, "random subset")
+    return keep_better(result, models, data, random, "random subset", replaces=False)
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

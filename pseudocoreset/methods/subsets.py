@@ -66,7 +66,7 @@ def fit_random(
     result = finish(chosen, "random", data, images_per_class, key, {"mass": mass}, {}, began)
     if weights is not None:
         return result
-    return beside_random(result, model, data, images_per_class, size, key, mass, replaces=False)
+    return beside_random(result, model, data, images_per_class, size, key, mass)
 
 
 @checked
@@ -94,8 +94,8 @@ def fit_herding(
         images_per_class: points of each class, which match the mean of their class.
         size: number of points in all, which match the overall mean; give this or ``images_per_class``.
         key: one typed key, of the random points that the choice is held against; nothing else here is random.
-        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where the
-            random points are kept if they are nearer to the posterior of all data.
+        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where a
+            warning says if the random points are nearer to the posterior of all data.
         features: phi: None for the flattened model inputs (tables: columns over their standard deviation), a function
             of inputs (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for the training data in
             their order.
@@ -136,8 +136,8 @@ def fit_k_centres(
         images_per_class: points of each class, which cover their class.
         size: number of points in all, which cover all data; give this or ``images_per_class``.
         key: one typed key, of the random points that the choice is held against; nothing else here is random.
-        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where the
-            random points are kept if they are nearer to the posterior of all data.
+        weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where a
+            warning says if the random points are nearer to the posterior of all data.
         features: where distances are taken: None for the flattened model inputs (tables: columns over their standard
             deviation), a function of inputs (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for
             the training data in order.

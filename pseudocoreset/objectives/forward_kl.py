@@ -66,8 +66,14 @@ def forward_kl(
     check_integer(num_draws, "num_draws")
     check_choice(estimator, "estimator", ESTIMATORS)
     free = check_free(free)
+    chains = "proxy='chains' with data_draws=sample(model, data, kernel='nuts', ...)"
+    extra = "" if estimator == "monte_carlo" else " and estimator='monte_carlo'"
     posteriors = bind_posteriors(
-        model, proxy, InnerTraining() if inner is None else inner, wants_data=data_draws is None
+        model,
+        proxy,
+        InnerTraining() if inner is None else inner,
+        wants_data=data_draws is None,
+        remedy=f"{chains}{extra}, or tighter priors",
     )
     settings = {
         **posteriors.settings,

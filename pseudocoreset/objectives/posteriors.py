@@ -33,6 +33,7 @@ from pseudocoreset.proxies.laplace import best_mode, coreset_potential, data_pot
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
+    "NO_REMEDY",
     "PROXIES",
     "InnerTraining",
     "NoModeError",
@@ -45,6 +46,7 @@ __all__ = [
 
 PROXIES = ("conjugate", "laplace", "chains", "isotropic", "trajectory")
 NUM_STARTS = 4  # of the search for a mode of the full data, zero among them
+NO_REMEDY = "tighter priors, or fit_bpc_rkl(proxy='chains'), which needs no mode"
 WEIGHT_SCALE = 0.01  # sigma of Kim et al. 2022
 
 
@@ -163,6 +165,7 @@ def bind_posteriors(
     inner: InnerTraining,
     *,
     wants_data: bool = True,
+    remedy: str = NO_REMEDY,
 ) -> Posteriors:
     """The posteriors that a ``proxy`` argument means for a model.
 
@@ -172,6 +175,7 @@ def bind_posteriors(
             ``"conjugate"`` where there is a conjugate posterior, ``"laplace"`` up to 2,000 parameters, else chains.
         inner: the training that gives networks their MAP solution.
         wants_data: whether draws of the full-data posterior are needed.
+        remedy: what to do where there is no mode for a Laplace approximation, a clause; said in the error.
 
     Raises:
         ValueError: for an unknown name, or a proxy that this model does not have.
@@ -187,7 +191,7 @@ def bind_posteriors(
     if proxy == "laplace":
         proxy = Laplace()
     if isinstance(proxy, Laplace) and proxy.is_dense(model):
-        return _laplace(model)
+        return _laplace(model, remedy)
     if proxy == "chains":
         proxy = Chains()
     if isinstance(proxy, Chains):
@@ -246,7 +250,7 @@ class NoModeError(ValueError):
     """There is no mode to put a Gaussian around."""
 
 
-def _laplace(model: Model) -> Posteriors:
+def _laplace(model: Model, remedy: str) -> Posteriors:
     def around(starts: jax.Array, data: DeviceData) -> tuple[Gaussian, jax.Array]:
         def potential(vector: jax.Array) -> jax.Array:
             return data_potential(model, data)(vector)
@@ -262,8 +266,7 @@ def _laplace(model: Model) -> Posteriors:
                 f"the posterior of {model.name!r} on all data has no mode with a positive definite curvature that "
                 f"Newton's method finds from {NUM_STARTS} starts, so it has no Laplace approximation: it may have "
                 "directions that the data say nothing of, a funnel, or no finite likelihood at the starts. Take "
-                "proxy='chains' (with data_draws=sample(model, data, kernel='nuts', ...) in fit_bpc_fkl), or tighter "
-                "priors"
+                f"{remedy}"
             )
         return full, full.mean
 

@@ -84,8 +84,13 @@ def reverse_kl(
     if estimator == "closed_form" and target == "tempered":
         raise ValueError("target='tempered' has no closed form here; use estimator='monte_carlo'")
     free = check_free(free)
+    chains = "proxy='chains'" if estimator == "monte_carlo" else "proxy='chains' with estimator='monte_carlo'"
     posteriors = bind_posteriors(
-        model, proxy, InnerTraining() if inner is None else inner, wants_data=estimator == "closed_form"
+        model,
+        proxy,
+        InnerTraining() if inner is None else inner,
+        wants_data=estimator == "closed_form",
+        remedy=f"{chains}, or tighter priors",
     )
     settings = {
         **posteriors.settings,

@@ -147,4 +147,5 @@ def _divergence(model: Model, mode: Mode, points: Any) -> tuple[jax.Array, jax.A
     slope = vectors.T @ (factor.T @ gradient)
     nats = 0.5 * jnp.sum(1 / ratios - 1 + jnp.log(ratios) + (slope / ratios) ** 2)
     mismatch = 0.5 * jnp.sum(slope**2) + 0.25 * jnp.sum((ratios - 1) ** 2)
-    return jnp.where(jnp.min(ratios) > 0, nats, jnp.nan), mismatch
+    is_definite = inverse_factor(precision)[1] & (jnp.min(ratios) > 0)
+    return jnp.where(is_definite, nats, jnp.nan), mismatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
+from pseudocoreset.newton import Expansion, find_mode, inverse_factor
 from pseudocoreset.proxies.training import Batch
 
 __all__ = [
@@ -24,11 +25,9 @@ __all__ = [
     "data_potential",
     "diagonal_laplace",
     "laplace",
-    "mode",
 ]
 
 DENSE_LIMIT = 2000  # parameters; a dense Hessian in float32 is then 16 MB
-MAX_NEWTON_STEPS = 100
 DATA_CHUNK = 4096
 
 # (vector of parameters) -> negative log posterior density, up to a constant.
@@ -70,49 +69,10 @@ def data_potential(model: Model, data: DeviceData) -> Potential:
     return potential
 
 
-class _Newton(NamedTuple):
-    position: jax.Array
-    value: jax.Array
-    damping: jax.Array
-    decrement: jax.Array
-    steps: jax.Array
-
-
-def mode(potential: Potential, start: jax.Array) -> jax.Array:
-    """Minimise a potential by Newton's method, damped (Levenberg) where a whole step would not go down.
-
-    One step is exact for a Gaussian posterior. Stops when the Newton decrement is below the rounding of the
-    potential, or after 100 steps.
-    """
-    tolerance = 10 * jnp.finfo(start.dtype).eps
-
-    def unfinished(state: _Newton) -> jax.Array:
-        scale = 1.0 + jnp.abs(state.value)
-        return (state.decrement > tolerance * scale) & (state.steps < MAX_NEWTON_STEPS) & (state.damping < 1e12)
-
-    def step(state: _Newton) -> _Newton:
-        gradient = jax.grad(potential)(state.position)
-        hessian = jax.hessian(potential)(state.position)
-        size = jnp.mean(jnp.abs(jnp.diagonal(hessian)))
-        factor = jnp.linalg.cholesky(hessian + state.damping * size * jnp.eye(len(gradient), dtype=hessian.dtype))
-        direction = jax.scipy.linalg.cho_solve((factor, True), gradient)
-        position = state.position - direction
-        value = potential(position)
-        slack = tolerance * (1.0 + jnp.abs(state.value))
-        better = value <= state.value + slack  # false for what is not finite
-        smaller = jnp.where(state.damping > 1e-6, state.damping / 10, 0.0)
-        return _Newton(
-            jnp.where(better, position, state.position),
-            jnp.where(better, value, state.value),
-            jnp.where(better, smaller, jnp.maximum(10 * state.damping, 1e-4)),
-            jnp.where(better, jnp.abs(gradient @ direction), jnp.inf),
-            state.steps + 1,
-        )
-
-    inf = jnp.asarray(jnp.inf, start.dtype)
-    zero = jnp.zeros((), start.dtype)
-    begin = _Newton(start, potential(start), zero, inf, jnp.asarray(0))
-    return jax.lax.while_loop(unfinished, step, begin).position
+def _expansion(potential: Potential, vector: jax.Array) -> Expansion:
+    """Of minus the potential."""
+    value, gradient = jax.value_and_grad(potential)(vector)
+    return Expansion(-value, -gradient, jax.hessian(potential)(vector))
 
 
 def best_mode(potential: Potential, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,8 +90,8 @@ def best_mode(potential: Potential, starts: jax.Array) -> tuple[jax.Array, jax.A
     """
 
     def of_start(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = mode(potential, start)
-        return found, potential(found), is_positive_definite(jax.hessian(potential)(found))
+        found = find_mode(lambda vector: _expansion(potential, vector), start, is_exact=True)
+        return found.position, -found.expansion.value, found.is_found
 
     found, values, are_modes = jax.lax.map(of_start, starts)
     rank = jnp.where(jnp.isfinite(values), values, jnp.inf)
@@ -139,28 +99,29 @@ def best_mode(potential: Potential, starts: jax.Array) -> tuple[jax.Array, jax.A
     return found[best], are_modes[best]
 
 
-def is_positive_definite(matrix: jax.Array) -> jax.Array:
-    """Whether a symmetric matrix has a Cholesky factor that rounding has not made up."""
-    size = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
-    size = jnp.where(size > 0, size, 1.0)
-    factor = jnp.linalg.cholesky(matrix / size / size[:, None])
-    # Of a matrix with ones on its diagonal; an eigenvalue of zero leaves a pivot of the order of this.
-    least = jnp.sqrt(len(matrix) * jnp.finfo(matrix.dtype).eps)
-    return jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.diagonal(factor) > least)
-
-
 def laplace(potential: Callable[..., jax.Array], start: jax.Array, *arguments: Any) -> Gaussian:
     """Gaussian at the mode of ``potential(vector, *arguments)`` with the inverse Hessian as covariance.
 
     Differentiable in ``arguments``: the derivative of the mode is that of one Newton step from it (implicit function
-    theorem), the derivative of the covariance goes through the Hessian.
+    theorem), the derivative of the covariance goes through the Hessian. Not a number where Newton's method finds no
+    mode from the start.
     """
     stopped = jax.lax.stop_gradient(arguments)
-    found = jax.lax.stop_gradient(mode(lambda vector: potential(vector, *stopped), start))
-    at_mode = jax.lax.stop_gradient(jax.hessian(potential)(found, *stopped))
-    mean = found - jnp.linalg.solve(at_mode, jax.grad(potential)(found, *arguments))
-    covariance = jnp.linalg.inv(jax.hessian(potential)(mean, *arguments))
-    return Gaussian.from_covariance(mean, (covariance + covariance.T) / 2)
+
+    def expand(vector: jax.Array) -> Expansion:
+        return _expansion(lambda v: potential(v, *stopped), vector)
+
+    found = jax.lax.stop_gradient(find_mode(expand, start, shrinkage=(1.0,), is_exact=True))
+    factor, _ = jax.lax.stop_gradient(inverse_factor(found.expansion.precision))
+    mean = found.position - factor @ (factor.T @ jax.grad(potential)(found.position, *arguments))
+    hessian = jax.hessian(potential)(mean, *arguments)
+    fixed = jax.lax.stop_gradient(hessian)
+    factor, is_definite = jax.lax.stop_gradient(inverse_factor(fixed))
+    inverse = factor @ factor.T
+    # Its derivative is that of an inverse; its value is free of the units of the parameters.
+    covariance = inverse - inverse @ (hessian - fixed) @ inverse
+    covariance = jnp.where(found.is_found & is_definite, (covariance + covariance.T) / 2, jnp.nan)
+    return Gaussian.from_covariance(mean, covariance)
 
 
 def diagonal_laplace(model: Model, params: Params, batch: Batch, scale: float | jax.Array = 1.0) -> Gaussian:

@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pseudocoreset import Dataset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w
+from pseudocoreset import Dataset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_sparse_vi
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.proxies.laplace import best_mode, diagonal_laplace
 
@@ -78,4 +78,46 @@ def test_without_a_mode_chains_take_over_or_the_fit_is_refused(caplog):
         fit_bpc_rkl(model, data, proxy="laplace", **options)
     with pytest.raises(ValueError, match="no mode with a positive definite curvature"):
         fit_bpc_w(model, data, **options)
-    assert fit_bpc_fkl is not None
+    # The remedy is one that the method has.
+    for fit, remedy in [(fit_bpc_w, "tighter priors"), (fit_giga, "posterior= a Gaussian"), (fit_sparse_vi, "tighter")]:
+        quick = {name: value for name, value in options.items() if fit is fit_bpc_w or name != "steps"}
+        with pytest.raises(ValueError, match=f"Take {remedy}") as refused:
+            fit(model, data, **quick)
+        assert "Take proxy='chains'" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"Take proxy='chains' with data_draws=.* and estimator='monte_carlo'"):
+        fit_bpc_fkl(model, data, estimator="closed_form", **options)
+    with pytest.raises(ValueError, match=r"Take proxy='chains' with estimator='monte_carlo'"):
+        fit_bpc_rkl(model, data, estimator="closed_form", **options)
+
+
+def raw_columns(x, y=None):
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 2.0).expand((3,)).to_event(1))
+    noise = numpyro.sample("noise", dist.HalfNormal(1.0))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(x @ slopes, noise), obs=y)
+
+
+def test_the_mode_does_not_depend_on_units():
+    """Columns of scale 1, 100 and a million in single precision; 1, year, year**2 and z in double precision."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)) * [1.0, 1e2, 1e6]
+    y = x @ [1.0, 1e-2, 1e-6] + 0.5 * rng.normal(size=400)
+    data = Dataset.from_arrays(x.astype(np.float32), y.astype(np.float32))
+    result = fit_giga(Model.from_numpyro(raw_columns), data, size=8, key=jax.random.key(0), progress=False)
+    assert result.history["error"][-1] < 0.8 * result.history["error"][0]
+
+    year, z = rng.integers(2000, 2010, 400).astype(float), rng.normal(size=400)
+    x = np.c_[np.ones(400), year, year**2, z]
+    y = 0.3 * (year - 2004) + 0.8 * z + 0.5 * rng.normal(size=400)
+    scales = np.array([1.0, 2e3, 4e6, 1.0])
+    base = x / scales  # in other units, with the priors in them
+    wanted = np.linalg.solve(base.T @ base / 0.25 + np.diag(0.25 / scales**2), base.T @ y / 0.25) / scales
+    with jax.enable_x64(True):
+        for design, units in ((x, np.ones(4)), (base, scales)):
+
+            def potential(vector, design=design, units=units):
+                return jnp.sum((vector / units) ** 2) / 8 + jnp.sum((y - design @ vector) ** 2) / 0.5
+
+            found, is_mode = best_mode(potential, jnp.asarray([[0.5, -1.0, 2.0, 1.0]]))
+            assert bool(is_mode)
+            np.testing.assert_allclose(found / units, wanted, rtol=1e-3)
