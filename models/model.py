@@ -167,6 +167,8 @@ class Model:
             ProgramError: if the program does not fit the description in ``from_numpyro``; a ValueError.
             ValueError: if these data do not fit the model, naming the row.
         """
+        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
+            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         layout = self.structure.layout if self.structure is not None else layout_of(x)
         x_struct, y_struct = packed_struct(layout, x), datum_shape(y, "y")
         bound = self
@@ -195,8 +197,6 @@ class Model:
                 raise ValueError(
                     f"y has targets of shape {y_struct.shape}; this model was made for {self.structure.y.shape}"
                 )
-        if not has_no_values((x, y)) and np.ndim(y) and length(x) != y.shape[0]:
-            raise ValueError(f"x has {length(x)} rows and y has {y.shape[0]}; every row needs a target")
         if self.is_network or not check or has_no_values((x, y)):
             return bound
         if not bound.is_proved:

@@ -300,8 +300,9 @@ def test_bad_posteriors(softmax: tuple[Model, object], softmax_posterior: Poster
         predictive_metrics(unevaluated, model=model)
     with pytest.raises(ValueError, match="num_bins"):
         predictive_metrics(softmax_posterior, model=model, num_bins=0)
+    wider = Model.from_numpyro(tools.softmax).bind(np.zeros((len(split.y), 5)), split.y)
     with pytest.raises(ValueError, match="features of shape"):
-        predictive_metrics(softmax_posterior, model=Model.from_numpyro(tools.softmax).bind(np.zeros((2, 5)), split.y))
+        predictive_metrics(softmax_posterior, model=wider)
 
 
 def test_labels_may_be_given(softmax: tuple[Model, object], softmax_posterior: Posterior) -> None:
