@@ -241,6 +241,7 @@ def _is_in_support(site: dict[str, Any], axis: int, n: int) -> jax.Array:
     try:
         inside = _inside(site["fn"], site["value"])
     except (NotImplementedError, TypeError, AttributeError):
+        # A distribution may have no support, or one that cannot be tried: then the log-likelihood alone decides.
         return jnp.ones(n, bool)
     inside = jnp.broadcast_to(inside, jnp.shape(site["fn"].log_prob(site["value"])))
     return jnp.all(jnp.moveaxis(inside, axis, 0).reshape(n, -1), axis=1)
