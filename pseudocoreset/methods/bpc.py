@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting import Callback, FitResult
 from pseudocoreset.methods.common import Common, Optimizer, adam, last_start, published_sgd, run
@@ -200,7 +201,8 @@ def fit_bpc_fkl(
         experts: for networks.
         proxy: as in ``fit_bpc_rkl``; ``"chains"`` takes the draws of the full data from ``data_draws``.
         data_draws: draws of the full-data posterior instead of the proxy's: a ``Posterior`` that kept its weights, or
-            unconstrained parameters with a leading axis over draws.
+            unconstrained parameters with a leading axis over draws. A ``Posterior`` of a coreset, of another number of
+            data or of inputs with another preprocessing is refused.
         optimizer: SGD with momentum 0.5 on the images of networks by default, Adam elsewhere as in ``fit_bpc_rkl``.
         step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
         augment: of the coreset, in the training of networks and, one a draw, in both terms of the gradient.
@@ -236,7 +238,7 @@ def fit_bpc_fkl(
     ).checked()  # fmt: skip
     recipe = bpc_recipe(common.points_per_class)
     inner = _inner(common, recipe, num_inner_steps, inner_learning_rate, expert_epochs, first_epoch, last_epoch)
-    given = _stacked(data_draws)
+    given = _stacked(data_draws, data, common.models[0])
 
     def build(one: Model, proxy: Any = proxy, given: Params | None = given) -> Objective:
         return forward_kl(
@@ -263,7 +265,8 @@ def fit_bpc_fkl(
         from pseudocoreset.inference import sample
 
         draws = sample(common.models[0], data, kernel="nuts", key=jax.random.fold_in(key, 1), progress=progress)
-        return run("bpc_fkl", common, functools.partial(build, proxy="chains", given=_stacked(draws)), **how)
+        given = _stacked(draws, data, common.models[0])
+        return run("bpc_fkl", common, functools.partial(build, proxy="chains", given=given), **how)
 
 
 @checked
@@ -396,16 +399,37 @@ def _residual_batch(model: Model, data: Dataset) -> int | None:
     return None if data.train.num_data <= ALL_DATA_UP_TO and not model.is_network else BATCH_BEYOND
 
 
-def _stacked(draws: Any) -> Params | None:
-    """Unconstrained draws with one leading axis, from a ``Posterior`` or as they are."""
+def _stacked(draws: Any, data: Dataset, model: Model) -> Params | None:
+    """Unconstrained draws of the posterior of ``data`` with one leading axis, from a ``Posterior`` or as they are."""
     if draws is None:
         return None
     if isinstance(draws, dict):
-        return draws
-    unconstrained = getattr(draws, "unconstrained", None)
-    if unconstrained is None:
+        stacked = {name: jnp.asarray(leaf) for name, leaf in draws.items()}
+    else:
+        unconstrained = getattr(draws, "unconstrained", None)
+        if unconstrained is None:
+            raise ValueError(
+                "data_draws must be a Posterior that kept its weights (keep='weights'), or unconstrained parameters "
+                f"with a leading axis over draws; got {draws!r}"
+            )
+        _check_is_of(data, draws.metadata)
+        stacked = {name: jnp.asarray(np.reshape(a, (-1, *a.shape[2:]))) for name, a in unconstrained.items()}
+    wanted = {site.name: tuple(site.unconstrained_shape) for site in model.sites}
+    shapes = {name: leaf.shape[1:] for name, leaf in stacked.items()}
+    if shapes != wanted or len({leaf.shape[0] for leaf in stacked.values()}) != 1:
         raise ValueError(
-            "data_draws must be a Posterior that kept its weights (keep='weights'), or unconstrained parameters with "
-            f"a leading axis over draws; got {draws!r}"
+            f"data_draws must hold a leading axis over draws and then the unconstrained shapes of {model.name!r}, "
+            f"{wanted}; got { ({name: leaf.shape for name, leaf in stacked.items()}) }"
         )
-    return {name: jnp.asarray(np.reshape(a, (-1, *a.shape[2:]))) for name, a in unconstrained.items()}
+    return stacked
+
+
+def _check_is_of(data: Dataset, metadata: Mapping[str, Any]) -> None:
+    """Refuse draws whose metadata say that their posterior is of something other than all the training data."""
+    remedy = "Take sample(model, data, kernel='nuts', keep='weights', ...) of the data that the coreset is learned from"
+    if metadata.get("coreset") is not None:
+        raise ValueError(f"data_draws are of the posterior of a coreset, not of all data. {remedy}")
+    count = metadata.get("num_data", data.train.num_data)
+    if count != data.train.num_data:
+        raise ValueError(f"data_draws are of the posterior of {count} data, data has {data.train.num_data}. {remedy}")
+    check_preprocessing(metadata.get("preprocessing"), data.preprocessing.summary, "data_draws", "data", remedy)

@@ -108,8 +108,9 @@ class Common:
                 size=self.size,
                 weights=self.weights,
             )
-        is_learned = self.learns_weights and not all(m.is_network for m in bound)
-        weights = self.weights or ("learned" if is_learned else "ones")
+        # Models that are no networks are fitted for the posterior of all data, whether or not weights are learned.
+        default = "ones" if all(m.is_network for m in bound) else "learned" if self.learns_weights else "data"
+        weights = self.weights or default
         check_choice(weights, "weights", ("ones", "data", "learned"))
         augment = resolve_augmentation(self.augment, self.data.train.feature_shape, self.data.name)
         return replace(self, model=bound, weights=weights, augment=augment)
@@ -203,7 +204,7 @@ def run(
     if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
         extra["learned_step_size"] = float(result.history["step_size"][-1])
     result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
-    is_of_ones = common.weights == "ones" and bool(np.isclose(coreset.mass, coreset.size))
+    is_of_ones = common.weights != "learned" and bool(np.isclose(coreset.mass, coreset.size))
     if is_of_ones or stop_at_plan in common.callbacks:
         return result  # whose posterior is not to be that of all data, or which did not run
     return keep_better(result, common.models, common.data, coreset)

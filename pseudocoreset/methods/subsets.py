@@ -27,7 +27,8 @@ __all__ = ["fit_herding", "fit_k_centres", "fit_random"]
 Models = Model | Sequence[Model]
 # None for the inputs themselves, (inputs (b, *feature_shape)) -> (b, d), or (n, d) for the training data in order.
 Features = Callable[[jax.Array], Any] | np.ndarray | jax.Array | None
-CHUNK = 4096  # data whose features or log-likelihoods are computed together
+CHUNK = 4096  # data whose features are computed together
+PRODUCTS_UP_TO = 20  # columns and targets of a table, all of whose products herding matches the means of
 
 
 @checked
@@ -96,9 +97,10 @@ def fit_herding(
         key: one typed key, of the random points that the choice is held against; nothing else here is random.
         weights: ``"data"`` (n / m each) or ``"ones"``; None takes ones for networks, and n / m elsewhere, where a
             warning says if the random points are nearer to the posterior of all data.
-        features: phi: None for the flattened model inputs (tables: columns over their standard deviation), a function
-            of inputs (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for the training data in
-            their order.
+        features: phi: None for the flattened model inputs, of tables for columns and targets in standard units and the
+            products of any two (beyond 20 columns their squares): data that match the means of columns alone are all
+            near the mean, and say next to nothing. Or a function of inputs (b, *feature_shape) that returns (b, d),
+            row by row, or an array (n, d) for the training data in their order.
         progress: show a progress bar.
 
     Returns:
@@ -107,9 +109,11 @@ def fit_herding(
     Raises:
         ValueError: for arguments out of range or that do not go together, or features of another shape.
     """
+    has_moments = features is None and is_table(data)
     return _by_features(
-        "herding", _herd, "distance_to_mean", model, data, images_per_class, size, key, weights, features, progress
-    )
+        "herding", _herd, "distance_to_mean", model, data, images_per_class, size, key, weights,
+        _moments(data) if has_moments else features, "moments" if has_moments else _kind(features), progress,
+    )  # fmt: skip
 
 
 @checked
@@ -150,8 +154,14 @@ def fit_k_centres(
         ValueError: for arguments out of range or that do not go together, or features of another shape.
     """
     return _by_features(
-        "k_centres", _farthest_first, "radius", model, data, images_per_class, size, key, weights, features, progress
-    )
+        "k_centres", _farthest_first, "radius", model, data, images_per_class, size, key, weights,
+        features, _kind(features), progress,
+    )  # fmt: skip
+
+
+def _kind(features: Features) -> str:
+    """What the record of a fit says of its features."""
+    return "inputs" if features is None else "function" if callable(features) else "array"
 
 
 def _by_features(
@@ -165,6 +175,7 @@ def _by_features(
     key: jax.Array,
     weights: str | None,
     features: Features,
+    kind: str,
     progress: bool,
 ) -> FitResult:
     check_key(key)
@@ -185,7 +196,6 @@ def _by_features(
     chosen = np.concatenate(indices)
     points = np.ones(parts * quota, np.float32) if images_per_class is None else class_weights(data, chosen)
     coreset = subset_of(data, chosen, points).with_mass(mass)
-    kind = "inputs" if features is None else "function" if callable(features) else "array"
     settings = {"mass": mass, "features": kind}
     result = finish(coreset, name, data, images_per_class, key, settings, {measure: np.concatenate(measures)}, began)
     return result if weights is not None else beside_random(result, model, data, images_per_class, size, key, mass)
@@ -212,6 +222,19 @@ def _features(data: Dataset, features: Features, members: np.ndarray) -> np.ndar
             x = x / np.where(scales > 0, scales, 1.0)  # no column counts for more because of its unit
         chunks.append(_checked_features(x.reshape(len(x), -1) if features is None else features(x), len(x)))
     return np.concatenate(chunks)
+
+
+def _moments(data: Dataset) -> np.ndarray:
+    """Columns and targets of a table in standard units, and the products of any two, (n, d); beyond 20 the squares."""
+    y = np.asarray(data.train.y)
+    targets = y.reshape(len(y), -1) if data.num_classes is None or y.ndim > 1 else np.eye(data.num_classes)[y][:, 1:]
+    columns = np.concatenate([data.train.packed, targets], axis=1, dtype=np.float64)
+    deviations = np.std(columns, axis=0)
+    columns = (columns - np.mean(columns, axis=0)) / np.where(deviations > 0, deviations, 1.0)
+    first, second = np.triu_indices(columns.shape[1])
+    if columns.shape[1] > PRODUCTS_UP_TO:
+        first = second = np.arange(columns.shape[1])
+    return np.concatenate([columns, columns[:, first] * columns[:, second]], axis=1).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=1)
