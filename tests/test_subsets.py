@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from pseudocoreset import Dataset, Pseudocoreset
+from pseudocoreset import Dataset, Pseudocoreset, fit_giga, fit_herding, fit_k_centres, fit_random, fit_sparse_vi
 from pseudocoreset.fitting import Outcome
-from pseudocoreset.methods import fit_giga, fit_herding, fit_k_centres, fit_random, fit_sparse_vi
-from pseudocoreset.methods.giga import geodesic_ascent
 from pseudocoreset.models import MLP, Gaussian, bnn, gaussian_location, linear_regression, logistic_regression
+from pseudocoreset.subsets.giga import geodesic_ascent
 
 RNG = np.random.default_rng(11)
 KEY = jax.random.key(3)

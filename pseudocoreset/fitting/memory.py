@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from pseudocoreset.arguments import checked
 from pseudocoreset.objectives import Objective
 
-__all__ = [
-    "MemoryEstimate",
-    "estimate_memory",
-    "inspect_block",
-    "raise_if_exhausted",
-    "stop_at_plan",
-]
+__all__ = ["MemoryEstimate", "block_memory", "check_memory", "raise_if_exhausted"]
 
 # Settings of objectives that memory depends on, beside the number of points.
 KNOBS = (
@@ -73,70 +65,18 @@ class MemoryEstimate:
         return parts if self.available is None else f"{parts}; the device has {_readable(self.available)}"
 
 
-class _PlanReady(Exception):
-    """Carries the estimate from ``fit`` to ``estimate_memory``, which had called it; no error."""
-
-    def __init__(self, estimate: MemoryEstimate) -> None:
-        super().__init__(str(estimate))
-        self.estimate = estimate
-
-
-def stop_at_plan(step: int, coreset: Any, info: dict[str, float]) -> bool:
-    """Among the callbacks of ``fit`` it has it compile its block and run nothing; a loop of another kind calls it."""
-    raise ValueError("front_door runs no compiled block of steps whose memory could be estimated")
-
-
-@checked
-def estimate_memory(front_door: Callable[..., Any], *arguments: Any, **settings: Any) -> MemoryEstimate:
-    """What a fit will need on its device: its block of steps is compiled, and the compiler asked. Nothing runs.
-
-    Compilation takes as long as it does in the fit; with JAX's persistent cache (``jax_compilation_cache_dir``) only
-    once. Experts are not trained and need not be given; the memory of training them is not counted, nor that of the
-    full-data posterior that some objectives compute before the first step. Off the device the data lie in memory a
-    second time.
-
-    Args:
-        front_door: ``fit`` or one of the ``fit_*`` functions that optimise, ``fit_fbpc`` say.
-        *arguments: what it would be called with.
-        **settings: the same by name; ``key`` may be left out, callbacks and checkpoints are.
-
-    Returns:
-        ``MemoryEstimate``; printed it reads as a sentence.
-
-    Raises:
-        ValueError: for a front door that runs no compiled block, as those that choose real data.
-        MemoryError: if the compiler itself runs out of memory.
-    """
-    known = inspect.signature(front_door).parameters
-    if "callbacks" not in known:
-        raise ValueError(
-            f"front_door={getattr(front_door, '__name__', front_door)!r} runs no compiled block of steps whose memory "
-            "could be estimated"
-        )
-    changes = {"callbacks": (stop_at_plan,), "checkpoint_dir": None, "progress": False}
-    changes = {name: value for name, value in changes.items() if name in known}
-    try:
-        front_door(*arguments, **{"key": jax.random.key(0), **settings, **changes})
-    except _PlanReady as plan:
-        return plan.estimate
-    raise ValueError(f"{front_door!r} returned without having come to a compiled block of steps")
-
-
-def inspect_block(
-    run_block: Any, loop: tuple[Any, ...], data: Any, objectives: Sequence[Objective], *, planning: bool
-) -> None:
-    """Compile the block of ``fit`` and see whether its device has the memory that it needs.
+def block_memory(run_block: Any, loop: tuple[Any, ...], data: Any, objectives: Sequence[Objective]) -> MemoryEstimate:
+    """What a block of steps needs; it is compiled, and nothing runs.
 
     Args:
         run_block: the jitted block.
-        loop: its first arguments: state of the loop, key, numbers of the steps of a block. A later call with arguments
-            of the same shapes finds the program compiled.
-        data: its last argument; arrays or, when planning, their shapes.
+        loop: its first arguments: state of the loop, limits, key, numbers of the steps of a block; arrays or their
+            shapes. A later call with arguments of the same shapes finds the program compiled.
+        data: its last argument, likewise.
         objectives: what runs in the block; they say which snapshots it takes.
-        planning: whether the estimate is all that is wanted.
 
     Raises:
-        MemoryError: naming the arguments that make it smaller.
+        MemoryError: if the compiler itself runs out of memory.
     """
     snapshots = tuple(_snapshot_shapes(objective, len(loop[-1])) for objective in objectives)
     try:
@@ -144,15 +84,21 @@ def inspect_block(
     except jax.errors.JaxRuntimeError as error:
         raise_if_exhausted(error, objectives)
         raise
-    estimate = MemoryEstimate(
+    return MemoryEstimate(
         temporaries=analysis.temp_size_in_bytes,
         data=_bytes(data),
         coreset=_bytes(loop) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         snapshots=_bytes(snapshots),
         available=_device_bytes(),
     )
-    if planning:
-        raise _PlanReady(estimate)
+
+
+def check_memory(estimate: MemoryEstimate, objectives: Sequence[Objective]) -> None:
+    """Refuse a fit that needs more than its device has.
+
+    Raises:
+        MemoryError: naming the arguments that make it smaller.
+    """
     if not estimate.fits:
         raise MemoryError(f"the fit needs {estimate}. {_advice(objectives)}")
 

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_preprocessing, check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.leaves import (
+from pseudocoreset.fitting.leaves import (
     Box,
     Free,
     KeptMass,
@@ -37,19 +37,18 @@ from pseudocoreset.leaves import (
     soften,
     to_free,
 )
+from pseudocoreset.fitting.memory import MemoryEstimate, block_memory, check_memory, raise_if_exhausted
+from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.levels import warn_of_missing_levels
-from pseudocoreset.memory import inspect_block, raise_if_exhausted, stop_at_plan
 from pseudocoreset.meshes import check_mesh, replicate
+from pseudocoreset.methods.base import Callback
 from pseudocoreset.objectives import CoresetArrays, Objective
-from pseudocoreset.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.validation import check_integer, check_key, key_record
 
-__all__ = ["FitResult", "Outcome", "fit"]
+__all__ = ["Plan", "optimise", "prepare", "run"]
 
 logger = logging.getLogger(__name__)
-Callback = Callable[[int, Pseudocoreset, dict[str, float]], bool | None]
-
 
 # What learned weights keep of their mass, and where learned inputs may go.
 _Limits = tuple[KeptMass | None, Box | None]
@@ -67,9 +66,98 @@ class _Loop(NamedTuple):
     lost: Free  # where the last gradient was not finite
 
 
+class _Keys(NamedTuple):
+    """The keys of a fit."""
+
+    loop: jax.Array
+    experts: jax.Array
+    states: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A fit whose arguments and shapes are checked. Nothing has run.
+
+    Attributes:
+        objectives: one for each model.
+        optimizer: acts on a dictionary of the free leaves.
+        data: the data set.
+        coreset: where to start.
+        arrays: those of ``coreset``, as the loop has them.
+        limits: what learned weights keep of their mass, and where learned inputs may go.
+        is_soft: whether targets are class probabilities.
+        steps: number of steps.
+        block_size: steps of a compiled block, a divisor of ``steps``.
+        key: of the fit, for the record.
+        keys: split from it.
+        fixed: inputs to hold, for the record.
+        mesh: devices that share the work.
+    """
+
+    objectives: tuple[Objective, ...]
+    optimizer: optax.GradientTransformation
+    data: Dataset
+    coreset: Pseudocoreset
+    arrays: CoresetArrays
+    limits: _Limits
+    is_soft: bool
+    steps: int
+    block_size: int
+    key: jax.Array
+    keys: _Keys
+    fixed: tuple[str | int, ...]
+    mesh: Mesh | None
+
+    def begin(self, device: DeviceData) -> _Loop:
+        """The state of the loop before its first step."""
+        keys = jax.random.split(self.keys.states, len(self.objectives))
+        states = tuple(o.init(k, self.arrays, device) for o, k in zip(self.objectives, keys, strict=True))
+        free = to_free(self.arrays, self.objectives[0].free, self.is_soft)
+        nothing = {name: jnp.zeros(getattr(self.arrays, name).shape, bool) for name in self.objectives[0].free}
+        start = self.optimizer.init(free)
+        return _Loop(self.arrays, free, start, states, jnp.zeros((), jnp.int32), self.arrays, nothing)
+
+    @property
+    def run_block(self) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
+        """The compiled block."""
+        return _compile_block(self.objectives, self.optimizer, self.is_soft)
+
+    @full_precision()
+    def memory(self) -> MemoryEstimate:
+        """What the fit needs of its device. A block is compiled, and nothing runs.
+
+        Raises:
+            MemoryError: if the compiler itself runs out of memory.
+        """
+        device = DeviceData.shapes_of(self.data, self.mesh)
+        return self._memory(jax.eval_shape(self.begin, device), device)
+
+    def _memory(self, loop: _Loop, device: DeviceData) -> MemoryEstimate:
+        first = (loop, self.limits, self.keys.loop, np.arange(self.block_size))
+        return block_memory(self.run_block, first, device, self.objectives)
+
+    def record(self, experts: Sequence[Experts | None]) -> dict[str, Any]:
+        """What tells this run from others, JSON-able."""
+        run = {
+            "objectives": [{"name": o.name, "model": o.model.name, **o.settings} for o in self.objectives],
+            "data": self.data.name,
+            "data_fingerprint": fingerprint(self.data),
+            "experts": [None if e is None else e.metadata for e in experts],
+            "steps": self.steps,
+            "key": key_record(self.key),
+        }
+        return run | ({"fixed": list(self.fixed)} if self.fixed else {})
+
+    def coreset_of(self, arrays: CoresetArrays) -> Pseudocoreset:
+        """A coreset with the arrays of the loop."""
+        inputs, targets, weights = map(np.asarray, arrays)
+        metadata = {**self.coreset.metadata, "objective": "+".join(o.name for o in self.objectives)}
+        return replace(self.coreset, inputs=inputs, targets=targets, weights=weights, metadata=metadata)
+
+
 @checked
 @full_precision()
-def fit(
+def optimise(
     objective: Objective | Sequence[Objective],
     data: Dataset,
     *,
@@ -88,15 +176,15 @@ def fit(
     progress: bool = True,
     mesh: Mesh | None = None,
 ) -> FitResult:
-    """Optimise the free leaves of a coreset under one objective, or under the sum of several (one a model).
+    """Optimise the free leaves of a coreset under one objective, or under the sum of several (one for each model).
 
-    Steps run in compiled blocks without a return to the host. Free weights are projected onto non-negative numbers
-    after each step, and keep their mass, or that of each class, where the objective does not determine it
-    (``Objective.mass``); free class targets become probabilities, 0.9 on the label at the start, learned through their
-    logits. A step whose gradient or loss is not finite, or that leaves no weight above zero, is skipped; after a fit
-    that ends on such steps the coreset is the last whose gradient and loss were finite, with advice. With a
-    ``checkpoint_dir`` the whole state is written between blocks, and a run that was stopped, called again with the
-    same arguments, ends with the same bits as one that was not.
+    The loop under ``fit``, for objectives of your own. Steps run in compiled blocks without a return to the host. Free
+    weights are projected onto non-negative numbers after each step, and keep their mass, or that of each class, where
+    the objective does not determine it (``Objective.mass``); free class targets become probabilities, 0.9 on the label
+    at the start, learned through their logits. A step whose gradient or loss is not finite, or that leaves no weight
+    above zero, is skipped; after a fit that ends on such steps the coreset is the last whose gradient and loss were
+    finite, with advice. With a ``checkpoint_dir`` the whole state is written between blocks, and a run that was
+    stopped, called again with the same arguments, ends with the same bits as one that was not.
 
     Args:
         objective: from ``pseudocoreset.objectives``; a sequence adds up their gradients (multi-architecture).
@@ -110,27 +198,54 @@ def fit(
             by name.
         experts: snapshots for objectives that take them, one set for each objective.
         weights: mass of the weights of the start, ``"ones"`` or ``"data"``; None for ones, or for those of ``coreset``.
-        fixed: inputs to hold as they are in the points of the start: arrays of a dictionary by name, or columns of one
-            array (n, p) by position. Integers and booleans in a dictionary never move. Of models that are no networks,
-            a column whose data are all positive stays at or above half of its least datum, one that is nowhere negative
-            at or above zero, and either at or above the least value of the start if that is smaller; columns that are
-            nowhere positive likewise, from above.
+        fixed: inputs to hold as they are in the points of the start; see ``fit``.
         callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
         checkpoint_dir: where to keep checkpoints.
-        block_size: most steps a compiled block.
+        block_size: most steps of a compiled block.
         progress: show a progress bar.
-        mesh: devices that share the work of a step, ``jax.make_mesh((4,), ("devices",))``: in the forward and reverse
-            KL divergence the draws (and chains), in matching objectives and BACON the classes, in ``function_kl`` the
-            networks of a step (``num_networks``), else the draws of a linearised proxy, or with an axis called
-            ``"data"``, ``jax.make_mesh((4,), ("data",))``, the data of every batch. What remains, the short trainings
-            of networks of the other objectives above all, each does for itself. A run with checkpoints may go on with
-            another mesh, or without.
+        mesh: devices that share the work of a step; see ``fit``.
 
     Raises:
         TypeError, ValueError: for arguments out of range or that do not go together.
         MemoryError: for a fit that needs more memory than its device has (see ``estimate_memory``).
     """
-    began = time.perf_counter()
+    plan = prepare(
+        objective,
+        data,
+        coreset=coreset,
+        images_per_class=images_per_class,
+        size=size,
+        key=key,
+        steps=steps,
+        optimizer=optimizer,
+        weights=weights,
+        fixed=fixed,
+        block_size=block_size,
+        mesh=mesh,
+    )
+    return run(plan, experts=experts, callbacks=callbacks, checkpoint_dir=checkpoint_dir, progress=progress)
+
+
+def prepare(
+    objective: Objective | Sequence[Objective],
+    data: Dataset,
+    *,
+    coreset: Pseudocoreset | None = None,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int,
+    optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+    weights: str | None = None,
+    fixed: Sequence[str | int] = (),
+    block_size: int = 10,
+    mesh: Mesh | None = None,
+) -> Plan:
+    """All checks and shapes of a fit; ``optimise`` documents the arguments.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range or that do not go together.
+    """
     check_key(key)
     check_integer(steps, "steps")
     check_integer(block_size, "block_size")
@@ -145,9 +260,7 @@ def fit(
         if set(optimizer) != set(names):
             raise ValueError(f"optimizer names {sorted(optimizer)}; the free leaves are {sorted(names)}")
         optimizer = optax.partition(dict(optimizer), {name: name for name in names})
-    planning = stop_at_plan in callbacks  # for estimate_memory: shapes in the place of arrays, and nothing runs
-    expert_sets = (None,) * len(objectives) if planning else _match_experts(objectives, experts, data)
-    init_key, loop_key, expert_key, state_key = jax.random.split(key, 4)
+    init_key, *keys = jax.random.split(key, 4)
     if coreset is None:
         coreset = Pseudocoreset.from_data(
             data, images_per_class=images_per_class, size=size, key=init_key, mass=weights or "ones"
@@ -159,60 +272,78 @@ def fit(
         if not coreset.preprocessing.is_known:
             coreset = replace(coreset, preprocessing=data.preprocessing)
     warn_of_missing_levels(coreset, data)
-    is_soft = coreset.is_soft or data.num_classes is not None
     if coreset.targets.ndim == 2:
         # Said once: real targets in training may come to look like probabilities.
         coreset = replace(coreset, holds_probabilities=coreset.is_soft)
-
     arrays = CoresetArrays(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
     if "targets" in names:
         arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
-    device = DeviceData.shapes_of(data, mesh) if planning else DeviceData.from_dataset(data, mesh)
-    state_keys = jax.random.split(state_key, len(objectives))
-    starts = [functools.partial(o.init, k, arrays) for o, k in zip(objectives, state_keys, strict=True)]
-    states = tuple(jax.eval_shape(start, device) if planning else start(device) for start in starts)
-    free = to_free(arrays, names, is_soft)
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
     is_bounded = not any(o.model.is_network for o in objectives)
     box = Box.of(data.train, arrays.inputs, fixed, is_bounded=is_bounded) if "inputs" in names else None
-    nothing = {name: jnp.zeros(getattr(arrays, name).shape, bool) for name in names}
-    loop = _Loop(arrays, free, optimizer.init(free), states, jnp.zeros((), jnp.int32), arrays, nothing)
-    block = max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0)
+    return Plan(
+        objectives=objectives,
+        optimizer=optimizer,
+        data=data,
+        coreset=coreset,
+        arrays=arrays,
+        limits=(kept, box),
+        is_soft=coreset.is_soft or data.num_classes is not None,
+        steps=steps,
+        block_size=max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0),
+        key=key,
+        keys=_Keys(*keys),
+        fixed=tuple(fixed),
+        mesh=mesh,
+    )
+
+
+@full_precision()
+def run(
+    plan: Plan,
+    *,
+    experts: Experts | Sequence[Experts] | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """The steps of a plan; ``optimise`` documents the arguments.
+
+    Raises:
+        ValueError: for experts that do not fit.
+        MemoryError: for a fit that needs more memory than its device has.
+    """
+    began = time.perf_counter()
+    objectives, data, steps, block = plan.objectives, plan.data, plan.steps, plan.block_size
+    expert_sets = _match_experts(objectives, experts, data)
+    device = DeviceData.from_dataset(data, plan.mesh)
+    loop = replicate(plan.begin(device), plan.mesh)
+    check_memory(plan._memory(loop, device), objectives)
     choices = [
-        None if o.window is None or e is None else _snapshot_choices(jax.random.fold_in(expert_key, i), o, e, steps)
+        None
+        if o.window is None or e is None
+        else _snapshot_choices(jax.random.fold_in(plan.keys.experts, i), o, e, steps)
         for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
     ]
-    run_block = _compile_block(objectives, optimizer, is_soft)
-    if not planning:
-        loop = replicate(loop, mesh)
-    inspect_block(run_block, (loop, (kept, box), loop_key, np.arange(block)), device, objectives, planning=planning)
     history: dict[str, list[np.ndarray]] = {}
     outcome, done = Outcome.COMPLETED, 0
-    record = functools.partial(_with_arrays, coreset, objectives)
-
-    run = {
-        "objectives": [{"name": o.name, "model": o.model.name, **o.settings} for o in objectives],
-        "data": data.name,
-        "data_fingerprint": fingerprint(data),
-        "experts": [None if e is None else e.metadata for e in expert_sets],
-        "steps": steps,
-        "key": key_record(key),
-    } | ({"fixed": list(fixed)} if fixed else {})
-    checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, run)
+    record = plan.record(expert_sets)
+    checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, record)
     try:
         saved = None if checkpoints is None else checkpoints.restore(loop)
         if saved is not None:
             done, loop, extra = saved
             history = {name: [values] for name, values in extra.items()}
             logger.info("going on from step %d of %d", done, steps)
-            loop = replicate(loop, mesh)
+            loop = replicate(loop, plan.mesh)
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(
                     () if e is None or c is None else _snapshots(o, e, c[done : done + block])
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
-                loop, report = run_block(loop, (kept, box), loop_key, np.arange(done, done + block), snapshots, device)
+                numbers = np.arange(done, done + block)
+                loop, report = plan.run_block(loop, plan.limits, plan.keys.loop, numbers, snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)
@@ -223,7 +354,7 @@ def fit(
                     outcome = Outcome.NON_FINITE
                     break
                 last = {name: float(values[-1]) for name, values in info.items()}
-                if any([callback(done, record(loop.arrays), last) for callback in callbacks]):
+                if any([callback(done, plan.coreset_of(loop.arrays), last) for callback in callbacks]):
                     outcome = Outcome.STOPPED
                 if checkpoints is not None:
                     checkpoints.save(done, loop, {name: np.concatenate(v) for name, v in history.items()})
@@ -236,13 +367,27 @@ def fit(
         if checkpoints is not None:
             checkpoints.__exit__()
     series = {name: np.concatenate(parts) for name, parts in history.items()}
-    rise, advice = find_rise(objectives, series), ""
+    return _result(plan, loop, series, outcome, done, record, time.perf_counter() - began)
+
+
+def _result(
+    plan: Plan,
+    loop: _Loop,
+    series: dict[str, np.ndarray],
+    outcome: Outcome,
+    done: int,
+    record: dict[str, Any],
+    seconds: float,
+) -> FitResult:
+    """What the loop ended with, and what is to be said of it."""
+    rise, advice = find_rise(plan.objectives, series), ""
     is_stuck = int(loop.skipped) > 0
     if is_stuck:
         if np.all(series["skipped"]):
             outcome = Outcome.NON_FINITE
         first = done - int(loop.skipped) + 1
-        advice = advise(objectives, coreset, loop.arrays, loop.lost, series, first, jax.random.fold_in(key, done))
+        key = jax.random.fold_in(plan.key, done)
+        advice = advise(plan.objectives, plan.coreset, loop.arrays, loop.lost, series, first, key)
     elif rise is not None:
         advice = (
             "The coreset is further from the full posterior than where it started. Take a smaller step size, or use "
@@ -250,16 +395,16 @@ def fit(
         )
     if outcome is not Outcome.COMPLETED or advice:
         worse = "" if rise is None else f"worse than its start: {rise}. "
-        logger.warning("step %d of %d: %s%s %s", done, steps, worse, outcome.value, advice)
-    fitted = record(loop.good if is_stuck else loop.arrays)
+        logger.warning("step %d of %d: %s%s %s", done, plan.steps, worse, outcome.value, advice)
+    fitted = plan.coreset_of(loop.good if is_stuck else loop.arrays)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "numpyro", "optax")}
-    metadata = {**fitted.metadata, **run, "steps_done": done, "outcome": outcome.name, "versions": versions}
+    metadata = {**fitted.metadata, **record, "steps_done": done, "outcome": outcome.name, "versions": versions}
     return FitResult(
         coreset=replace(fitted, metadata=metadata),
         history=series,
         outcome=outcome,
         state=loop,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         advice=advice,
         rise=rise,
     )
@@ -399,12 +544,6 @@ def _compile_block(
         return replicate(done, data.mesh)
 
     return run_block
-
-
-def _with_arrays(coreset: Pseudocoreset, objectives: tuple[Objective, ...], arrays: CoresetArrays) -> Pseudocoreset:
-    inputs, targets, weights = map(np.asarray, arrays)
-    metadata = {**coreset.metadata, "objective": "+".join(o.name for o in objectives)}
-    return replace(coreset, inputs=inputs, targets=targets, weights=weights, metadata=metadata)
 
 
 def _log_capped(info: dict[str, np.ndarray], done: int) -> None:

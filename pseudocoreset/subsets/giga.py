@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import functools
 import math
-import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.arguments import checked
-from pseudocoreset.batching import full_precision, map_stack
-from pseudocoreset.data import Dataset
+from pseudocoreset.batching import map_stack
 from pseudocoreset.device import DeviceData
-from pseudocoreset.fitting import FitResult
-from pseudocoreset.methods.choosing import (
-    beside_random,
-    finish,
-    gaussian_posteriors,
-    one_model,
-    quota_of,
-    ratio,
-    subset_of,
-)
+from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
 from pseudocoreset.objectives import CoresetArrays
-from pseudocoreset.validation import check_integer, check_key
+from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, ratio, subset_of
+from pseudocoreset.validation import check_integer
 
-__all__ = ["fit_giga", "geodesic_ascent"]
+__all__ = ["GIGA", "geodesic_ascent"]
 
-CHUNK = 4096  # data whose features or log-likelihoods are computed together
+CHUNK = 4096  # data whose log-likelihoods are computed together
 SMALLEST_SINE = 1e-3  # of the angle to the coreset, below which a direction in float32 is noise
 
 
-@checked
-@full_precision()
-def fit_giga(
-    model: Model,
-    data: Dataset,
-    *,
-    images_per_class: int | None = None,
-    size: int | None = None,
-    key: jax.Array,
-    posterior: Gaussian | str | None = None,
-    num_draws: int = 100,
-    progress: bool = True,
-) -> FitResult:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GIGA(Chosen):
     """Hilbert coreset by greedy iterative geodesic ascent (Campbell and Broderick 2018).
 
     The log-likelihoods of datum i at S draws of a Gaussian, centred, are a vector L_i: a random projection of the
@@ -55,59 +34,55 @@ def fit_giga(
     L = sum_i L_i, and each step goes along the geodesic to the datum that leads there most directly, to the nearest
     point on it; at the end the weights are scaled to the smallest |sum_j w_j L_j - L|.
 
-    Args:
-        model: one model.
-        data: the data set.
-        images_per_class: at most so many points of each class.
-        size: at most so many points in all, the number of steps; give this or ``images_per_class``.
-        key: one typed key.
+    The coreset has the points whose weight is positive, at most as many as asked for. Its history has ``error``,
+    |sum_j w_j L_j - L| / |L| after each step. For one model of a few parameters.
+
+    Attributes:
         posterior: where the draws come from: a ``Gaussian`` over ``model.flatten`` of the parameters, or that of the
             full data, ``"conjugate"``, ``"laplace"`` or None for what there is (the optimally tuned projector).
         num_draws: S, the dimension of the projection.
-        progress: unused, there is one compiled call.
-
-    Returns:
-        ``FitResult`` with the points whose weight is positive, at most as many as asked for. Its history has
-        ``error``, |sum_j w_j L_j - L| / |L| after each step.
-
-    Raises:
-        TypeError: if ``model`` is not one model.
-        ValueError: for arguments out of range, or a model without such a posterior.
     """
-    del progress
-    bound = one_model(model, data)
-    check_key(key)
-    check_integer(num_draws, "num_draws", minimum=2)
-    groups, quota = quota_of(data, images_per_class, size)
-    began = time.perf_counter()
-    device = DeviceData.from_dataset(data)
-    init_key, draw_key = jax.random.split(key)
-    settings: dict[str, Any] = {"proxy": "given"}
-    if isinstance(posterior, Gaussian):
-        if posterior.mean.shape != (bound.num_params,):
-            raise ValueError(
-                f"posterior must be a Gaussian over the {bound.num_params} parameters of {bound.name!r}; got a mean of "
-                f"shape {posterior.mean.shape}"
-            )
-        gaussian = posterior
-    else:
-        posteriors = gaussian_posteriors(bound, posterior, "posterior")
+
+    name: ClassVar[str] = "giga"
+
+    posterior: Gaussian | str | None = None
+    num_draws: int = 100
+
+    def check(self) -> None:
+        check_integer(self.num_draws, "num_draws", minimum=2)
+
+    def choose(self, problem: Problem, callbacks: tuple[Callback, ...], progress: bool) -> Choice:
+        model, data = one_model(problem), problem.data
+        groups, quota = quota_of(problem)
+        device = DeviceData.from_dataset(data)
+        init_key, draw_key = jax.random.split(problem.key)
+        gaussian, settings = self._source(model, device, init_key)
+        draws = jax.vmap(gaussian.sample)(jax.random.split(draw_key, self.num_draws))
+        vectors = _project(model, draws, device)
+        steps = quota * (int(groups.max()) + 1)
+        total = float(jnp.linalg.norm(jnp.sum(vectors, axis=0)))
+        if not 0 < total < math.inf:
+            raise ValueError(f"posterior: the log-likelihood of the data must vary over its draws; its norm is {total}")
+        found, errors = geodesic_ascent(vectors, jnp.asarray(groups), quota, steps)
+        weights = np.asarray(found)
+        indices = np.flatnonzero(weights > 0)
+        coreset = subset_of(data, indices, weights[indices])
+        return Choice(coreset, {"error": np.asarray(errors)}, {**settings, "num_draws": self.num_draws})
+
+    def _source(self, model: Model, device: DeviceData, key: jax.Array) -> tuple[Gaussian, dict[str, Any]]:
+        """The Gaussian that draws come from, and what to record of it."""
+        given = self.posterior
+        if isinstance(given, Gaussian):
+            if given.mean.shape != (model.num_params,):
+                raise ValueError(
+                    f"posterior must be a Gaussian over the {model.num_params} parameters of {model.name!r}; got a "
+                    f"mean of shape {given.mean.shape}"
+                )
+            return given, {"proxy": "given"}
+        posteriors = gaussian_posteriors(model, given, "posterior")
         x, y = device.batch(jnp.zeros(1, jnp.int32))
-        gaussian = posteriors.init(init_key, CoresetArrays(x, y, jnp.zeros(1, x.dtype)), device)[0]
-        settings = posteriors.settings
-    vectors = _project(bound, jax.vmap(gaussian.sample)(jax.random.split(draw_key, num_draws)), device)
-    steps = quota * (int(groups.max()) + 1)
-    total = float(jnp.linalg.norm(jnp.sum(vectors, axis=0)))
-    if not 0 < total < math.inf:
-        raise ValueError(f"posterior: the log-likelihood of the data must vary over its draws; its norm is {total}")
-    found, errors = geodesic_ascent(vectors, jnp.asarray(groups), quota, steps)
-    weights = np.asarray(found)
-    indices = np.flatnonzero(weights > 0)
-    coreset = subset_of(data, indices, weights[indices])
-    history = {"error": np.asarray(errors)}
-    settings = {**settings, "num_draws": num_draws}
-    result = finish(coreset, "giga", data, images_per_class, key, settings, history, began)
-    return beside_random(result, bound, data, images_per_class, size, key)
+        state = posteriors.init(key, CoresetArrays(x, y, jnp.zeros(1, x.dtype)), device)
+        return state[0], posteriors.settings
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
-from pseudocoreset.fitting import FitResult
+from pseudocoreset.fitting.outcome import FitResult
 from pseudocoreset.models import Model
 from pseudocoreset.proxies.divergence import ModeDivergence, divergence_at, mode_of_data
 

@@ -4,60 +4,33 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.arguments import checked
-from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
-from pseudocoreset.fitting import Callback, FitResult, Outcome
-from pseudocoreset.methods.choosing import (
-    beside_random,
-    finish,
-    gaussian_posteriors,
-    one_model,
-    quota_of,
-    ratio,
-    subset_of,
-)
+from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws
 from pseudocoreset.progress import progress_bar
-from pseudocoreset.validation import check_integer, check_key, check_positive
+from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, ratio, subset_of
+from pseudocoreset.validation import check_integer, check_positive
 
-__all__ = ["fit_sparse_vi"]
+__all__ = ["SparseVI"]
 
 logger = logging.getLogger(__name__)
 PLANE_RIDGE = 1e-4  # relative, of the least squares in SparseVI: its two directions may be one
 
 
-@checked
-@full_precision()
-def fit_sparse_vi(
-    model: Model,
-    data: Dataset,
-    *,
-    images_per_class: int | None = None,
-    size: int | None = None,
-    key: jax.Array,
-    proxy: str | None = None,
-    num_draws: int = 100,
-    num_candidates: int = 1000,
-    num_weight_steps: int = 500,
-    batch_size: int | None = 256,
-    step_size: float = 0.5,
-    callbacks: Sequence[Callback] = (),
-    progress: bool = True,
-) -> FitResult:
+@dataclass(frozen=True, kw_only=True)
+class SparseVI(Chosen):
     """SparseVI (Campbell and Beronov 2019): a weighted subset under the reverse KL divergence, one point at a time.
 
     With g_i the log-likelihood of datum i, centred over S draws of the posterior of the coreset so far, and the
@@ -71,69 +44,78 @@ def fit_sparse_vi(
     the best step to second order along the gradient and, of the total weight, which the gradient alone finds last. A
     weight moves by n / m times gamma_i at most, or it would run off where few draws see its datum vary.
 
-    Args:
-        model: one model, with a conjugate posterior or of at most 2,000 parameters.
-        data: the data set.
-        images_per_class: at most so many points of each class.
-        size: at most so many points in all; give this or ``images_per_class``.
-        key: one typed key.
+    The coreset has the points whose weight is positive, at most as many as asked for. Its history has, one value for
+    each choice, ``correlation``, and ``residual`` (standard deviation of r) and ``mass`` after it. For one model with
+    a conjugate posterior or of at most 2,000 parameters.
+
+    Attributes:
         proxy: the posterior that draws come from: ``"conjugate"``, ``"laplace"``, or None for what there is.
         num_draws: S.
         num_candidates: random data among which the next point is chosen, and the residual then estimated from.
         num_weight_steps: updates of the weights after each choice.
         batch_size: data that the residual is estimated from at each of them; None for all.
         step_size: gamma_0, in units of the best step.
-        callbacks: called after each choice as ``callback(choices, coreset, info)``; True stops.
-        progress: show a progress bar.
-
-    Returns:
-        ``FitResult`` with the points whose weight is positive, at most as many as asked for. Its history has, one
-        value a choice, ``correlation``, and ``residual`` (standard deviation of r) and ``mass`` after it.
-
-    Raises:
-        TypeError: if ``model`` is not one model.
-        ValueError: for arguments out of range, or a model without such a posterior.
     """
-    bound = one_model(model, data)
-    check_key(key)
-    check_integer(num_draws, "num_draws", minimum=2)
-    check_positive(step_size, "step_size")
-    check_integer(num_candidates, "num_candidates")
-    check_integer(num_weight_steps, "num_weight_steps")
-    batch_size = data.train.num_data if batch_size is None else check_integer(batch_size, "batch_size")
-    groups, quota = quota_of(data, images_per_class, size)
-    capacity = quota * (int(groups.max()) + 1)
-    posteriors, add = _compile_addition(
-        bound, proxy, quota, num_draws, num_candidates, num_weight_steps, batch_size, step_size
-    )
-    began = time.perf_counter()
-    device = DeviceData.from_dataset(data)
-    state = _begin(posteriors, device, capacity, jax.random.fold_in(key, capacity))
-    reports: list[dict[str, np.ndarray]] = []
-    outcome = Outcome.COMPLETED
-    with progress_bar("choosing the subset", capacity, enabled=progress) as advance:
-        for number in range(capacity):
-            state, report = add(jax.random.fold_in(key, number), state, device, jnp.asarray(groups))
-            reports.append({name: np.asarray(value) for name, value in report.items()})
-            advance(1, f"residual {report['residual']:.3g}")
-            info = {name: float(value) for name, value in report.items()}
-            if any([callback(number + 1, _weighted(data, state), info) for callback in callbacks]):
-                outcome = Outcome.STOPPED
-                break
-    history = {name: np.stack([report[name] for report in reports]) for name in reports[0]}
-    skipped = int(np.sum(history.pop("skipped")))
-    if skipped:
-        logger.warning("%d steps of the weights were not finite and skipped", skipped)
-    settings = {
-        **posteriors.settings,
-        "num_draws": num_draws,
-        "num_candidates": num_candidates,
-        "num_weight_steps": num_weight_steps,
-        "batch_size": batch_size,
-        "step_size": step_size,
-    }
-    result = finish(_weighted(data, state), "sparse_vi", data, images_per_class, key, settings, history, began)
-    return beside_random(replace(result, outcome=outcome), bound, data, images_per_class, size, key)
+
+    name: ClassVar[str] = "sparse_vi"
+    takes: ClassVar[frozenset[str]] = frozenset({"callbacks"})
+
+    proxy: str | None = None
+    num_draws: int = 100
+    num_candidates: int = 1000
+    num_weight_steps: int = 500
+    batch_size: int | None = 256
+    step_size: float = 0.5
+
+    def check(self) -> None:
+        check_integer(self.num_draws, "num_draws", minimum=2)
+        check_positive(self.step_size, "step_size")
+        check_integer(self.num_candidates, "num_candidates")
+        check_integer(self.num_weight_steps, "num_weight_steps")
+        if self.batch_size is not None:
+            check_integer(self.batch_size, "batch_size")
+
+    def choose(self, problem: Problem, callbacks: tuple[Callback, ...], progress: bool) -> Choice:
+        model, data, key = one_model(problem), problem.data, problem.key
+        batch_size = data.train.num_data if self.batch_size is None else self.batch_size
+        groups, quota = quota_of(problem)
+        capacity = quota * (int(groups.max()) + 1)
+        posteriors, add = _compile_addition(
+            model,
+            self.proxy,
+            quota,
+            self.num_draws,
+            self.num_candidates,
+            self.num_weight_steps,
+            batch_size,
+            self.step_size,
+        )
+        device = DeviceData.from_dataset(data)
+        state = _begin(posteriors, device, capacity, jax.random.fold_in(key, capacity))
+        reports: list[dict[str, np.ndarray]] = []
+        was_stopped = False
+        with progress_bar("choosing the subset", capacity, enabled=progress) as advance:
+            for number in range(capacity):
+                state, report = add(jax.random.fold_in(key, number), state, device, jnp.asarray(groups))
+                reports.append({name: np.asarray(value) for name, value in report.items()})
+                advance(1, f"residual {report['residual']:.3g}")
+                info = {name: float(value) for name, value in report.items()}
+                was_stopped = any([callback(number + 1, _weighted(data, state), info) for callback in callbacks])
+                if was_stopped:
+                    break
+        history = {name: np.stack([report[name] for report in reports]) for name in reports[0]}
+        skipped = int(np.sum(history.pop("skipped")))
+        if skipped:
+            logger.warning("%d steps of the weights were not finite and skipped", skipped)
+        settings = {
+            **posteriors.settings,
+            "num_draws": self.num_draws,
+            "num_candidates": self.num_candidates,
+            "num_weight_steps": self.num_weight_steps,
+            "batch_size": batch_size,
+            "step_size": self.step_size,
+        }
+        return Choice(_weighted(data, state), history, settings, was_stopped)
 
 
 class _State(NamedTuple):
