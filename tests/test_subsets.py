@@ -339,7 +339,7 @@ BY_FEATURES = list(FEATURE_METHODS)
         (BY_FEATURES, dict(features=lambda x: x[:, 0]), ValueError, r"features.*\(50, d\).*\(50,\)"),
         (BY_FEATURES, dict(features=np.full((50, 2), np.nan)), ValueError, "features has 100"),
         (list(WEIGHTED_METHODS), dict(num_draws=1), ValueError, "num_draws"),
-        (list(WEIGHTED_METHODS), dict(model=[MODEL]), TypeError, "model must be a Model; got list"),
+        (list(WEIGHTED_METHODS), dict(model=[MODEL, MODEL]), TypeError, "model must be one Model.*got 2"),
         (list(WEIGHTED_METHODS), dict(model=bnn(MLP((4,)), DATA)), ValueError, "dense Laplace"),
         (["sparse_vi"], dict(proxy="chains"), ValueError, "proxy='chains'"),
         (["sparse_vi"], dict(model=logistic_regression(DATA), proxy="conjugate"), ValueError, "no conjugate posterior"),

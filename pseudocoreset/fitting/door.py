@@ -164,6 +164,8 @@ def fit(
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
     way = _Way(tuple(callbacks), checkpoint_dir, progress, check_mesh(mesh), tuple(fixed))
+    if coreset is not None and isinstance(chosen, Learned):
+        check_start(coreset, data, weights=chosen.weights)
     chosen = chosen.resolved(problem)
     if isinstance(chosen, Learned):
         return _learn(chosen, problem, way)
@@ -307,8 +309,6 @@ def _posed(
 def _learn(method: Learned, problem: Problem, way: _Way) -> FitResult:
     """The result of a method that learns; of what stands in for it where there is no mode."""
     check_in_memory(problem.data.train)
-    if problem.start is not None:
-        check_start(problem.start, problem.data, weights=method.weights)
     try:
         return _learned(method, problem, way)
     except NoModeError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -80,16 +79,8 @@ class SparseVI(Chosen):
         batch_size = data.train.num_data if self.batch_size is None else self.batch_size
         groups, quota = quota_of(problem)
         capacity = quota * (int(groups.max()) + 1)
-        posteriors, add = _compile_addition(
-            model,
-            self.proxy,
-            quota,
-            self.num_draws,
-            self.num_candidates,
-            self.num_weight_steps,
-            batch_size,
-            self.step_size,
-        )
+        posteriors = _posteriors(model, self.proxy)
+        add = _Addition(self, model, posteriors, quota)
         device = DeviceData.from_dataset(data)
         state = _begin(posteriors, device, capacity, jax.random.fold_in(key, capacity))
         reports: list[dict[str, np.ndarray]] = []
@@ -116,6 +107,12 @@ class SparseVI(Chosen):
             "step_size": self.step_size,
         }
         return Choice(_weighted(data, state), history, settings, was_stopped)
+
+
+@functools.lru_cache(maxsize=16)
+def _posteriors(model: Model, proxy: str | None) -> Posteriors:
+    """Cached, so that additions to be compiled once are equal."""
+    return gaussian_posteriors(model, proxy, "proxy")
 
 
 class _State(NamedTuple):
@@ -155,26 +152,94 @@ def _weighted(data: Dataset, state: _State) -> Pseudocoreset:
     return subset_of(data, np.asarray(state.indices)[weights > 0], weights[weights > 0])
 
 
-@functools.lru_cache(maxsize=16)
-def _compile_addition(
-    model: Model,
-    proxy: str | None,
-    quota: int,
-    num_draws: int,
-    num_candidates: int,
-    num_weight_steps: int,
-    batch_size: int,
-    step_size: float,
-) -> tuple[Posteriors, Callable[..., tuple[_State, dict[str, jax.Array]]]]:
-    """The posteriors, and ``(key, state, data, groups) -> (state, report)``: a choice and the weight steps after it.
+def _correlations(rows: jax.Array, residual: jax.Array) -> jax.Array:
+    """Of every column of ``rows`` (S, b) with the residual (S,); -1 for a column of zeros."""
+    scale = jnp.linalg.norm(rows, axis=0) * jnp.linalg.norm(residual)
+    return jnp.where(scale > 0, ratio(residual @ rows, scale), -1.0)
 
-    Fits with the same settings of the same model, as an object, compile once for each shape.
-    """
-    posteriors = gaussian_posteriors(model, proxy, "proxy")
 
-    def view(state: _State, draws: WeightDraws, data: DeviceData, indices: jax.Array) -> _View:
+def _improve(state: _State, seen: _View, gamma: jax.Array, n: int) -> tuple[_State, jax.Array, jax.Array]:
+    """A step of the weights; also the spread of the residual, and whether the step was skipped."""
+    weights, filled = state.coreset.weights, state.indices >= 0
+    downhill = seen.residual @ seen.own
+    usable = filled & ((weights > 0) | (downhill > 0))
+    direction = jnp.where(usable, ratio(downhill, jnp.sum(seen.own**2, axis=0)), 0.0)
+    plane = jnp.stack([direction, weights], axis=1)
+    columns = seen.own @ plane
+    lengths = jnp.linalg.norm(columns, axis=0)
+    columns = ratio(columns, lengths)
+    # Normal equations of unit columns; by hand, since a call of LAPACK costs more than the rest of the step.
+    inner, (one, two) = columns[:, 0] @ columns[:, 1], seen.residual @ columns
+    scales = jnp.stack([(1 + PLANE_RIDGE) * one - inner * two, (1 + PLANE_RIDGE) * two - inner * one])
+    move = plane @ ratio(scales / ((1 + PLANE_RIDGE) ** 2 - inner**2), lengths)
+    most = n / jnp.maximum(jnp.sum(filled), 1)
+    moved = jnp.maximum(weights + gamma * jnp.clip(move, -most, most), 0.0)
+    finite = jnp.all(jnp.isfinite(moved))
+    coreset = state.coreset._replace(weights=jnp.where(finite, moved, weights))
+    return state._replace(coreset=coreset), jnp.std(seen.residual), ~finite
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """A choice and the weight steps after it. Equal ones of one model compile once for each shape."""
+
+    method: SparseVI
+    model: Model
+    posteriors: Posteriors
+    quota: int  # points of each group
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(
+        self, key: jax.Array, state: _State, data: DeviceData, groups: jax.Array
+    ) -> tuple[_State, dict[str, jax.Array]]:
+        n, steps = data.num_data, self.method.num_weight_steps
+        sizes = (self.method.num_candidates, n if self.method.batch_size is None else self.method.batch_size)
+        largest = max([size for size in sizes if size < n], default=1)
+
+        # The choice is step 0 of the same loop: what makes draws is the greater part of what is compiled.
+        def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, tuple[jax.Array, jax.Array]]:
+            number, step_key = item
+            draw_key, batch_key = jax.random.split(step_key)
+            state, draws, full = self._drawn(draw_key, state, data)
+            sampled = jax.random.randint(batch_key, (largest,), 0, n)
+
+            def of(size: int) -> _View:
+                return self._view(state, draws, full, data, jnp.arange(n) if size >= n else sampled[:size])
+
+            state, value, skipped = jax.lax.cond(
+                number == 0,
+                lambda: self._choose(state, of(sizes[0]), groups),
+                lambda: _improve(state, of(sizes[1]), self.method.step_size / number, n),
+            )
+            return state, (value, skipped)
+
+        items = (jnp.arange(steps + 1), jax.random.split(key, steps + 1))
+        state, (values, skipped) = jax.lax.scan(step, state, items)
+        mass = jnp.sum(state.coreset.weights)
+        return state, {"correlation": values[0], "residual": values[-1], "mass": mass, "skipped": jnp.sum(skipped)}
+
+    def _drawn(self, key: jax.Array, state: _State, data: DeviceData) -> tuple[_State, WeightDraws, WeightDraws]:
+        """Draws of the posteriors of the coreset and of all data; the state with the former's, if it is finite."""
+        draws, full, posterior, _ = self.posteriors.draws(
+            key, state.posterior, state.coreset, data, (), self.method.num_draws
+        )
+        finite = jnp.all(jnp.isfinite(posterior[1]))
+        posterior = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old).astype(old.dtype), posterior, state.posterior
+        )
+        return state._replace(posterior=posterior), draws, full
+
+    def _view(
+        self, state: _State, draws: WeightDraws, full: WeightDraws, data: DeviceData, indices: jax.Array
+    ) -> _View:
+        seen = self._seen(state, draws, data, indices)
+        # Of few points the posterior can be so wide that likelihoods overflow: that of all data tells as much.
+        is_finite = jnp.all(jnp.isfinite(seen.residual))
+        return jax.lax.cond(is_finite, lambda: seen, lambda: self._seen(state, full, data, indices))
+
+    def _seen(self, state: _State, draws: WeightDraws, data: DeviceData, indices: jax.Array) -> _View:
         def centred(x: jax.Array, y: jax.Array) -> jax.Array:
-            each = jax.vmap(lambda item: model.log_likelihood(draws.to_params(item), x, y))(draws.items)
+            each = jax.vmap(lambda item: self.model.log_likelihood(draws.to_params(item), x, y))(draws.items)
             return each - jnp.mean(each, axis=0)
 
         x, y = data.batch(indices)
@@ -182,16 +247,14 @@ def _compile_addition(
         residual = (data.num_data / len(indices)) * jnp.sum(rows, axis=1) - own @ state.coreset.weights
         return _View(indices, x, y, rows, own, residual)
 
-    def correlations(rows: jax.Array, residual: jax.Array) -> jax.Array:
-        scale = jnp.linalg.norm(rows, axis=0) * jnp.linalg.norm(residual)
-        return jnp.where(scale > 0, ratio(residual @ rows, scale), -1.0)
-
-    def choose(state: _State, seen: _View, groups: jax.Array) -> tuple[_State, jax.Array, jax.Array]:
+    def _choose(self, state: _State, seen: _View, groups: jax.Array) -> tuple[_State, jax.Array, jax.Array]:
+        """The state with the datum of the largest correlation, if that of no own point is larger; that correlation."""
         (inputs, targets, weights), filled = state.coreset, state.indices >= 0
         counts = jnp.zeros(len(groups), jnp.int32).at[groups[state.indices]].add(filled)
         old = jnp.any(seen.indices[:, None] == state.indices, axis=1)
-        of_new = jnp.where((counts < quota)[groups[seen.indices]] & ~old, correlations(seen.rows, seen.residual), -2.0)
-        of_own = correlations(seen.own, seen.residual)
+        is_free = (counts < self.quota)[groups[seen.indices]] & ~old
+        of_new = jnp.where(is_free, _correlations(seen.rows, seen.residual), -2.0)
+        of_own = _correlations(seen.own, seen.residual)
         of_own = jnp.max(jnp.where(filled, jnp.where(weights > 0, jnp.abs(of_own), of_own), -2.0))
         best, slot = jnp.argmax(of_new), jnp.sum(filled)
         grown = state._replace(
@@ -201,60 +264,3 @@ def _compile_addition(
         takes = of_new[best] > of_own
         state = jax.tree.map(lambda new, old: jnp.where(takes, new, old), grown, state)
         return state, jnp.maximum(of_new[best], of_own), jnp.zeros((), bool)
-
-    def improve(state: _State, seen: _View, gamma: jax.Array, n: int) -> tuple[_State, jax.Array, jax.Array]:
-        weights, filled = state.coreset.weights, state.indices >= 0
-        downhill = seen.residual @ seen.own
-        usable = filled & ((weights > 0) | (downhill > 0))
-        direction = jnp.where(usable, ratio(downhill, jnp.sum(seen.own**2, axis=0)), 0.0)
-        plane = jnp.stack([direction, weights], axis=1)
-        columns = seen.own @ plane
-        lengths = jnp.linalg.norm(columns, axis=0)
-        columns = ratio(columns, lengths)
-        # Normal equations of unit columns; by hand, since a call of LAPACK costs more than the rest of the step.
-        inner, (one, two) = columns[:, 0] @ columns[:, 1], seen.residual @ columns
-        scales = jnp.stack([(1 + PLANE_RIDGE) * one - inner * two, (1 + PLANE_RIDGE) * two - inner * one])
-        move = plane @ ratio(scales / ((1 + PLANE_RIDGE) ** 2 - inner**2), lengths)
-        most = n / jnp.maximum(jnp.sum(filled), 1)
-        moved = jnp.maximum(weights + gamma * jnp.clip(move, -most, most), 0.0)
-        finite = jnp.all(jnp.isfinite(moved))
-        coreset = state.coreset._replace(weights=jnp.where(finite, moved, weights))
-        return state._replace(coreset=coreset), jnp.std(seen.residual), ~finite
-
-    @jax.jit
-    def add(key: jax.Array, state: _State, data: DeviceData, groups: jax.Array) -> tuple[_State, dict[str, jax.Array]]:
-        n = data.num_data
-        largest = max([size for size in (num_candidates, batch_size) if size < n], default=1)
-
-        # The choice is step 0 of the same loop: what makes draws is the greater part of what is compiled.
-        def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, tuple[jax.Array, jax.Array]]:
-            number, step_key = item
-            draw_key, batch_key = jax.random.split(step_key)
-            draws, full, posterior, _ = posteriors.draws(draw_key, state.posterior, state.coreset, data, (), num_draws)
-            finite = jnp.all(jnp.isfinite(posterior[1]))
-            posterior = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old).astype(old.dtype), posterior, state.posterior
-            )
-            state = state._replace(posterior=posterior)
-            sampled = jax.random.randint(batch_key, (largest,), 0, n)
-
-            def of(size: int) -> _View:
-                indices = jnp.arange(n) if size >= n else sampled[:size]
-                seen = view(state, draws, data, indices)
-                # Of few points the posterior can be so wide that likelihoods overflow: that of all data tells as much.
-                is_finite = jnp.all(jnp.isfinite(seen.residual))
-                return jax.lax.cond(is_finite, lambda: seen, lambda: view(state, full, data, indices))
-
-            state, value, skipped = jax.lax.cond(
-                number == 0,
-                lambda: choose(state, of(num_candidates), groups),
-                lambda: improve(state, of(batch_size), step_size / number, n),
-            )
-            return state, (value, skipped)
-
-        items = (jnp.arange(num_weight_steps + 1), jax.random.split(key, num_weight_steps + 1))
-        state, (values, skipped) = jax.lax.scan(step, state, items)
-        mass = jnp.sum(state.coreset.weights)
-        return state, {"correlation": values[0], "residual": values[-1], "mass": mass, "skipped": jnp.sum(skipped)}
-
-    return posteriors, add
