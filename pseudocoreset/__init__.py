@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pseudocoreset.fitting import fit_random as fit_random
     from pseudocoreset.fitting import fit_sparse_vi as fit_sparse_vi
     from pseudocoreset.fitting import fit_trajectory_matching as fit_trajectory_matching
+    from pseudocoreset.inference import sample as sample
     from pseudocoreset.mass import choose_mass as choose_mass
 
 __version__ = "0.1.0"
@@ -66,40 +67,11 @@ _HOMES = {
     "fit_trajectory_matching": "fitting",
     "load_coreset": "coreset",
     "load_dataset": "data",
+    "sample": "inference",
     "train_experts": "experts",
 }
 
-__all__ = [
-    "Dataset",
-    "Evaluation",
-    "Experts",
-    "FitResult",
-    "MemoryEstimate",
-    "Pseudocoreset",
-    "__version__",
-    "choose_mass",
-    "compare_posteriors",
-    "coreset_names",
-    "estimate_memory",
-    "evaluate",
-    "fit",
-    "fit_bacon",
-    "fit_bpc_fkl",
-    "fit_bpc_rkl",
-    "fit_bpc_w",
-    "fit_distribution_matching",
-    "fit_fbpc",
-    "fit_giga",
-    "fit_gradient_matching",
-    "fit_herding",
-    "fit_k_centres",
-    "fit_random",
-    "fit_sparse_vi",
-    "fit_trajectory_matching",
-    "load_coreset",
-    "load_dataset",
-    "train_experts",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
