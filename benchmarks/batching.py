@@ -2,16 +2,16 @@
 
     python benchmarks/batching.py --out benchmarks/results/batching.json
 
-Gradients of a ConvNet (forward and backward): one network, one network as the body of a scan, four networks by
-``vmap`` and by ``lax.map``; with convolutions by our own routine, in Winograd's form where they are large enough, all
-as an unfolding and a matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one
-network by ``lax.conv`` outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in the first
-three forms; with the largest error of the first in float32 over the largest output. Then steps of a ConvNet in a scan
-over batches, biases added within the convolution and after it. Then 5x5 convolutions of colour images, forward and
-backward to the filters, unfolded first along rows and in one step. Last what follows a convolution, instance norm,
-ReLU and average pooling, forward and backward: together, as the layers of the library have it, one after the other as they have
-each for itself, and as one would first: standardise, then scale, then the mean over windows. Backs
-``pseudocoreset/batching.py`` and ``pseudocoreset/models/layers.py``.
+Gradients of a ConvNet (forward and backward): one network, one network as the body of a scan, four networks by ``vmap``
+and by ``lax.map``; with convolutions by our own routine, in Winograd's form where they are large enough, all as an
+unfolding and a matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by
+``lax.conv`` outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in the first three forms;
+with the largest error of the first in float32 over the largest output. Then steps of a ConvNet in a scan over batches,
+biases added within the convolution and after it. Then 5x5 convolutions of colour images, forward and backward to the
+filters, unfolded first along rows and in one step. Last what follows a convolution, instance norm, ReLU and average
+pooling, forward and backward: together, as the layers of the library have it, one after the other as they have each for
+itself, and as one would first: standardise, then scale, then the mean over windows. Backs ``pseudocoreset/batching.py``
+and ``pseudocoreset/models/layers.py``.
 """
 
 import argparse
