@@ -157,19 +157,17 @@ class _Routine:
         """Tiles of images, transformed, to (36, tiles, channels)."""
         apart = self.sizes.tiles_at_once * images.channels
 
+        def vector(pixel: Callable[[int, int], Pointer], target: Pointer) -> None:
+            _transform_both_ways(
+                by,
+                size,
+                lambda i, j: pixel(i, j).load(),
+                lambda i, j, value: (target + (6 * i + j) * apart).store(value),
+            )
+
         def tile(index: Integer) -> None:
             places = images.places(first + index, size, before, self.zeros)
-
-            def vector(channel: Integer) -> None:
-                pixel, target = places(channel), out + index * images.channels + channel
-                _transform_both_ways(
-                    by,
-                    size,
-                    lambda i, j: pixel(i, j).load(),
-                    lambda i, j, value: (target + (6 * i + j) * apart).store(value),
-                )
-
-            self.each_vector(images.channels, vector)
+            self.each_vector(images.channels, lambda at: vector(places(at), out + index * images.channels + at))
 
         self.emitter.repeat(count, tile)
 
@@ -246,20 +244,17 @@ def _tiled_correlation(routine: _Routine) -> ir.Function:
 
         emitter.repeat(routine.num_panels, panel)
 
+    def join_vector(pixel: Callable[[int, int], Pointer], source: Pointer, at: Integer) -> None:
+        def load(i: int, j: int) -> Vector:
+            product = (source + (6 * i + j) * (most * filters)).load()
+            # What is added at this place is added to all of the tile.
+            return product + (bias + at).load() if sizes.bias and (i, j) == (1, 1) else product
+
+        _transform_both_ways(_join, 6, load, lambda i, j, value: pixel(i, j).store(value))
+
     def join(first: Integer, index: Integer) -> None:
         places = out.places(first + index, TILE, 0, nowhere)
-
-        def vector(at: Integer) -> None:
-            pixel, source = places(at), products + index * filters + at
-
-            def load(i: int, j: int) -> Vector:
-                product = (source + (6 * i + j) * (most * filters)).load()
-                # What is added at this place is added to all of the tile.
-                return product + (bias + at).load() if sizes.bias and (i, j) == (1, 1) else product
-
-            _transform_both_ways(_join, 6, load, lambda i, j, value: pixel(i, j).store(value))
-
-        routine.each_vector(filters, vector)
+        routine.each_vector(filters, lambda at: join_vector(places(at), products + index * filters + at, at))
 
     def block(first: Integer, count: Integer) -> None:
         routine.transform(first, count, routine.image(routine.images, channels), 6, 1, _cut, cut)
