@@ -79,10 +79,9 @@ class SparseVI(Chosen):
         batch_size = data.train.num_data if self.batch_size is None else self.batch_size
         groups, quota = quota_of(problem)
         capacity = quota * (int(groups.max()) + 1)
-        posteriors = _posteriors(model, self.proxy)
-        add = _Addition(self, model, posteriors, quota)
+        add = _addition(self, model, quota)
         device = DeviceData.from_dataset(data)
-        state = _begin(posteriors, device, capacity, jax.random.fold_in(key, capacity))
+        state = _begin(add.posteriors, device, capacity, jax.random.fold_in(key, capacity))
         reports: list[dict[str, np.ndarray]] = []
         was_stopped = False
         with progress_bar("choosing the subset", capacity, enabled=progress) as advance:
@@ -99,7 +98,7 @@ class SparseVI(Chosen):
         if skipped:
             logger.warning("%d steps of the weights were not finite and skipped", skipped)
         settings = {
-            **posteriors.settings,
+            **add.posteriors.settings,
             "num_draws": self.num_draws,
             "num_candidates": self.num_candidates,
             "num_weight_steps": self.num_weight_steps,
@@ -107,12 +106,6 @@ class SparseVI(Chosen):
             "step_size": self.step_size,
         }
         return Choice(_weighted(data, state), history, settings, was_stopped)
-
-
-@functools.lru_cache(maxsize=16)
-def _posteriors(model: Model, proxy: str | None) -> Posteriors:
-    """Cached, so that additions to be compiled once are equal."""
-    return gaussian_posteriors(model, proxy, "proxy")
 
 
 class _State(NamedTuple):
@@ -179,9 +172,15 @@ def _improve(state: _State, seen: _View, gamma: jax.Array, n: int) -> tuple[_Sta
     return state._replace(coreset=coreset), jnp.std(seen.residual), ~finite
 
 
-@dataclass(frozen=True)
+@functools.lru_cache(maxsize=16)
+def _addition(method: SparseVI, model: Model, quota: int) -> _Addition:
+    """Fits with the same settings of the same model, as an object, compile once for each shape."""
+    return _Addition(method, model, gaussian_posteriors(model, method.proxy, "proxy"), quota)
+
+
+@dataclass(frozen=True, eq=False)
 class _Addition:
-    """A choice and the weight steps after it. Equal ones of one model compile once for each shape."""
+    """A choice and the weight steps after it."""
 
     method: SparseVI
     model: Model
