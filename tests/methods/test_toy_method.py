@@ -1,6 +1,5 @@
 """A method in a file of its own goes through every door: no other file knows of it."""
 
-import inspect
 import pathlib
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import pseudocoreset
 from pseudocoreset import Dataset, Pseudocoreset, estimate_memory, evaluate, fit
 from pseudocoreset.cli import app
 from pseudocoreset.device import DeviceData
@@ -115,5 +115,5 @@ def test_what_it_cannot_take_is_refused_by_name(arguments, error, message):
 
 
 def test_no_other_file_names_it():
-    root = pathlib.Path(inspect.getfile(fit)).parents[1]
+    root = pathlib.Path(pseudocoreset.__file__).parent
     assert not [path for path in root.rglob("*.py") if "mean_matching" in path.read_text()]
