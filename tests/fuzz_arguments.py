@@ -54,13 +54,13 @@ def without_computing() -> Iterator[None]:
     import pseudocoreset.experts
     import pseudocoreset.fitting
     from pseudocoreset.evaluation import runs
-    from pseudocoreset.inference import running
+    from pseudocoreset.inference import sampling
     from pseudocoreset.methods import giga, sparse_vi, subsets
 
     places = [
         (pseudocoreset.fitting, "inspect_block"),
         (pseudocoreset.experts, "_trajectory"),
-        (running.Run, "__call__"),
+        (sampling, "run_chains"),
         (runs, "progress_bar"),
         (subsets, "progress_bar"),
         (sparse_vi, "progress_bar"),
