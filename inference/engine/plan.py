@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ class Run:
     init_params: Params | None = None
     is_on_disk: bool = False
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, Any]:
         """Shapes of the sites of one chain."""
         return jax.eval_shape(self.plan.model.init, jax.random.key(0))
