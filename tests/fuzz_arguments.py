@@ -65,13 +65,13 @@ def without_computing() -> Iterator[None]:
     import pseudocoreset.experts
     from pseudocoreset.evaluation import runs
     from pseudocoreset.fitting import loop
-    from pseudocoreset.inference import running
+    from pseudocoreset.inference import sampling
     from pseudocoreset.subsets import by_features, sparse_vi
 
     places = [
         (loop, "block_memory"),
         (pseudocoreset.experts, "_trajectory"),
-        (running.Run, "__call__"),
+        (sampling, "run_chains"),
         (runs, "progress_bar"),
         (by_features, "progress_bar"),
         (sparse_vi, "progress_bar"),

@@ -33,6 +33,7 @@ from pseudocoreset.meshes import check_mesh, replicate, to_host
 from pseudocoreset.validation import check_integer, check_key, key_record
 
 if TYPE_CHECKING:
+    from pseudocoreset.inference import Kernel
     from pseudocoreset.models import Model
 
 __all__ = ["Calibration", "calibrate"]
@@ -158,7 +159,7 @@ def calibrate(
     model: Model,
     x: Any,
     *,
-    kernel: str = "nuts",
+    kernel: str | Kernel = "nuts",
     num_simulations: int = 200,
     num_draws: int = 99,
     num_warmup: int = 300,
@@ -220,9 +221,10 @@ def calibrate(
     # NumPyro programs and BlackJAX are for those who sample.
     from pseudocoreset.diagnostics import simulation
     from pseudocoreset.inference.data import Minibatch
-    from pseudocoreset.inference.guards import warn_of_no_mode
-    from pseudocoreset.inference.setup import set_up
-    from pseudocoreset.inference.tuning import reported_options
+    from pseudocoreset.inference.engine.guards import warn_of_no_mode
+    from pseudocoreset.inference.engine.prepare import set_up, start_of
+    from pseudocoreset.inference.kernels import resolve_kernel
+    from pseudocoreset.inference.schedules import Constant
 
     started = time.perf_counter()
     check_key(key)
@@ -237,16 +239,16 @@ def calibrate(
     num_inputs = check_integer(num_inputs, "num_inputs", 0)
     if num_inputs and not model.has_function:
         raise ValueError(f"num_inputs={num_inputs}: the program {model.name!r} has no function values, a site 'f'")
-    if thinning is None and kernel_options.get("schedule") is not None:
+    kernel = resolve_kernel(kernel, kernel_options)
+    if thinning is None and kernel.options().get("schedule", Constant()) != Constant():
         raise ValueError("schedule: thinning is measured by default, which a schedule does not allow; give thinning")
     if coreset is not None:
         check_call(coreset, 3, "coreset")
     coreset = coreset or _everything
     shapes = jax.eval_shape(coreset, jax.random.key(0), example, simulation.placeholder(model, example))
-    setup = set_up(
+    run = set_up(
         model,
         kernel,
-        kernel_options,
         num_data=shapes[0].shape[0],
         feature_shape=shapes[0].shape[1:],
         num_chains=num_simulations,
@@ -257,7 +259,7 @@ def calibrate(
         batch_size=batch_size,
         step_size=step_size,
     )
-    plan = setup.plan
+    plan, kernel = run.plan, run.kernel
     is_input = simulation.observes_inputs(model, example)
 
     data_key, coreset_key, init_key, warmup_key, pilot_key, draw_key, tie_key = jax.random.split(key, 7)
@@ -271,13 +273,13 @@ def calibrate(
     names = ranked.names(*_first(simulated))
 
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
-    positions, tuning, _ = setup.start(init_key, total_weight)
-    if setup.has_control_variate or setup.has_curvature:
-        positions, tuning = simulation.centre(setup, at_once, positions, tuning, rows)
+    positions, tuning, _ = start_of(run, init_key, total_weight)
+    if run.is_centred:
+        positions, tuning = simulation.centre(run, at_once, positions, tuning, rows)
         warn_of_no_mode(tuning, "simulations")
     rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
     warmup_keys = replicate(jax.random.split(warmup_key, num_simulations), mesh)
-    states, tuning = simulation.warm_up(plan, setup.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
+    states, tuning = simulation.warm_up(plan, run.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
 
     def draws(states: Any, key: jax.Array, thinning: int) -> Any:
         keys = replicate(jax.random.split(key, num_simulations), mesh)
@@ -286,12 +288,12 @@ def calibrate(
         if not np.all(finite):
             lost = int(np.sum(~finite))
             raise FloatingPointError(
-                f"kernel {kernel!r} left the finite numbers in {lost} of {num_simulations} simulations; try a smaller "
-                "step_size, a longer num_warmup, or a prior that does not ask for the extreme"
+                f"kernel {kernel.name!r} left the finite numbers in {lost} of {num_simulations} simulations; try a "
+                "smaller step_size, a longer num_warmup, or a prior that does not ask for the extreme"
             )
         return found.states, np.asarray(values, float), int(np.sum(num_divergent))
 
-    apart = setup.thinning
+    apart = run.thinning
     if thinning is None:
         for round_key, stretch in zip(jax.random.split(pilot_key, len(PILOT_STRETCHES)), PILOT_STRETCHES, strict=True):
             states, pilot, _ = draws(states, round_key, stretch)
@@ -319,16 +321,16 @@ def calibrate(
         autocorrelations=correlations,
         metadata={
             "model": model.name,
-            "kernel": kernel,
-            "temperature": setup.temperature,
-            "num_warmup": setup.num_warmup,
+            "kernel": kernel.name,
+            "temperature": run.temperature,
+            "num_warmup": run.num_warmup,
             "thinning": apart,
             "num_data": simulated.x.shape[1],
             "num_given": plan.num_data,
             "total_weight": total_weight,
             "batch_size": plan.batch_size,
             "num_divergences": num_divergent,
-            "options": json_values(reported_options(setup.options, _of_simulations(to_host(tuning)))),
+            "options": json_values(kernel.reported(_of_simulations(to_host(tuning)))),
             "key": key_record(key),
             "seconds": round(time.perf_counter() - started, 1),
         },

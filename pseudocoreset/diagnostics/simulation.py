@@ -15,9 +15,9 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from pseudocoreset.diagnostics.convergence import spread_indices
-from pseudocoreset.inference.chains import Plan, adapt_chains, run_block
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.setup import Setup
+from pseudocoreset.inference.engine import Plan, Run
+from pseudocoreset.inference.engine.blocks import adapt_chains, run_block
 from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor
@@ -220,12 +220,12 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def centre(setup: Setup, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
+def centre(run: Run, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
     """Positions and tuning (S, ...) with the centres of control variates, of every simulation's own data."""
 
     def one(item: Any) -> tuple[Params, Any]:
         position, tuned, batch = item
-        return _first(setup.centred(position, tuned, Minibatch(*_first(batch))))
+        return _first(run.kernel.centred(run, position, tuned, Minibatch(*_first(batch))))
 
     return _over_simulations(one, (positions, tuning, tuple(rows)), at_once=at_once)
 
@@ -249,7 +249,7 @@ def warm_up(
         if "step_size" not in tuned:
             return adapt_chains(plan, num_warmup, key, position, tuned, data)
         split = jax.random.split(key[0])
-        state = plan.spec.init(split[0], _first(position), _first(tuned), plan.density(data))
+        state = plan.kernel.init(split[0], _first(position), _first(tuned), plan.density(data))
         state = jax.tree.map(lambda leaf: leaf[None], state)
         state, _, _ = run_block(plan, 1, False, 1, state, tuned, split[1:], 0, num_warmup, data, None)
         return state, tuned

@@ -15,7 +15,7 @@ SGLD of step e inflates variances by the factor 1 / (1 - e kappa / 2), and noise
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,27 +23,23 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from pseudocoreset.chunks import in_chunks
-from pseudocoreset.inference.chains import Plan, over_chains
+from pseudocoreset.inference.adaptation.mass import Factor
+from pseudocoreset.inference.adaptation.scales import friction_or_default
 from pseudocoreset.inference.data import Minibatch, draws_with_replacement
-from pseudocoreset.inference.kernels import Density, Tuning
-from pseudocoreset.inference.sghmc import Factor
+from pseudocoreset.inference.engine.kernel import Density, Tuning
+from pseudocoreset.inference.engine.plan import Plan, over_chains
 from pseudocoreset.models import Params
 from pseudocoreset.newton import Expansion, Mode, find_mode, inverse_factor
 
-__all__ = ["MAX_PARAMS", "MOMENTUM_DECAY", "tune_by_curvature"]
+__all__ = ["HEAT", "MAX_PARAMS", "StepRule", "tune_by_curvature"]
 
 # Up to so many parameters a dense Hessian costs less than the chains.
 MAX_PARAMS = 300
-# The momentum keeps this factor per step: the customary momentum of stochastic gradient descent.
-MOMENTUM_DECAY = 0.9
-# Step of SGHMC times the root of the curvature: a twentieth of a period, where errors of a posterior that is not
-# Gaussian are of the order of a hundredth.
-SGHMC_STEP = 0.3
-# Step of SGLD times the curvature: variances are 5 % too large.
-SGLD_STEP = 0.1
 # The most that noise of gradient estimates may add to a variance.
 HEAT = 0.05
 NUM_PROBES = 8
+StepRule = Callable[[jax.Array, jax.Array, float | None], jax.Array]
+"""The step size in units of L of kappa, of sigma^2 over T, and of the friction that was given."""
 # Rows times directions that are differentiated at once.
 TANGENT_ELEMENTS = 2**22
 
@@ -102,9 +98,6 @@ def _noise(
     terms = density.terms
     assert terms is not None
 
-    terms = density.terms
-    assert terms is not None
-
     def slopes(point: jax.Array, rows: Minibatch) -> jax.Array:
         """Gradients of the rows in units of L (d, rows), by directions: of the rows together each costs one pass."""
 
@@ -132,22 +125,14 @@ def _noise(
     return jnp.maximum(n * (n / size) * without_replacement * most, 0.0)
 
 
-def _step_size(plan: Plan, kappa: jax.Array, noise: jax.Array, tuning: Tuning, friction: float | None) -> jax.Array:
-    noise = jnp.maximum(noise / tuning["temperature"], 1e-30)
-    if plan.kernel == "sgld":
-        return jnp.minimum(SGLD_STEP / kappa, 2 * HEAT / noise)
-    if friction is None:
-        return jnp.minimum(SGHMC_STEP / jnp.sqrt(kappa), jnp.sqrt(HEAT * (1 - MOMENTUM_DECAY**2) / noise))
-    return jnp.minimum(SGHMC_STEP / jnp.sqrt(kappa), 2 * HEAT * friction / noise)  # 1 - c^2 is at most 2 friction h
-
-
-@functools.partial(jax.jit, static_argnames=("plan", "has_control", "has_step", "friction"))
+@functools.partial(jax.jit, static_argnames=("plan", "rule", "has_control", "has_step", "friction"))
 def tune_by_curvature(
     plan: Plan,
     positions: Params,
     tuning: Tuning,
     data: Any,
     *,
+    rule: StepRule,
     has_control: bool,
     has_step: bool,
     friction: float | None,
@@ -159,6 +144,7 @@ def tune_by_curvature(
         positions: of every chain.
         tuning: of every chain, with the step size that serves where there is no mode.
         data: all data.
+        rule: of the kernel.
         has_control: whether gradients of minibatches are corrected by those at a centre: one in ``tuning``, or the
             mode.
         has_step: whether the step size was given, in units of the preconditioner.
@@ -184,10 +170,11 @@ def tune_by_curvature(
             normals, points = _probes(mode, factor, tuned["temperature"])
             kappa = _kappa(density, unravel, mode, factor, normals, points)
             noise = _noise(plan, density, unravel, factor, points, tuned.get("centre"))
-            size = _step_size(plan, kappa, noise, tuned, friction)
+            noise = jnp.maximum(noise / tuned["temperature"], 1e-30)
+            size = rule(kappa, noise, friction)
             tuned["step_size"] = jnp.where(mode.is_found, size, tuned["step_size"]).astype(start.dtype)
             if "friction" in tuned and friction is None:
-                tuned["friction"] = -math.log(MOMENTUM_DECAY) / tuned["step_size"]
+                tuned["friction"] = friction_or_default(None, tuned["step_size"])
         return unravel(centre), tuned, mode.is_found
 
     return over_chains(plan, chain, (positions, tuning), data)

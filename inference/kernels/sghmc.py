@@ -25,20 +25,34 @@ the variance of the draws, tenfold at T = 0.1; this kernel takes BlackJAX's form
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from pseudocoreset.inference.lazy import load_blackjax
+from pseudocoreset.inference.adaptation.curvature import HEAT
+from pseudocoreset.inference.adaptation.gradients import GradientKernel
+from pseudocoreset.inference.adaptation.lazy import load_blackjax
+from pseudocoreset.inference.adaptation.mass import Factor, into_units, out_of_units
+from pseudocoreset.inference.adaptation.scales import MOMENTUM_DECAY, friction_or_default, momentum_step_size
+from pseudocoreset.inference.engine.kernel import TRACED, Stats, Tuning, per_chain
+from pseudocoreset.inference.engine.plan import Plan, Run
+from pseudocoreset.inference.kernels.registry import register
+from pseudocoreset.models import Params
+from pseudocoreset.validation import check_positive
 
 if TYPE_CHECKING:
     from blackjax.base import SamplingAlgorithm
     from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 __all__ = [
+    "SGHMC",
     "Factor",
     "SGHMCInfo",
     "SGHMCState",
@@ -48,6 +62,13 @@ __all__ = [
     "into_units",
     "out_of_units",
 ]
+
+
+# Step times the root of the curvature: a twentieth of a period, where errors of a posterior that is not Gaussian are of
+# the order of a hundredth.
+CURVED_STEP = 0.3
+# Shorter chains say nothing about the temperature of their momenta.
+MIN_REFRESHMENTS = 20
 
 
 class SGHMCState(NamedTuple):
@@ -61,16 +82,6 @@ class SGHMCState(NamedTuple):
 
     position: ArrayTree
     momentum: ArrayTree
-
-
-class Factor(NamedTuple):
-    """A dense inverse mass by its factor.
-
-    matrix
-        L (d, d) with M^-1 = L L^T, of the position as the vector that ``ravel_pytree`` makes of it.
-    """
-
-    matrix: Array
 
 
 class SGHMCInfo(NamedTuple):
@@ -140,29 +151,6 @@ def build_kernel() -> Callable[..., tuple[SGHMCState, SGHMCInfo]]:
     return kernel
 
 
-def into_units(gradient: ArrayTree, inverse_mass: ArrayTree | None) -> ArrayTree:
-    """L^T times a gradient, M^-1 = L L^T: that of the log density in L^-1 theta."""
-    if inverse_mass is None:
-        return gradient
-    if isinstance(inverse_mass, Factor):
-        return _times(inverse_mass.matrix.T, gradient)
-    return jax.tree.map(lambda leaf, inverse: jnp.sqrt(inverse) * leaf, gradient, inverse_mass)
-
-
-def out_of_units(move: ArrayTree, inverse_mass: ArrayTree | None) -> ArrayTree:
-    """L times a move of L^-1 theta, M^-1 = L L^T: that of theta."""
-    if inverse_mass is None:
-        return move
-    if isinstance(inverse_mass, Factor):
-        return _times(inverse_mass.matrix, move)
-    return jax.tree.map(lambda leaf, inverse: jnp.sqrt(inverse) * leaf, move, inverse_mass)
-
-
-def _times(matrix: jax.Array, tree: ArrayTree) -> ArrayTree:
-    flat, unravel = ravel_pytree(tree)
-    return unravel((matrix @ flat).astype(flat.dtype))
-
-
 def _gaussian_noise(rng_key: PRNGKey, tree: ArrayLikeTree) -> ArrayTree:
     """Independent standard normals in the structure of ``tree``."""
     flat, unravel = ravel_pytree(tree)
@@ -216,3 +204,110 @@ def as_top_level_api(
         return kernel(rng_key, state, grad_estimator, minibatch, step_size, friction, temperature)
 
     return load_blackjax().base.SamplingAlgorithm(init_fn, step_fn)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SGHMC(GradientKernel):
+    """Stochastic gradient HMC with persistent momentum and a splitting integrator; see the module's equations.
+
+    One gradient of a minibatch per step. Its draws have a bias that the step size and the noise of gradients control:
+    none from the step on a Gaussian target, second order in it elsewhere. It reports ``kinetic_temperature``, whose
+    mean should be the temperature.
+
+    Attributes:
+        schedule: how the step size changes: ``"constant"``, ``"polynomial"``, ``"cyclical"`` or one of
+            ``pseudocoreset.inference.schedules``; draws of a decreasing step size are to be weighted by its square.
+        preconditioner: ``"curvature"``, the inverse of the negative Hessian of the log density at the mode that
+            Newton's method finds from where the chain starts (at most 300 parameters; the chain starts there);
+            ``"rmsprop"``, for each site the least root mean square gradient of any site divided by its own, estimated
+            during the warmup and then frozen; a diagonal inverse mass, positive arrays by site or one vector, given
+            with ``step_size``; None; or ``"auto"``: curvature where ``step_size`` has its default, the model is no
+            network, has at most 300 parameters, and nothing is augmented or on disk, else None.
+        control_variate: True, or a point ``{site: array}``: gradients of minibatches are corrected by those at a
+            centre, which for True L-BFGS finds from where the chain starts, or the mode of the curvature; chains then
+            start at the centre. ``"auto"``: with the curvature alone. False for none.
+        friction: gamma, positive, one over time; by default -log(0.9) / step_size, so that the momentum keeps a factor
+            0.9 per step.
+
+    Raises:
+        TypeError, ValueError: for values outside these ranges.
+    """
+
+    friction: float | None = field(default=None, metadata=TRACED)
+
+    name = "sghmc"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.friction is not None:
+            self.settle(friction=check_positive(self.friction, "friction"))
+
+    @property
+    def given_friction(self) -> float | None:
+        """The friction that was given."""
+        return self.friction
+
+    def default_step_size(self, plan: Plan, positions: Params, total_weight: float) -> float:
+        """0.1 / sqrt(max(W, 1)), less where a network's prior is narrower than the data call for."""
+        return momentum_step_size(plan, positions, total_weight)
+
+    @staticmethod
+    def curved_step_size(kappa: jax.Array, noise: jax.Array, friction: float | None) -> jax.Array:
+        """Stable where h^2 kappa < 4; noise of gradients adds h^2 sigma^2 / (1 - c^2) to variances."""
+        stable = CURVED_STEP / jnp.sqrt(kappa)
+        if friction is None:
+            return jnp.minimum(stable, jnp.sqrt(HEAT * (1 - MOMENTUM_DECAY**2) / noise))
+        return jnp.minimum(stable, 2 * HEAT * friction / noise)  # 1 - c^2 is at most 2 friction h
+
+    def tuning(self, run: Run, positions: Params, step_size: float | None) -> Tuning:
+        """The friction too."""
+        values = {"friction": friction_or_default(self.friction, step_size)}
+        return super().tuning(run, positions, step_size) | per_chain(values, positions)
+
+    def start(self, key: jax.Array, position: Params, tuning: Tuning) -> SGHMCState:
+        """With a momentum from its law."""
+        return init(position, key, tuning["temperature"])
+
+    def move(
+        self, key: jax.Array, state: SGHMCState, gradient: Params, inverse_mass: Params | None, tuning: Tuning
+    ) -> tuple[SGHMCState, Stats]:
+        """The steps B, A, O, A."""
+        new, info = build_kernel()(
+            key,
+            state,
+            lambda position, minibatch: gradient,
+            None,
+            tuning["step_size"],
+            tuning["friction"],
+            tuning["temperature"],
+            inverse_mass,
+        )
+        return new, {"kinetic_temperature": info.kinetic_temperature, "step_size": tuning["step_size"]}
+
+    def reported(self, tuning: Tuning) -> dict[str, Any]:
+        """The friction that was used."""
+        return {**super().reported(tuning), "friction": float(tuning["friction"][0])}
+
+    def warn(self, stats: Mapping[str, np.ndarray], run: Run, tuning: Tuning) -> None:
+        """Warn if the momenta of all chains, or of one, are further from their temperature than by chance."""
+        super().warn(stats, run, tuning)
+        measured = stats.get("kinetic_temperature")
+        if measured is None:
+            return
+        # A squared momentum keeps this share of its deviation a step, hence so many independent ones a chain.
+        decay = math.exp(-2.0 * float(tuning["friction"][0]) * float(tuning["step_size"][0]))
+        independent = measured.shape[1] * min(1.0, run.thinning * (1 - decay) / (1 + decay))
+        if independent < MIN_REFRESHMENTS:
+            return
+        # Of all together and of each chain, since one among many that runs hot does not show in the mean.
+        ratios = np.asarray(np.mean(measured, axis=1, dtype=np.float64)) / float(tuning["temperature"][0])
+        mean, worst = float(np.mean(ratios)), int(np.argmax(np.abs(ratios - 1)))
+        error = math.sqrt(2 / (run.plan.model.num_params * independent))
+        if abs(mean - 1) > 0.2 + 5 * error / math.sqrt(len(ratios)) or abs(ratios[worst] - 1) > 0.2 + 5 * error:
+            warnings.warn(
+                f"the kinetic temperature of the chains is {mean:.2f} times the temperature asked for, and "
+                f"{ratios[worst]:.2f} times in chain {worst}: gradient noise heats them, or they have not settled. Try "
+                "a larger batch_size, a smaller step_size, or more num_warmup",
+                stacklevel=3,
+            )
