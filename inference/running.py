@@ -13,10 +13,10 @@ import numpy as np
 
 from pseudocoreset.inference.chains import HeldOut, Plan, adapt_chains, run_block, start_chains
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.draw_files import DrawFiles
 from pseudocoreset.inference.guards import check_finite
 from pseudocoreset.inference.kernels import Tuning
 from pseudocoreset.inference.posterior import flatten_groups
+from pseudocoreset.inference.posterior.draw_files import DrawFiles
 from pseudocoreset.inference.streaming import StoredRows, run_stored_block
 from pseudocoreset.meshes import lay_out, to_host
 from pseudocoreset.models import Params

@@ -24,7 +24,6 @@ from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.draw_files import DrawFiles, digest_of
 from pseudocoreset.inference.guards import (
     warn_of_augmentation,
     warn_of_divergences,
@@ -37,6 +36,7 @@ from pseudocoreset.inference.posterior import (
     library_versions,
     split_arrays,
 )
+from pseudocoreset.inference.posterior.draw_files import DrawFiles, digest_of
 from pseudocoreset.inference.running import NUM_BLOCKS, Run
 from pseudocoreset.inference.setup import set_up
 from pseudocoreset.inference.streaming import StoredRows
@@ -234,7 +234,8 @@ def sample(
         raise ValueError("deterministic=True needs the draws of all sites; take keep='weights'")
 
     def completed(posterior: Posterior) -> Posterior:
-        return posterior.with_deterministic(model) if deterministic else posterior
+        posterior = posterior.with_model(model)
+        return posterior.with_deterministic() if deterministic else posterior
 
     num_warmup, thinning, temperature = setup.num_warmup, setup.thinning, setup.temperature
     warn_of_augmentation(plan)

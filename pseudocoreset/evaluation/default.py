@@ -13,8 +13,8 @@ from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.diagnostics.convergence import convergence
-from pseudocoreset.diagnostics.formatting import number
-from pseudocoreset.diagnostics.predictive import Predictive, predict
+from pseudocoreset.diagnostics.predictions.predictive import Predictive, predict
+from pseudocoreset.formatting import number
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.mass import choose_mass
 from pseudocoreset.models import Model
@@ -149,13 +149,13 @@ def run_default(
         "augment": posterior.metadata["augment"],
     }
     if posterior.num_draws >= ENOUGH_DRAWS:
-        notes += _convergence(posterior, model)
-    return posterior, [predict(posterior, model, chains=group) for group in groups], settings, notes
+        notes += _convergence(posterior)
+    return posterior, [predict(posterior, chains=group) for group in groups], settings, notes
 
 
-def _convergence(posterior: Posterior, model: Model) -> list[str]:
+def _convergence(posterior: Posterior) -> list[str]:
     """A sentence where the chains have not converged, or cannot be judged."""
-    found = convergence(posterior, model)
+    found = convergence(posterior)
     if found.is_good is None:
         return ["Convergence cannot be judged: it takes two chains or more whose predictions vary."]
     if found.is_good:

@@ -17,7 +17,6 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.doors import bind_to, check_start, check_targets
-from pseudocoreset.diagnostics.formatting import number
 from pseudocoreset.evaluation.base import Published, Task
 from pseudocoreset.evaluation.default import Default, run_default
 from pseudocoreset.evaluation.distillation import Distillation
@@ -26,6 +25,7 @@ from pseudocoreset.evaluation.kim2022 import Kim2022
 from pseudocoreset.evaluation.result import Estimate, Evaluation, Evaluations
 from pseudocoreset.evaluation.runs import run_protocol
 from pseudocoreset.evaluation.scores import estimates, scores_of
+from pseudocoreset.formatting import number
 from pseudocoreset.inference.posterior import library_versions
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model

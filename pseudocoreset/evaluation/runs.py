@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from pseudocoreset.batching import map_stack
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Split
-from pseudocoreset.diagnostics.predictive import Predictive
+from pseudocoreset.diagnostics.predictions.predictive import Predictive
 from pseudocoreset.evaluation.base import Published, Task
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import stored_inputs
