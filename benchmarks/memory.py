@@ -34,7 +34,7 @@ from jax import monitoring
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import convolves_by_kernel, convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.batching import convolution_form
 from pseudocoreset.models import ConvNet, Model, ResNet18, bnn
 from pseudocoreset.objectives import (
     InnerTraining,
@@ -76,11 +76,8 @@ MEASURED = {
 
 def _form() -> str:
     """How the layers of width 128 convolve here."""
-    if convolves_by_kernel(jax.ShapeDtypeStruct((10, 16, 16, 128), np.float32), 128):
-        return "our kernel"
-    if convolves_by_tiles(16, 16, 128, 128):
-        return "Winograd"
-    return "unfold and matrix product" if convolves_by_matmul(128) else "lax.conv"
+    images, filters = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((10, 16, 16, 128), (3, 3, 128, 128)))
+    return convolution_form(images, filters, padding=1, stride=1)
 
 
 def cifar10_shapes() -> pc.Dataset:

@@ -1,4 +1,4 @@
-"""The two kernels of 3x3 convolutions: the correlation of images with weights, and its gradient towards the weights.
+"""The two routines of 3x3 convolutions: the correlation of images with weights, and its gradient towards the weights.
 
 Weights are a matrix (9 channels, filters), with one more row where there is a bias. Images of many channels are cut
 into tiles as ``models.winograd`` has it, so few of them at a time that their transforms and products stay in the nearer
@@ -15,7 +15,7 @@ from llvmlite import ir
 from pseudocoreset.kernels.emitter import Integer, Pointer, Program, Vector
 from pseudocoreset.kernels.products import Products, Strides
 from pseudocoreset.kernels.sizes import PLACES, Sizes
-from pseudocoreset.kernels.transforms import INPUT, KERNEL, OUTPUT, TILE, combine, mirrored
+from pseudocoreset.kernels.transforms import FILTER, INPUT, OUTPUT, TILE, combine, mirrored
 
 __all__ = ["emit_correlation", "emit_gradient"]
 
@@ -88,8 +88,8 @@ def _join_adjoint(parts: Sequence[Vector]) -> list[Vector]:
     return mirrored(combine(OUTPUT, parts))
 
 
-class _Kernel:
-    """What the kernels share: the function that is written, its sizes and its constants."""
+class _Routine:
+    """What the routines share: the function that is written, its sizes and its constants."""
 
     def __init__(self, program: Program, name: str, sizes: Sizes):
         self.sizes = sizes
@@ -157,19 +157,17 @@ class _Kernel:
         """Tiles of images, transformed, to (36, tiles, channels)."""
         apart = self.sizes.tiles_at_once * images.channels
 
+        def vector(pixel: Callable[[int, int], Pointer], target: Pointer) -> None:
+            _transform_both_ways(
+                by,
+                size,
+                lambda i, j: pixel(i, j).load(),
+                lambda i, j, value: (target + (6 * i + j) * apart).store(value),
+            )
+
         def tile(index: Integer) -> None:
             places = images.places(first + index, size, before, self.zeros)
-
-            def vector(channel: Integer) -> None:
-                pixel, target = places(channel), out + index * images.channels + channel
-                _transform_both_ways(
-                    by,
-                    size,
-                    lambda i, j: pixel(i, j).load(),
-                    lambda i, j, value: (target + (6 * i + j) * apart).store(value),
-                )
-
-            self.each_vector(images.channels, vector)
+            self.each_vector(images.channels, lambda at: vector(places(at), out + index * images.channels + at))
 
         self.emitter.repeat(count, tile)
 
@@ -209,30 +207,30 @@ class _Kernel:
 
 def emit_correlation(program: Program, name: str, sizes: Sizes) -> ir.Function:
     """A function of images, weights, the correlation of them, scratch memory, and n, height and width."""
-    return (_tiled_correlation if sizes.is_tiled else _plain_correlation)(_Kernel(program, name, sizes))
+    return (_tiled_correlation if sizes.is_tiled else _plain_correlation)(_Routine(program, name, sizes))
 
 
 def emit_gradient(program: Program, name: str, sizes: Sizes) -> ir.Function:
     """A function of images, cotangents of the correlation, those of the weights, scratch, and n, height and width."""
-    return (_tiled_gradient if sizes.is_tiled else _plain_gradient)(_Kernel(program, name, sizes))
+    return (_tiled_gradient if sizes.is_tiled else _plain_gradient)(_Routine(program, name, sizes))
 
 
-def _tiled_correlation(kernel: _Kernel) -> ir.Function:
-    sizes, emitter = kernel.sizes, kernel.emitter
+def _tiled_correlation(routine: _Routine) -> ir.Function:
+    sizes, emitter = routine.sizes, routine.emitter
     channels, filters = sizes.channels, sizes.filters
     per_place, most = channels * filters, sizes.tiles_at_once
-    multiply = kernel.products(Strides(row=channels, step=1, factor_step=kernel.panel, out_row=filters, adds=False))
-    weights = kernel.scratch
+    multiply = routine.products(Strides(row=channels, step=1, factor_step=routine.panel, out_row=filters, adds=False))
+    weights = routine.scratch
     cut = weights + PLACES * per_place
     products = cut + PLACES * most * channels
     nowhere = products + PLACES * most * filters
-    bias = kernel.given + 9 * per_place
-    out = kernel.image(kernel.out, filters)
+    bias = routine.given + 9 * per_place
+    out = routine.image(routine.out, filters)
 
     def transform_weight(offset: Integer, in_panels: Integer) -> None:
-        source, target = kernel.given + offset, weights + in_panels
+        source, target = routine.given + offset, weights + in_panels
         _transform_both_ways(
-            lambda parts: combine(KERNEL, parts),
+            lambda parts: combine(FILTER, parts),
             3,
             lambda i, j: (source + (3 * i + j) * per_place).load(),
             lambda i, j, value: (target + (6 * i + j) * per_place).store(value),
@@ -240,71 +238,68 @@ def _tiled_correlation(kernel: _Kernel) -> ir.Function:
 
     def multiply_place(place: Integer, count: Integer) -> None:
         def panel(index: Integer) -> None:
-            target = products + place * (most * filters) + index * kernel.panel
-            factors = weights + place * per_place + index * kernel.panel_size
-            multiply(emitter, count, cut + place * (most * channels), factors, kernel.zeros, target, channels, 1, 0, 0)
+            target = products + place * (most * filters) + index * routine.panel
+            factors = weights + place * per_place + index * routine.panel_size
+            multiply(emitter, count, cut + place * (most * channels), factors, routine.zeros, target, channels, 1, 0, 0)
 
-        emitter.repeat(kernel.num_panels, panel)
+        emitter.repeat(routine.num_panels, panel)
+
+    def join_vector(pixel: Callable[[int, int], Pointer], source: Pointer, at: Integer) -> None:
+        def load(i: int, j: int) -> Vector:
+            product = (source + (6 * i + j) * (most * filters)).load()
+            # What is added at this place is added to all of the tile.
+            return product + (bias + at).load() if sizes.bias and (i, j) == (1, 1) else product
+
+        _transform_both_ways(_join, 6, load, lambda i, j, value: pixel(i, j).store(value))
 
     def join(first: Integer, index: Integer) -> None:
         places = out.places(first + index, TILE, 0, nowhere)
-
-        def vector(at: Integer) -> None:
-            pixel, source = places(at), products + index * filters + at
-
-            def load(i: int, j: int) -> Vector:
-                product = (source + (6 * i + j) * (most * filters)).load()
-                # What is added at this place is added to all of the tile.
-                return product + (bias + at).load() if sizes.bias and (i, j) == (1, 1) else product
-
-            _transform_both_ways(_join, 6, load, lambda i, j, value: pixel(i, j).store(value))
-
-        kernel.each_vector(filters, vector)
+        routine.each_vector(filters, lambda at: join_vector(places(at), products + index * filters + at, at))
 
     def block(first: Integer, count: Integer) -> None:
-        kernel.transform(first, count, kernel.image(kernel.images, channels), 6, 1, _cut, cut)
+        routine.transform(first, count, routine.image(routine.images, channels), 6, 1, _cut, cut)
         emitter.repeat(PLACES, lambda place: multiply_place(place, count))
         emitter.repeat(count, lambda index: join(first, index))
 
-    kernel.each_weight(transform_weight)
-    kernel.each_block(block)
-    return kernel.end()
+    routine.each_weight(transform_weight)
+    routine.each_block(block)
+    return routine.end()
 
 
-def _tiled_gradient(kernel: _Kernel) -> ir.Function:
-    sizes, emitter = kernel.sizes, kernel.emitter
+def _tiled_gradient(routine: _Routine) -> ir.Function:
+    sizes, emitter = routine.sizes, routine.emitter
     channels, filters = sizes.channels, sizes.filters
     per_place, most = channels * filters, sizes.tiles_at_once
-    multiply = kernel.products(Strides(row=1, step=channels, factor_step=filters, out_row=kernel.panel, adds=True))
-    weights = kernel.scratch
+    multiply = routine.products(Strides(row=1, step=channels, factor_step=filters, out_row=routine.panel, adds=True))
+    weights = routine.scratch
     cut = weights + PLACES * per_place
     cotangents = cut + PLACES * most * channels
-    bias = kernel.out + 9 * per_place
+    bias = routine.out + 9 * per_place
 
     def multiply_place(place: Integer, count: Integer) -> None:
         def panel(index: Integer) -> None:
-            target = weights + place * per_place + index * kernel.panel_size
-            factors = cotangents + place * (most * filters) + index * kernel.panel
+            target = weights + place * per_place + index * routine.panel_size
+            factors = cotangents + place * (most * filters) + index * routine.panel
             multiply(emitter, channels, cut + place * (most * channels), factors, target, target, count, 1, 0, 0)
 
-        emitter.repeat(kernel.num_panels, panel)
+        emitter.repeat(routine.num_panels, panel)
 
     def add_bias(at: Integer, count: Integer) -> None:
         # At this place the transform adds up a tile.
-        total = kernel.sum(cotangents + 7 * most * filters + at, count, filters)
+        total = routine.sum(cotangents + 7 * most * filters + at, count, filters)
         (bias + at).store((bias + at).load() + total)
 
     def block(first: Integer, count: Integer) -> None:
-        kernel.transform(first, count, kernel.image(kernel.images, channels), 6, 1, _cut, cut)
-        kernel.transform(first, count, kernel.image(kernel.given, filters), TILE, 0, _join_adjoint, cotangents)
+        routine.transform(first, count, routine.image(routine.images, channels), 6, 1, _cut, cut)
+        routine.transform(first, count, routine.image(routine.given, filters), TILE, 0, _join_adjoint, cotangents)
         emitter.repeat(PLACES, lambda place: multiply_place(place, count))
         if sizes.bias:
-            kernel.each_vector(filters, lambda at: add_bias(at, count))
+            routine.each_vector(filters, lambda at: add_bias(at, count))
 
     def transform_weight(offset: Integer, in_panels: Integer) -> None:
-        source, target = weights + in_panels, kernel.out + offset
+        source, target = weights + in_panels, routine.out + offset
         _transform_both_ways(
-            lambda parts: combine(KERNEL.T, parts),
+            lambda parts: combine(FILTER.T, parts),
             6,
             lambda i, j: (source + (6 * i + j) * per_place).load(),
             lambda i, j, value: (target + (3 * i + j) * per_place).store(value),
@@ -313,57 +308,57 @@ def _tiled_gradient(kernel: _Kernel) -> ir.Function:
     emitter.clear(weights, PLACES * per_place)
     if sizes.bias:
         emitter.clear(bias, filters)
-    kernel.each_block(block)
-    kernel.each_weight(transform_weight)
-    return kernel.end()
+    routine.each_block(block)
+    routine.each_weight(transform_weight)
+    return routine.end()
 
 
-def _plain_correlation(kernel: _Kernel) -> ir.Function:
-    sizes, emitter = kernel.sizes, kernel.emitter
-    channels, filters, panel = sizes.channels, sizes.filters, kernel.panel
-    n, height, width = kernel.shape
-    multiply = kernel.products(Strides(row=channels, step=1, factor_step=panel, out_row=filters, adds=False))
-    weights, padded = kernel.scratch, kernel.scratch + 9 * channels * filters
+def _plain_correlation(routine: _Routine) -> ir.Function:
+    sizes, emitter = routine.sizes, routine.emitter
+    channels, filters, panel = sizes.channels, sizes.filters, routine.panel
+    n, height, width = routine.shape
+    multiply = routine.products(Strides(row=channels, step=1, factor_step=panel, out_row=filters, adds=False))
+    weights, padded = routine.scratch, routine.scratch + 9 * channels * filters
 
     def pack(offset: Integer, in_panels: Integer) -> None:
         # Panels one after the other, each of all nine places.
         for place in range(9):
-            vector = (kernel.given + offset + place * channels * filters).load()
-            (weights + in_panels + place * kernel.panel_size).store(vector)
+            vector = (routine.given + offset + place * channels * filters).load()
+            (weights + in_panels + place * routine.panel_size).store(vector)
 
     def multiply_row(index: Integer, image: Integer, row: Integer) -> None:
-        start = kernel.given + 9 * channels * filters + index * panel if sizes.bias else kernel.zeros
-        target = kernel.out + (image * height + row) * width * filters + index * panel
+        start = routine.given + 9 * channels * filters + index * panel if sizes.bias else routine.zeros
+        target = routine.out + (image * height + row) * width * filters + index * panel
         line = (width + 2) * channels
         multiply(
-            emitter, width, padded + image * kernel.padded_size() + row * line,
-            weights + index * (9 * kernel.panel_size), start, target,
-            3 * channels, 3, line, 3 * kernel.panel_size,
+            emitter, width, padded + image * routine.padded_size() + row * line,
+            weights + index * (9 * routine.panel_size), start, target,
+            3 * channels, 3, line, 3 * routine.panel_size,
         )  # fmt: skip
 
     def multiply_panel(index: Integer) -> None:
         emitter.repeat(n, lambda image: emitter.repeat(height, lambda row: multiply_row(index, image, row)))
 
-    kernel.pad(padded)
-    kernel.each_weight(pack, panels=9)
-    emitter.repeat(kernel.num_panels, multiply_panel)
-    return kernel.end()
+    routine.pad(padded)
+    routine.each_weight(pack, panels=9)
+    emitter.repeat(routine.num_panels, multiply_panel)
+    return routine.end()
 
 
-def _plain_gradient(kernel: _Kernel) -> ir.Function:
-    sizes, emitter = kernel.sizes, kernel.emitter
+def _plain_gradient(routine: _Routine) -> ir.Function:
+    sizes, emitter = routine.sizes, routine.emitter
     channels, filters = sizes.channels, sizes.filters
-    n, height, width = kernel.shape
-    multiply = kernel.products(Strides(row=1, step=channels, factor_step=filters, out_row=filters, adds=True))
-    padded = kernel.scratch
+    n, height, width = routine.shape
+    multiply = routine.products(Strides(row=1, step=channels, factor_step=filters, out_row=filters, adds=True))
+    padded = routine.scratch
     line = (width + 2) * channels
-    bias = kernel.out + 9 * channels * filters
+    bias = routine.out + 9 * channels * filters
 
     def add(panel: Integer, row: Integer, image: Integer) -> None:
-        target = kernel.out + row * (3 * channels * filters) + panel * kernel.panel
-        factors = kernel.given + image * height * width * filters + panel * kernel.panel
+        target = routine.out + row * (3 * channels * filters) + panel * routine.panel
+        factors = routine.given + image * height * width * filters + panel * routine.panel
         multiply(
-            emitter, 3 * channels, padded + image * kernel.padded_size() + row * line, factors, target, target,
+            emitter, 3 * channels, padded + image * routine.padded_size() + row * line, factors, target, target,
             width, height, line, width * filters,
         )  # fmt: skip
 
@@ -371,11 +366,11 @@ def _plain_gradient(kernel: _Kernel) -> ir.Function:
         emitter.repeat(n, lambda image: add(panel, row, image))
 
     def add_bias(at: Integer) -> None:
-        (bias + at).store(kernel.sum(kernel.given + at, n * height * width, filters))
+        (bias + at).store(routine.sum(routine.given + at, n * height * width, filters))
 
-    kernel.pad(padded)
-    emitter.clear(kernel.out, 9 * channels * filters)
-    emitter.repeat(kernel.num_panels, lambda panel: emitter.repeat(3, lambda row: add_row(panel, row)))
+    routine.pad(padded)
+    emitter.clear(routine.out, 9 * channels * filters)
+    emitter.repeat(routine.num_panels, lambda panel: emitter.repeat(3, lambda row: add_row(panel, row)))
     if sizes.bias:
-        kernel.each_vector(filters, add_bias)
-    return kernel.end()
+        routine.each_vector(filters, add_bias)
+    return routine.end()

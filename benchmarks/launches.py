@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-__all__ = ["kernels"]
+__all__ = ["launches"]
 
 
-def kernels(fn: Callable[[], Any], steps: int = 1) -> list[tuple[str, float, float]]:
-    """Name, microseconds and launches of each kernel that a call of ``fn`` runs, a step, the longest first.
+def launches(fn: Callable[[], Any], steps: int = 1) -> list[tuple[str, float, float]]:
+    """Name, microseconds and launches of each kernel that a call of ``fn`` runs, per step, the longest first.
 
     Empty without a GPU, whose streams alone are read.
     """
@@ -23,7 +23,7 @@ def kernels(fn: Callable[[], Any], steps: int = 1) -> list[tuple[str, float, flo
         planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
         streams = [line for plane in planes if "GPU" in plane.name for line in plane.lines if "Stream" in line.name]
         for event in (event for line in streams for event in line.events):
-            microseconds, launches = total.setdefault(event.name, [0.0, 0.0])
-            total[event.name] = [microseconds + event.duration_ns / 1000, launches + 1]
+            microseconds, count = total.setdefault(event.name, [0.0, 0.0])
+            total[event.name] = [microseconds + event.duration_ns / 1000, count + 1]
     ordered = sorted(total.items(), key=lambda item: -item[1][0])
     return [(name[:90], round(time / steps, 2), round(count / steps, 2)) for name, (time, count) in ordered]
