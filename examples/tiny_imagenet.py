@@ -81,7 +81,7 @@ posteriors = {}
 for name, coreset in {"fbpc": result.coreset, "random": start}.items():
     settings = dict(key=chain_key, predict_on=data.test, directory=f"{args.out}/posterior-{name}")
     posteriors[name] = sample(model, coreset, **settings, **chosen["chains"])
-comparison = compare_posteriors(posteriors, model, data.test, reference=None)
+comparison = compare_posteriors(posteriors, data.test, reference=None)
 print(comparison)
 shown = dict(coreset=result.coreset, data=data, history=result.history)
 page = report(comparison, f"{args.out}/report.html", title="FBPC on Tiny-ImageNet", **shown)

@@ -22,7 +22,6 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.draw_files import DrawFiles, digest_of
 from pseudocoreset.inference.engine.guards import warn_of_augmentation
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning
 from pseudocoreset.inference.engine.plan import Plan, Run
@@ -31,6 +30,7 @@ from pseudocoreset.inference.engine.running import Given, bytes_per_draw, run_ch
 from pseudocoreset.inference.engine.stored import StoredRows
 from pseudocoreset.inference.kernels.registry import resolve_kernel
 from pseudocoreset.inference.posterior import Posterior, library_versions, split_arrays
+from pseudocoreset.inference.posterior.draw_files import DrawFiles, digest_of
 from pseudocoreset.inference.validation import (
     Source,
     input_struct,
@@ -212,7 +212,8 @@ def sample(
                 posterior = files.finish(metadata)
             else:
                 posterior = replace(Posterior.from_flat(arrays, metadata, None), predict_on=held_out.split)
-    return posterior.with_deterministic(model) if deterministic else posterior
+    posterior = posterior.with_model(model)
+    return posterior.with_deterministic() if deterministic else posterior
 
 
 class _HeldOut(NamedTuple):

@@ -415,8 +415,8 @@ def _compared(posteriors: list[str], reference: str, dataset: Any, model: Any) -
     pairs = [item.partition("=") for item in posteriors]
     if not all(name and folder for name, _, folder in pairs):
         raise typer.BadParameter("write each posterior as NAME=FOLDER")
-    loaded = {name: Posterior.load(folder) for name, _, folder in pairs}
-    return compare_posteriors(loaded, model, dataset.test, reference=reference), loaded
+    loaded = {name: Posterior.load(folder, model=model) for name, _, folder in pairs}
+    return compare_posteriors(loaded, dataset.test, reference=reference), loaded
 
 
 @app.command()
@@ -457,7 +457,7 @@ def report(
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     pictured = None if coreset is None else _coreset(coreset)
     comparison, loaded = _compared(posteriors, reference, dataset, model)
-    write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, model=model, title=title)
+    write_report(comparison, out, coreset=pictured, data=dataset, posteriors=loaded, title=title)
     _say(f"wrote {out}")
 
 

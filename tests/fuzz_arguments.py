@@ -117,7 +117,7 @@ def things() -> dict[str, Any]:
         "coreset": Pseudocoreset.from_data(table, size=4, key=KEY),
         "pictures": Pseudocoreset.from_data(images, images_per_class=1, key=KEY),
         "experts": Experts(1, 2, {"sites": {}}, (1,), memory={}),
-        "comparison": diagnostics.compare_posteriors({"full": posterior, "b": posterior}, model, table.test),
+        "comparison": diagnostics.compare_posteriors({"full": posterior, "b": posterior}, table.test),
         "probabilities": np.full((10, 2), 0.5, np.float32),
         "labels": y[:10],
         "predict": lambda x: np.full((len(x), 2), 0.5),
@@ -132,7 +132,6 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     subset = {"model": t["model"], "data": t["table"], "size": 4, "key": KEY}
     compared = {
         "posteriors": {"full": t["posterior"], "b": t["posterior"]},
-        "model": t["model"],
         "split": t["table"].test,
     }
     pair = {"x": np.random.default_rng(0).normal(size=(20, 3)), "y": np.random.default_rng(1).normal(size=(20, 3))}
@@ -187,8 +186,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         models.Model.from_numpyro: {"program": t["model"].program},
         inference.sample: {"model": t["model"], "data": t["table"], "key": KEY, "kernel": "nuts", "progress": False},
         Posterior.load: {"path": "nowhere"},
-        t["posterior"].evaluate: {"model": t["model"], "split": t["table"].test},
+        t["posterior"].evaluate: {"split": t["table"].test},
         t["posterior"].save: {"path": "saved"},
+        t["posterior"].with_model: {"model": t["model"]},
         inference.schedules.Cyclical: {},
         inference.schedules.Polynomial: {},
         diagnostics.calibrate: {
@@ -208,17 +208,17 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         },
         diagnostics.held_out_elpd: {"predictions": t["comparison"].predictions},
         diagnostics.reweight: {
-            "posterior": t["posterior"], "model": t["model"], "source": t["table"], "target": t["table"]
+            "posterior": t["posterior"], "source": t["table"], "target": t["table"]
         },
         diagnostics.robustness: {
-            "posterior_or_predict": t["predict"], "model": t["network"], "split": t["images"].test, "key": KEY
+            "posterior_or_predict": t["predict"], "split": t["images"].test, "key": KEY
         },
-        diagnostics.to_arviz: {"posterior": t["posterior"], "model": t["model"]},
+        diagnostics.to_arviz: {"posterior": t["posterior"]},
         diagnostics.report: {"comparison": t["comparison"], "path": "report.html"},
         diagnostics.plot_comparison: {"comparison": t["comparison"]},
         diagnostics.plot_coreset: {"coreset": t["pictures"]},
-        diagnostics.plot_trace: {"posterior": t["posterior"], "model": t["model"]},
-        diagnostics.plot_rank: {"posterior": t["posterior"], "model": t["model"]},
+        diagnostics.plot_trace: {"posterior": t["posterior"]},
+        diagnostics.plot_rank: {"posterior": t["posterior"]},
         diagnostics.plot_history: {"history": {"loss": np.zeros(3)}},
         data.Split: {
             "raw": np.zeros((3, 2), np.float32), "y": np.zeros(3, np.int32), "preprocessing": data.Preprocessing()

@@ -16,7 +16,7 @@ import pseudocoreset
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("LICENSE", "README.md", "benchmarks/coresets", "inference", "models", "pseudocoreset", "pyproject.toml")
-SUBPACKAGES = ("cli", "data", "diagnostics", "evaluation", "inference", "models", "objectives", "proxies")
+SUBPACKAGES = ("cli", "data", "diagnostics", "evaluation", "inference", "models", "objectives", "proxies", "sbc")
 HEAVY = ("arviz_plots", "matplotlib", "sklearn", "tensorflow", "tensorflow_datasets")
 
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.draw_files import DrawFiles
 from pseudocoreset.inference.engine.blocks import HeldOut, adapt_chains, run_block, start_chains, summarise
 from pseudocoreset.inference.engine.guards import check_finite
 from pseudocoreset.inference.engine.kernel import Tuning
@@ -19,6 +18,7 @@ from pseudocoreset.inference.engine.plan import Plan, Run
 from pseudocoreset.inference.engine.prepare import Start
 from pseudocoreset.inference.engine.stored import StoredRows, run_stored_block
 from pseudocoreset.inference.posterior import flatten_groups
+from pseudocoreset.inference.posterior.draw_files import DrawFiles
 from pseudocoreset.meshes import lay_out, to_host
 from pseudocoreset.progress import progress_bar
 
