@@ -28,8 +28,9 @@ from machine import describe_machine
 
 import pseudocoreset as pc
 from pseudocoreset.diagnostics import compare_posteriors
-from pseudocoreset.diagnostics.agreement import agreement, halves
-from pseudocoreset.diagnostics.predictive import predict
+from pseudocoreset.diagnostics.distances.agreement import agreement_of
+from pseudocoreset.diagnostics.distances.groups import halves
+from pseudocoreset.diagnostics.predictions.predictive import predict
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.models import MLP, ConvNet, Model, bnn
 from pseudocoreset.objectives import Chains
@@ -248,7 +249,7 @@ class Bench:
         )
 
     def compared(self, posterior: Posterior) -> dict[str, Any]:
-        found = compare_posteriors({"full": self.reference(), "coreset": posterior}, self.model, self.test).as_dict()
+        found = compare_posteriors({"full": self.reference(), "coreset": posterior}, self.test).as_dict()
         return {
             "metrics": found["metrics"]["coreset"],
             "agreement": found["agreement"]["coreset"],
@@ -335,13 +336,13 @@ def run_setting(name: str, args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
     parts = halves(reference)
     assert parts is not None
-    of_halves = [predict(reference, bench.model, chains=c, draws=d) for c, d in parts]
-    uniform = compare_posteriors({"full": reference}, bench.model, bench.test, reference="full").as_dict()
+    of_halves = [predict(reference, chains=c, draws=d) for c, d in parts]
+    uniform = compare_posteriors({"full": reference}, bench.test, reference="full").as_dict()
     return {
         "reference": {
             "metrics": uniform["metrics"]["full"],
             "convergence": uniform["convergence"]["full"],
-            "agreement_of_halves": agreement(*of_halves).as_dict(),
+            "agreement_of_halves": agreement_of(*of_halves).as_dict(),
             "distance_noise": uniform["distance_floor"],
             "settings": {k: v for k, v in reference.metadata.items() if k != "seconds"},
         },

@@ -2,16 +2,16 @@
 
     python benchmarks/batching.py --out benchmarks/results/batching.json
 
-Gradients of a ConvNet (forward and backward): one network, one network as the body of a scan, four networks by
-``vmap`` and by ``lax.map``; with convolutions by our own kernel, in Winograd's form where they are large enough, all as
-an unfolding and a matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network
-by ``lax.conv`` outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in the first three
-forms; with the largest error of the first in float32 over the largest output. Then steps of a ConvNet in a scan over
-batches, biases added within the convolution and after it. Then 5x5 convolutions of colour images, forward and backward
-to the kernel, unfolded first along rows and in one step. Last what follows a convolution, instance norm, ReLU and
-average pooling, forward and backward: together, as the layers of the library have it, one after the other as they have
-each for itself, and as one would first: standardise, then scale, then the mean over windows. Backs
-``pseudocoreset/batching.py`` and ``pseudocoreset/models/layers.py``.
+Gradients of a ConvNet (forward and backward): one network, one network as the body of a scan, four networks by ``vmap``
+and by ``lax.map``; with convolutions by our own routine, in Winograd's form where they are large enough, all as an
+unfolding and a matrix product, and all as ``lax.conv``. Medians of interleaved repetitions, as ratios to one network by
+``lax.conv`` outside any loop. Then single 3x3 convolutions, forward and backward in a scan, in the first three forms;
+with the largest error of the first in float32 over the largest output. Then steps of a ConvNet in a scan over batches,
+biases added within the convolution and after it. Then 5x5 convolutions of colour images, forward and backward to the
+filters, unfolded first along rows and in one step. Last what follows a convolution, instance norm, ReLU and average
+pooling, forward and backward: together, as the layers of the library have it, one after the other as they have each for
+itself, and as one would first: standardise, then scale, then the mean over windows. Backs ``pseudocoreset/batching.py``
+and ``pseudocoreset/models/layers.py``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pseudocoreset.models.winograd import winograd
 
 SHAPES = {"digits": ((8, 8, 1), 2, 32, 64), "cifar10": ((32, 32, 3), 3, 32, 64)}
 NUM_NETWORKS = 4
-FORMS = ("kernel", "tiles", "matmul", "lax_conv")
+FORMS = ("routine", "winograd", "product", "lax_conv")
 # Images, side, channels and filters.
 LAYERS = ((16, 16, 128, 128), (16, 8, 128, 128), (64, 16, 32, 32), (64, 14, 16, 16), (64, 16, 8, 8), (64, 4, 32, 32),
           (64, 4, 8, 8), (64, 2, 32, 32), (64, 16, 4, 4), (16, 32, 3, 128), (64, 32, 3, 32), (64, 8, 1, 16),
@@ -48,13 +48,14 @@ BLOCKS = ((10, 32, 32), (100, 32, 32), (10, 32, 128), (100, 16, 128), (64, 8, 16
 
 def choose(form: str) -> None:
     """Have all convolutions written in this form; Winograd's only where the library would on a GPU."""
-    layers.convolves_by_kernel = lambda images, filters: form == "kernel"
-    layers.convolves_by_tiles = lambda height, width, channels, filters: (
-        form == "tiles"
-        and min(height, width) >= batching.LEAST_SIZE
-        and min(channels, filters) >= batching.LEAST_CHANNELS
-    )
-    layers.convolves_by_matmul = lambda channels: form != "lax_conv"
+
+    def chosen(images: jax.Array, filters: jax.Array, padding: int, stride: int) -> str:
+        if form == "winograd" and not batching.tiles_are_worth_it(images, filters):
+            return "product"
+        is_usual = (*filters.shape[:2], padding, stride) == (3, 3, 1, 1)
+        return form if is_usual or form == "lax_conv" else "product"
+
+    layers.convolution_form = chosen
 
 
 def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, name: str) -> dict[str, tuple]:
@@ -84,7 +85,7 @@ def cases(shape: tuple[int, ...], depth: int, width: int, batch: int, name: str)
 def layer(size: tuple[int, int, int, int], form: str) -> tuple[Callable, Any]:
     """Forward and backward passes of one convolution, each depending on the one before."""
     images, kernel = arrays(size)
-    convolve = {"kernel": correlate, "tiles": winograd, "matmul": unfolded}[form]
+    convolve = {"routine": correlate, "winograd": winograd, "product": unfolded}[form]
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         x, k, cotangent = carry
@@ -102,7 +103,7 @@ def arrays(size: tuple[int, int, int, int]) -> tuple[jax.Array, jax.Array]:
 
 
 def unfolded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    choose("matmul")
+    choose("product")
     return layers.conv2d(x, kernel, 1)
 
 
@@ -129,7 +130,7 @@ def bias_after(
 
 
 def error(size: tuple[int, int, int, int]) -> float:
-    """Of our kernel in float32, against the direct sum in float64, relative to the largest output."""
+    """Of our routine in float32, against the direct sum in float64, relative to the largest output."""
     images, kernel = arrays(size)
     with jax.enable_x64():
         exact = jax.lax.conv_general_dilated(
@@ -226,17 +227,17 @@ def main() -> None:
         median = medians({form: (*layer(size, form), LAYER_STEPS) for form in FORMS[:3]}, args.repetitions)
         name = "{} images {}x{}, {} channels, {} filters".format(size[0], size[1], *size[1:])
         convolutions[name] = {
-            "milliseconds_kernel": round(1000 * median["kernel"], 3),
-            "milliseconds_tiles": round(1000 * median["tiles"], 3),
-            "milliseconds_unfolded": round(1000 * median["matmul"], 3),
-            "times_as_fast_as_tiles": round(median["tiles"] / median["kernel"], 2),
-            "times_as_fast_as_unfolded": round(median["matmul"] / median["kernel"], 2),
+            "milliseconds_routine": round(1000 * median["routine"], 3),
+            "milliseconds_winograd": round(1000 * median["winograd"], 3),
+            "milliseconds_unfolded": round(1000 * median["product"], 3),
+            "times_as_fast_as_winograd": round(median["winograd"] / median["routine"], 2),
+            "times_as_fast_as_unfolded": round(median["product"] / median["routine"], 2),
             "largest_error": float(f"{error(size):.1g}"),
         }
         print(name, json.dumps(convolutions[name]), flush=True)
     results["convolutions"] = convolutions
     biases = {}
-    choose("kernel")
+    choose("routine")
     for name, setting in SHAPES.items():
         forms = {"within": CONVOLVE, "after": bias_after}
         compiled = {form: (*steps(*setting, fn), LAYER_STEPS) for form, fn in forms.items()}
@@ -247,7 +248,7 @@ def main() -> None:
     layers.conv2d = CONVOLVE
     results["biases"] = biases
     unfoldings = {}
-    choose("matmul")
+    choose("product")
     for size in UNFOLDINGS:
         forms = {"by_rows_first": CONVOLVE, "in_one_step": in_one_step}
         compiled = {form: (*first_layer(size, fn), LAYER_STEPS) for form, fn in forms.items()}

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from kernels import kernels
+from launches import launches
 from machine import describe_machine
 from yardstick import CLASSES, Case, images, torch_descend, torch_images, torch_parameters
 
@@ -44,7 +44,6 @@ CASES = (
     Case(8, 1, 2, 16, 10, networks=10),
     Case(32, 3, 3, 128, 100, networks=10),
 )
-CHOICES = batching.convolves_by_tiles, batching.convolves_by_matmul
 REFERENCE = "lax_conv, float32"
 SINGLE = (REFERENCE, "mixed, float32", "tiles, float32", "lax_conv, tensorfloat32", "mixed, tensorfloat32",
           "matmul, tensorfloat32", "mixed, bfloat16", "matmul, bfloat16")  # fmt: skip
@@ -57,17 +56,17 @@ SEVERAL = (
 @contextlib.contextmanager
 def written(form: str, precision: str) -> Iterator[None]:
     """Networks traced within have their convolutions in this form and precision."""
-    layers.convolves_by_tiles = lambda height, width, channels, filters: (
-        form == "tiles"
-        and min(height, width) >= batching.LEAST_SIZE
-        and min(channels, filters) >= batching.LEAST_CHANNELS
-    )
-    layers.convolves_by_matmul = lambda channels: (
-        form == "matmul" or (form in ("mixed", "tiles") and channels <= batching.FEW_CHANNELS)
-    )
+
+    def chosen(images: jax.Array, filters: jax.Array, padding: int, stride: int) -> str:
+        if form == "tiles" and batching.tiles_are_worth_it(images, filters):
+            return "winograd"
+        few = form in ("mixed", "tiles") and images.shape[-1] <= batching.FEW_CHANNELS
+        return "product" if form == "matmul" or few else "library"
+
+    layers.convolution_form = chosen
     with jax.default_matmul_precision("tensorfloat32" if precision == "tensorfloat32" else "highest"):
         yield
-    layers.convolves_by_tiles, layers.convolves_by_matmul = CHOICES
+    layers.convolution_form = batching.convolution_form
 
 
 def training(case: Case, stacked: str, precision: str) -> tuple[Callable, tuple]:
@@ -219,7 +218,7 @@ def main() -> None:
                 name = min(names, key=lambda name: statistics.median(seconds[name]))
                 label = f"{case.name}, {name}".replace(" ", "_").replace(",", "")
                 args.profiles.mkdir(parents=True, exist_ok=True)
-                table = kernels(functools.partial(executables[name], *arguments), STEPS)
+                table = launches(functools.partial(executables[name], *arguments), STEPS)
                 (args.profiles / f"{label}.json").write_text(json.dumps(table))
                 (args.profiles / f"{label}.hlo").write_text(executables[name].as_text())
                 print(label, sum(row[2] for row in table), "launches", sum(row[1] for row in table), "us", flush=True)

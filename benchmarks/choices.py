@@ -139,7 +139,7 @@ class Bench:
             self.model, coreset.with_mass(weight * coreset.size), kernel="sghmc", key=keys(size, seed)[2],
             predict_on=self.data.validation.head(NUM_VALIDATION), progress=False, **EVALUATION,
         )  # fmt: skip
-        return predictive_metrics(posterior, model=self.model).as_dict()
+        return predictive_metrics(posterior).as_dict()
 
 
 def some(experts: pc.Experts, count: int) -> pc.Experts:

@@ -95,7 +95,7 @@ def score(model: Model, coreset: Pseudocoreset, split: object, cell: Cell, key: 
         num_samples=cell.sghmc_draws, thinning=cell.sghmc_thinning, augment=cell.sghmc_augment, key=key,
         predict_on=split, progress=False,
     )  # fmt: skip
-    return predictive_metrics(posterior, model=model).as_dict()
+    return predictive_metrics(posterior).as_dict()
 
 
 def run_cell(

@@ -179,7 +179,7 @@ class Bench:
             progress=False,
             **EVALUATION[size],
         )
-        return predictive_metrics(posterior, model=self.model).as_dict()
+        return predictive_metrics(posterior).as_dict()
 
 
 def run_cell(bench: Bench, name: str, size: int, seed: int, work: pathlib.Path) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from jax import monitoring
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import convolves_by_kernel, convolves_by_matmul, convolves_by_tiles
+from pseudocoreset.batching import convolution_form
+from pseudocoreset.fitting import optimise, prepare
 from pseudocoreset.models import ConvNet, Model, ResNet18, bnn
 from pseudocoreset.objectives import (
     InnerTraining,
@@ -76,11 +77,8 @@ MEASURED = {
 
 def _form() -> str:
     """How the layers of width 128 convolve here."""
-    if convolves_by_kernel(jax.ShapeDtypeStruct((10, 16, 16, 128), np.float32), 128):
-        return "our kernel"
-    if convolves_by_tiles(16, 16, 128, 128):
-        return "Winograd"
-    return "unfold and matrix product" if convolves_by_matmul(128) else "lax.conv"
+    images, filters = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((10, 16, 16, 128), (3, 3, 128, 128)))
+    return convolution_form(images, filters, padding=1, stride=1)
 
 
 def cifar10_shapes() -> pc.Dataset:
@@ -155,12 +153,14 @@ def measure_cell(name: str, size: int) -> dict[str, Any]:
     experts = None if objective.window is None else stored_experts(model)
     start = pc.Pseudocoreset.from_data(data, images_per_class=size, key=jax.random.key(0))
     settings = dict(coreset=start, steps=1, optimizer=optax.sgd(1.0), key=jax.random.key(1), experts=experts)
-    estimate = pc.estimate_memory(pc.fit, objective, data, **settings)
-    pc.fit(objective, data, progress=False, **settings)
+    experts = settings.pop("experts")
+    plan = prepare(objective, data, **settings)
+    estimate = plan.memory()
+    optimise(objective, data, progress=False, experts=experts, **settings)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    pc.fit(objective, data, progress=False, **settings)
+    optimise(objective, data, progress=False, experts=experts, **settings)
     grown = resident("VmHWM") - before
     return {
         **describe(estimate),

@@ -35,7 +35,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from kernels import kernels
+from launches import launches
 from machine import describe_machine
 from yardstick import (
     CLASSES,
@@ -353,7 +353,7 @@ def main() -> None:
         if args.profiles:
             args.profiles.mkdir(parents=True, exist_ok=True)
             file = args.profiles / (re.sub(r"[^\w]+", "_", name) + ".json")
-            file.write_text(json.dumps({"seconds": results[name]["seconds"], "kernels": kernels(item[0])}) + "\n")
+            file.write_text(json.dumps({"seconds": results[name]["seconds"], "kernels": launches(item[0])}) + "\n")
         if args.out:
             args.out.write_text(json.dumps({"results": results} | about, indent=1) + "\n")
 

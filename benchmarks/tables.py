@@ -251,6 +251,8 @@ def main() -> None:
         reference = random = None
         if problem != "network":
             path = args.work / f"{problem}-{rows}-random-points.json"
+            if args.done and not path.exists():
+                continue
             if not path.exists():
                 path.write_text(json.dumps(random_points(*make(rows))))
             random = json.loads(path.read_text())

@@ -81,7 +81,7 @@ for name, coreset in {"fbpc": result.coreset, "random": start}.items():
     for suffix, augment in (("", None), ("-augmented", "auto")):
         settings = dict(augment=augment, predict_on=data.test, directory=f"{args.out}/posterior-{name}{suffix}")
         posteriors[name + suffix] = sample(model, coreset, key=chain_key, **settings, **chosen["chains"])
-comparison = compare_posteriors(posteriors, model, data.test, reference=None)
+comparison = compare_posteriors(posteriors, data.test, reference=None)
 print(comparison)
 shown = dict(coreset=result.coreset, data=data, history=result.history)
 page = report(comparison, f"{args.out}/report.html", title="FBPC on CIFAR-10", **shown)

@@ -84,7 +84,7 @@ coresets["fbpc"].save(f"{args.out}/coreset")
 plot_coreset(coresets["fbpc"], data).savefig(f"{args.out}/coreset.png", dpi=120)
 
 # %% What they predict on the test images
-comparison = compare_posteriors(posteriors, model, data.test, reference=None)
+comparison = compare_posteriors(posteriors, data.test, reference=None)
 print(comparison)
 shown = dict(coreset=coresets["fbpc"], data=data, history=result.history)
 page = report(comparison, f"{args.out}/report.html", title="FBPC on CIFAR-100", **shown)

@@ -68,6 +68,6 @@ posteriors = {
 }
 
 # %% How well do they agree?
-comparison = compare_posteriors(posteriors, model, data.test)
+comparison = compare_posteriors(posteriors, data.test)
 print(comparison)
-report(comparison, f"{OUT}/report.html", coreset=result.coreset, data=data, posteriors=posteriors, model=model)
+report(comparison, f"{OUT}/report.html", coreset=result.coreset, data=data, posteriors=posteriors)

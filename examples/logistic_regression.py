@@ -91,4 +91,4 @@ posteriors = {
     name: sample(model, source, key=jax.random.key(1), **settings)
     for name, source in {"coreset": result.coreset, "random": random, "full": data}.items()
 }
-print(compare_posteriors(posteriors, model, data.test))
+print(compare_posteriors(posteriors, data.test))

@@ -89,7 +89,7 @@ for name, coreset in coresets.items():
     posteriors[name] = found[unseen].posterior
 
 # %% The report is that of the network which no coreset was learned with
-comparison = compare_posteriors(posteriors, models[unseen], data.test, reference=None)
+comparison = compare_posteriors(posteriors, data.test, reference=None)
 page = report(comparison, f"{args.out}/report.html", coreset=coresets["all"], data=data, title=f"Given to {unseen}")
 print(f"On {unseen}, unseen: " + ", ".join(f"{name} {row.accuracy:.1%}" for name, row in comparison.metrics.items()))
 print(f"Open {page}")

@@ -87,7 +87,7 @@ for name, coreset in coresets.items():
         posteriors[f"{name}, {total}"] = sample(model, weighted, key=chain_key, **settings, **chosen["coreset"])
 
 # %% How far from the reference?
-comparison = compare_posteriors(posteriors, model, data.test)
+comparison = compare_posteriors(posteriors, data.test)
 print(comparison)
 comparison.plot().savefig(f"{args.out}/comparison.png", dpi=120)
 plot_agreement(comparison).savefig(f"{args.out}/agreement.png", dpi=120)

@@ -68,7 +68,7 @@ model = bnn(chosen["network"], data)
 size = args.images_per_class
 start = Pseudocoreset.from_data(data, images_per_class=size, key=start_key).with_mass(100.0 * count * size)
 settings = dict(images_per_class=size, coreset=start, **chosen["fit"])
-print(f"the fit needs {estimate_memory(fit_fbpc, model, data, **settings)}")
+print(f"the fit needs {estimate_memory(model, data, 'fbpc', **settings)}")
 
 # %% Experts, and from real images at random to FBPC
 experts = train_experts(model, data, key=expert_key, directory=f"{args.out}/experts", **chosen["experts"])
@@ -81,7 +81,7 @@ posteriors = {}
 for name, coreset in {"fbpc": result.coreset, "random": start}.items():
     settings = dict(key=chain_key, predict_on=data.test, directory=f"{args.out}/posterior-{name}")
     posteriors[name] = sample(model, coreset, **settings, **chosen["chains"])
-comparison = compare_posteriors(posteriors, model, data.test, reference=None)
+comparison = compare_posteriors(posteriors, data.test, reference=None)
 print(comparison)
 shown = dict(coreset=result.coreset, data=data, history=result.history)
 page = report(comparison, f"{args.out}/report.html", title="FBPC on Tiny-ImageNet", **shown)

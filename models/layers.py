@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolves_by_kernel, convolves_by_matmul, convolves_by_tiles, written_out
+from pseudocoreset.batching import convolution_form, written_out
 from pseudocoreset.kernels import correlate
 from pseudocoreset.models.image_maps import ImageMap
 from pseudocoreset.models.winograd import winograd
@@ -41,54 +41,52 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _unfolded(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: int) -> jax.Array:
-    """Convolution of padded images as one product, with a matrix whose rows are what the kernel sees at each place.
+def _unfolded(x: jax.Array, filters: jax.Array, bias: jax.Array | None, stride: int) -> jax.Array:
+    """Convolution of padded images as one product, with a matrix whose rows are what the filters see at each place.
 
-    A bias is one more row of the kernel, for a column of ones: no pass over the images, forward or back.
+    A bias is one more row of the filters, for a column of ones: no pass over the images, forward or back.
     """
-    height, width, _, filters = kernel.shape
+    height, width, _, num_filters = filters.shape
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     # Columns first, so that the larger second step copies longer pieces (``benchmarks/results/batching.json``).
     beside = jnp.concatenate([x[:, :, column : column + columns : stride] for column in range(width)], axis=-1)
     seen = [beside[:, row : row + rows : stride] for row in range(height)]
-    matrix = kernel.reshape(-1, filters)
+    matrix = filters.reshape(-1, num_filters)
     if bias is not None:
         seen.append(jnp.ones((*seen[0].shape[:3], 1), x.dtype))
         matrix = jnp.concatenate([matrix, bias[None]])
     patches = jnp.concatenate(seen, axis=-1)
     # Not over more axes: the product of the backward pass is slower then.
     out = patches.reshape(-1, patches.shape[-1]) @ matrix
-    return out.reshape(*patches.shape[:3], filters)
+    return out.reshape(*patches.shape[:3], num_filters)
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, padding: int, stride: int = 1, bias: jax.Array | None = None) -> jax.Array:
+def conv2d(x: jax.Array, filters: jax.Array, padding: int, stride: int = 1, bias: jax.Array | None = None) -> jax.Array:
     """Convolution with symmetric zero padding, fast inside loops and under ``vmap``.
 
-    ``pseudocoreset.batching`` says in which form: our own kernel, Winograd's form, one product of unfolded images, or
-    the compiler's.
+    ``batching.convolution_form`` says in which form: our own machine code, Winograd's form, one product of unfolded
+    images, or the compiler's.
 
     Args:
         x: images (n, height, width, channels).
-        kernel: weights (kernel_height, kernel_width, channels, filters).
+        filters: (filter_height, filter_width, channels, num_filters).
         padding: rows and columns of zeros added on every side.
-        stride: distance of two places where the kernel is applied.
-        bias: (filters,), added at every place.
+        stride: distance of two places where the filters are applied.
+        bias: (num_filters,), added at every place.
 
     Returns:
-        Images (n, (height + 2 padding - kernel_height) // stride + 1, ..., filters).
+        Images (n, (height + 2 padding - filter_height) // stride + 1, ..., num_filters).
     """
-    height, width, channels, filters = kernel.shape
-    is_usual = (height, width, padding, stride) == (3, 3, 1, 1) and x.dtype == kernel.dtype
-    if is_usual and convolves_by_kernel(x, filters):
-        return correlate(x, kernel, bias)
-    is_single = jnp.finfo(x.dtype).bits >= 32
-    if is_usual and is_single and convolves_by_tiles(x.shape[1], x.shape[2], channels, filters):
-        return winograd(x, kernel, bias)
-    if convolves_by_matmul(channels):
+    form = convolution_form(x, filters, padding, stride)
+    if form == "routine":
+        return correlate(x, filters, bias)
+    if form == "winograd":
+        return winograd(x, filters, bias)
+    if form == "product":
         x = jnp.pad(written_out(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        return _unfolded(x, kernel, bias, stride)
+        return _unfolded(x, filters, bias, stride)
     out = jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, filters, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     return out if bias is None else out + bias
 

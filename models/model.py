@@ -153,7 +153,7 @@ class Model:
     def bind(self, x: Any, y: Any, *, check: bool = True, learned_targets: bool = False) -> Model:
         """The same model with the shape of one datum fixed, and the program tried on the data.
 
-        With arrays, a few hundred milliseconds are spent on four checks at several parameter values: the log density is
+        With arrays, about half a second is spent on four checks at several parameter values: the log density is
         NumPyro's own; a row has the same log-likelihood alone, among few and among many; the prior does not change with
         the data; every row has a finite log-likelihood. Shapes alone skip them.
 
@@ -460,9 +460,10 @@ class Model:
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
         zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
+        params = proof.two_params(self)[0]
 
         def likelihoods(f: jax.Array) -> list[Any]:
-            trace = self._function_trace(self.init(jax.random.key(0)), f, x, y)
+            trace = self._function_trace(params, f, x, y)
             terms = [trace[term.name] for term in self.terms]
             rows = [site["fn"].log_prob(site["value"]) for site in terms]
             return [*rows, *jax.tree.leaves([site["fn"] for site in terms])]

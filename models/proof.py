@@ -20,6 +20,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.infer.util import potential_energy
 
 from pseudocoreset.batching import full_precision
@@ -52,12 +53,13 @@ def check_program(model: Model, x: Any, y: Any) -> Structure:
     Raises:
         ProgramError: naming the site that couples rows, or whose prior depends on the data.
     """
-    rows = some_rows(model, x, y)
+    x, y = some_rows(model, x, y)
+    all_x = jnp.concatenate([x, _moved(model, x)])
 
-    def everything(key: jax.Array) -> dict[str, Any]:
-        return jax.vmap(lambda params: _evaluated(model, params, *rows))(_two_params(model, key))
+    def everything(stack: Any) -> dict[str, Any]:
+        return jax.vmap(lambda params: _evaluated(model, params, x, y, all_x))(stack)
 
-    found = jax.device_get(_quickly(everything)(jax.random.key(0)))
+    found = jax.device_get(_quickly(everything)(_stacked(two_params(model))))
     for name, versions in found["prior"].items():
         _check_prior(model, f"the site {name!r}", versions)
     _check_prior(model, "the support of a latent site", found["log_det"])
@@ -95,26 +97,39 @@ def check_targets(model: Model, x: Any, y: Any, learned: bool = False) -> None:
     Raises:
         ValueError: naming the first row that has none, its target and the support.
     """
+    zeros = {site.name: np.zeros(site.unconstrained_shape, site.dtype) for site in model.sites}
+    stack = _stacked([zeros, *two_params(model)])
+    bad = _unlikely(model, stack, x, y, np.arange(len(y)), learned)
+    if not bad:
+        return
+    # Draws of a prior compile for longer, and few programs need them.
+    keys = jax.random.split(jax.random.key(1), NUM_TRIED - 3)
+    stack = jax.jit(jax.vmap(model.sample_prior))(keys)
+    rows = np.unique(np.concatenate(list(bad.values())))
+    still = _unlikely(model, stack, x, y, rows, learned)
+    for name in bad:
+        both = np.intersect1d(bad[name], still.get(name, []))
+        if len(both):
+            row = int(both[0])
+            _refuse_row(model, name, row, _taken(x, slice(row, row + 1)), y)
 
-    def fits(key: jax.Array, x: Any, y: jax.Array) -> dict[str, jax.Array]:
-        keys = jax.random.split(key, NUM_TRIED - 3)
-        zeros = jax.tree.map(jnp.zeros_like, model.init(key))
-        tried = [zeros, *map(model.sample_prior, keys)]
-        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tried)
-        stack = jax.tree.map(lambda one, two: jnp.concatenate([one, two]), stack, _two_params(model, key))
-        return jax.tree.map(lambda leaf: leaf.any(axis=0), jax.vmap(lambda p: _fits(model, p, x, y, learned))(stack))
 
-    n = len(y)
-    size = max(16, min(n, CHUNK_ELEMENTS // max(1, NUM_TRIED * int(np.prod(model.datum_shape)))))
+def _unlikely(model: Model, stack: Any, x: Any, y: Any, rows: np.ndarray, learned: bool) -> dict[str, np.ndarray]:
+    """Those of ``rows`` that have a finite log-likelihood at none of the stacked parameters, by site."""
+
+    def fits(x: Any, y: jax.Array) -> dict[str, jax.Array]:
+        each = jax.vmap(lambda params: _fits(model, params, x, y, learned))(stack)
+        return jax.tree.map(lambda leaf: leaf.any(axis=0), each)
+
     check = _quickly(fits)
-    for first in range(0, n, size):
+    size = max(16, min(len(rows), CHUNK_ELEMENTS // max(1, NUM_TRIED * int(np.prod(model.datum_shape)))))
+    bad: dict[str, list[np.ndarray]] = {}
+    for first in range(0, len(rows), size):
         # The last chunk is as long as the others, so that one compiled program serves all.
-        start = max(0, min(first, n - size))
-        rows_x, rows_y = _taken(x, slice(start, start + size)), jnp.asarray(y[start : start + size])
-        for name, have in check(jax.random.key(1), rows_x, rows_y).items():
-            bad = np.flatnonzero(~np.asarray(have))
-            if len(bad):
-                _refuse_row(model, name, start + int(bad[0]), _taken(x, slice(start + bad[0], start + bad[0] + 1)), y)
+        chunk = rows[np.arange(first, first + size) % len(rows)]
+        for name, have in check(_taken(x, chunk), jnp.asarray(np.asarray(y)[chunk])).items():
+            bad.setdefault(name, []).append(chunk[~np.asarray(have)])
+    return {name: np.unique(np.concatenate(found)) for name, found in bad.items() if any(map(len, found))}
 
 
 def _quickly(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,10 +137,22 @@ def _quickly(fn: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _two_params(model: Model, key: jax.Array) -> Any:
-    """Two starting points, the second near zero; leaves have a leading axis."""
-    params = jax.vmap(model.init)(jax.random.split(key, 2))
-    return jax.tree.map(lambda leaf: leaf * jnp.asarray([1.0, 0.1]).reshape(2, *[1] * (leaf.ndim - 1)), params)
+def two_params(model: Model) -> list[Any]:
+    """Two starting points, the second near zero."""
+    if model.initializer is not None:
+        points = [jax.device_get(model.init(jax.random.key(seed))) for seed in range(2)]
+    else:
+        # By numpy: to compile the random numbers of JAX takes as long as everything else here.
+        rng = np.random.default_rng(0)
+        points = [
+            {site.name: rng.uniform(-2.0, 2.0, site.unconstrained_shape).astype(site.dtype) for site in model.sites}
+            for _ in range(2)
+        ]
+    return [points[0], jax.tree.map(lambda leaf: leaf * np.asarray(0.1, leaf.dtype), points[1])]
+
+
+def _stacked(points: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *points)
 
 
 def some_rows(model: Model, x: Any, y: Any) -> tuple[Any, jax.Array]:
@@ -140,9 +167,9 @@ def some_rows(model: Model, x: Any, y: Any) -> tuple[Any, jax.Array]:
     return jnp.concatenate([rows] * repeats), jnp.concatenate([targets] * repeats)
 
 
-def _evaluated(model: Model, params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
-    """Everything that is compared, at one parameter value."""
-    all_x, all_y = jnp.concatenate([x, _moved(model, x)]), jnp.concatenate([y, y])
+def _evaluated(model: Model, params: Any, x: jax.Array, y: jax.Array, all_x: jax.Array) -> dict[str, Any]:
+    """Everything that is compared, at one parameter value; ``all_x`` begins with ``x``."""
+    all_y = jnp.concatenate([y, y])
     whole, some = model.parts(params, all_x, all_y), model.parts(params, x, y)
     alone = jax.vmap(
         lambda one, target: jax.tree.map(lambda leaf: leaf[0], model.parts(params, one[None], target[None]).rows)
@@ -173,7 +200,7 @@ def _evaluated(model: Model, params: Any, x: jax.Array, y: jax.Array) -> dict[st
 
 def _moved(model: Model, x: jax.Array) -> jax.Array:
     """Rows with all floats changed a little: a column that does not vary in the data varies in a coreset."""
-    noise = jax.random.uniform(jax.random.key(2), x.shape, x.dtype)
+    noise = jnp.asarray(np.random.default_rng(2).uniform(size=x.shape), x.dtype)
     moved = x * (1 + 0.05 * noise) + 0.01 * noise
     return moved if model.layout is None else jnp.where(jnp.asarray(model.layout.is_learned()), moved, x)
 
@@ -238,11 +265,7 @@ def _fits(model: Model, params: Any, x: Any, y: jax.Array, learned: bool) -> dic
 
 
 def _is_in_support(site: dict[str, Any], axis: int, n: int) -> jax.Array:
-    try:
-        inside = _inside(site["fn"], site["value"])
-    except (NotImplementedError, TypeError, AttributeError):
-        # A distribution may have no support, or one that cannot be tried: then the log-likelihood alone decides.
-        return jnp.ones(n, bool)
+    inside = _inside(site["fn"], site["value"])
     inside = jnp.broadcast_to(inside, jnp.shape(site["fn"].log_prob(site["value"])))
     return jnp.all(jnp.moveaxis(inside, axis, 0).reshape(n, -1), axis=1)
 
@@ -256,7 +279,20 @@ def _inside(distribution: Any, value: jax.Array) -> jax.Array:
     if isinstance(distribution, dist.Independent):
         each = _inside(distribution.base_dist, value)
         return jnp.all(each, axis=tuple(range(-distribution.reinterpreted_batch_ndims, 0)))
-    return distribution.support(value)
+    support = _support(distribution)
+    # Where nothing can be asked of a support, the log-likelihood alone decides.
+    if support is None:
+        return jnp.ones(jnp.shape(value)[: jnp.ndim(value) - distribution.event_dim], bool)
+    return support(value)
+
+
+def _support(distribution: Any) -> Any:
+    """The support of a distribution; None where it does not say, as a distribution of a user's own may not."""
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        return None
+    return None if isinstance(support, type(constraints.dependent)) else support
 
 
 def _observes(trace: dict[str, Any], name: str, y: jax.Array) -> jax.Array:
@@ -275,10 +311,11 @@ def _refuse_row(model: Model, name: str, row: int, x: Any, y: Any) -> None:
             f"data: row {row}, with y = {value}, has no finite value of the factor {name!r} of {model.name!r} at any "
             f"of {NUM_TRIED} parameter values; check what the factor computes of that row"
         )
-    support = _in_words(without_mask(site["fn"]).support)
+    support = _support(without_mask(site["fn"]))
+    within = "" if support is None else f" with support {_in_words(support)}"
     raise ValueError(
         f"data: row {row} has no likelihood at the site {name!r} of {model.name!r}: y = {value}, which "
-        f"{_family(site['fn'])} with support {support} gives no probability at any of {NUM_TRIED} parameter values. "
+        f"{_family(site['fn'])}{within} gives no probability at any of {NUM_TRIED} parameter values. "
         "Correct or drop such rows, or take another likelihood; check x in that row too, and the prior where the "
         "support depends on a parameter"
     )

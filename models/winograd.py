@@ -1,8 +1,8 @@
-"""Convolution with 3x3 kernels in Winograd's form F(4x4, 3x3) (Winograd 1980; Lavin and Gray 2016).
+"""Convolution with 3x3 filters in Winograd's form F(4x4, 3x3) (Winograd 1980; Lavin and Gray 2016).
 
 A tile of 4x4 outputs is a 3x3 correlation of 6x6 inputs. With the transforms B, G and A of Lavin and Gray,
 
-    y = A^T [ (G k G^T) * (B^T x B) ] A,
+    y = A^T [ (G w G^T) * (B^T x B) ] A,
 
 a channel's 144 multiplications become 36, each of the 36 places of a tile is one matrix product over channels, and
 the tiles hold 2.25 times as many numbers as the images, where unfolding for one matrix product takes nine times
@@ -21,30 +21,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.kernels.transforms import INPUT, KERNEL, OUTPUT, TILE, combine, mirrored
+from pseudocoreset.kernels.transforms import FILTER, INPUT, OUTPUT, TILE, combine, mirrored
 from pseudocoreset.models.image_maps import ImageMap
 
 __all__ = ["winograd"]
 
 
-def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Correlation of images with 3x3 kernels, a frame of one zero around the images.
+def winograd(x: jax.Array, filters: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Correlation of images with 3x3 filters, a frame of one zero around the images.
 
     Args:
         x: images (n, height, width, channels), float32 or float64.
-        kernel: weights (3, 3, channels, filters).
-        bias: (filters,), added at every place.
+        filters: (3, 3, channels, num_filters).
+        bias: (num_filters,), added at every place.
 
     Returns:
-        Images (n, height, width, filters).
+        Images (n, height, width, num_filters).
     """
     shape = x.shape[1], x.shape[2]
-    channels, filters = kernel.shape[2:]
-    kernels = jnp.asarray(np.kron(KERNEL, KERNEL), kernel.dtype) @ kernel.reshape(9, channels * filters)
+    channels, num_filters = filters.shape[2:]
+    factors = jnp.asarray(np.kron(FILTER, FILTER), filters.dtype) @ filters.reshape(9, channels * num_filters)
     tiles = ImageMap(_cut, _cut_adjoint, shape, after=2)(x)
     places = tiles.shape[2:5]
-    products = tiles.reshape(36, math.prod(places), channels) @ kernels.reshape(36, channels, filters)
-    products = products.reshape(6, 6, *places, filters)
+    products = tiles.reshape(36, math.prod(places), channels) @ factors.reshape(36, channels, num_filters)
+    products = products.reshape(6, 6, *places, num_filters)
     join = ImageMap(_join, _join_adjoint, shape, before=2)
     return join(products) if bias is None else join(products, bias)
 

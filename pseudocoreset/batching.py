@@ -1,7 +1,7 @@
 """One computation over a stack of parameter sets: the only place that chooses how, per backend.
 
 Experts, chains and posterior draws are the same thing to a compiler: a network applied to many parameter
-sets. Vectorising a convolution over its kernel turns it into a grouped convolution, and a batched matrix
+sets. Vectorising a convolution over its filters turns it into a grouped convolution, and a batched matrix
 product of the unfolded images needs the memory of all networks at once. On CPU a sequential map takes the memory of
 one network and is the fastest at the size of CIFAR (``benchmarks/results/batching.json``). A GPU is kept busy by one
 large network, where a pass over arrays takes ten times as long as a launch (``results/kernels_gpu.json``); small ones
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +21,27 @@ from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import Mesh
 
+from pseudocoreset.kernels import routines_work
 from pseudocoreset.meshes import spread
 
 __all__ = [
-    "LEAST_CHANNELS",
+    "FEW_CHANNELS",
+    "Form",
     "activation_bytes",
-    "convolves_by_kernel",
-    "convolves_by_matmul",
-    "convolves_by_tiles",
+    "convolution_form",
     "full_precision",
     "map_stack",
-    "threads_of_a_device",
+    "tiles_are_worth_it",
     "written_out",
 ]
+
+Form = Literal["routine", "winograd", "product", "library"]
 
 MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
 LEAST_CHANNELS = 8
 LEAST_SIZE = 4
-# Of each of the nine places, beyond which the kernels of a CPU are slower than a matrix product.
+# Of each of the nine places, beyond which routines are slower than a matrix product.
 WEIGHTS_A_PIXEL = 512
 # Up to them a GPU's library pads the channels of images in passes of their own (``results/kernels_gpu.json``).
 FEW_CHANNELS = 4
@@ -61,35 +62,38 @@ def _rounds_factors() -> bool:
     return not _on_cpu() and jax.default_matmul_precision.value not in ("highest", "float32")
 
 
-def convolves_by_kernel(images: jax.Array, filters: int) -> bool:
-    """Whether a 3x3 convolution with a frame of one zero is machine code of our own here (``pseudocoreset.kernels``).
+def convolution_form(images: jax.Array, filters: jax.Array, padding: int, stride: int) -> Form:
+    """In which form images (n, height, width, channels) meet filters (height, width, channels, num_filters) here.
 
-    On a CPU, in single or double precision: XLA's loops over tiles, and its products of them, take 1.4 to 4.9 times as
-    long (``benchmarks/results/batching.json``). Not where few pixels meet many weights, as deep in a residual network:
-    most of the time goes into reading the weights there, which a kernel puts in order first.
+    - ``"routine"``: our own machine code (``pseudocoreset.kernels``) on a CPU where it works, for 3x3 filters with a
+      frame of one zero, in single or double precision. XLA's loops over tiles, and its products of them, take 1.4 to
+      4.9 times as long (``benchmarks/results/batching.json``). Not where few pixels meet many weights, as deep in a
+      residual network: most of the time goes into reading the weights there, which a routine puts in order first.
+    - ``"winograd"``: Winograd's form of the same convolutions, on a GPU in single precision, where it is 1.4 times as
+      fast as the library. With rounded factors, which matrix units multiply, the library is faster and Winograd's form
+      loses too many digits.
+    - ``"product"``: unfolding and one matrix product. On a CPU a ``lax.conv`` inside a loop body (``scan``, ``map``,
+      ``while_loop``) falls off XLA's fast path and is an order of magnitude slower than outside it; the matrix product
+      is as fast in loops as out of them. On a GPU where channels are few.
+    - ``"library"``: the compiler's own.
     """
-    pixels, channels = math.prod(images.shape[:3]), images.shape[3]
-    is_worth_it = channels * filters <= WEIGHTS_A_PIXEL * pixels
-    return is_worth_it and _on_cpu() and images.dtype in (jnp.float32, jnp.float64)
+    height, width, channels, num_filters = filters.shape
+    is_usual = (height, width, padding, stride) == (3, 3, 1, 1) and images.dtype == filters.dtype
+    if _on_cpu():
+        is_worth_it = channels * num_filters <= WEIGHTS_A_PIXEL * math.prod(images.shape[:3])
+        is_routine = is_usual and is_worth_it and images.dtype in (jnp.float32, jnp.float64) and routines_work()
+        return "routine" if is_routine else "product"
+    if not _on_gpu():
+        return "library"
+    is_single = jnp.finfo(images.dtype).bits >= 32 and not _rounds_factors()
+    if is_usual and is_single and tiles_are_worth_it(images, filters):
+        return "winograd"
+    return "product" if channels <= FEW_CHANNELS else "library"
 
 
-def convolves_by_matmul(channels: int) -> bool:
-    """Whether any other convolution of images with so many channels is written as unfold and matrix product here.
-
-    On CPU a ``lax.conv`` inside a loop body (``scan``, ``map``, ``while_loop``) falls off XLA's fast path
-    and is an order of magnitude slower than outside it; the matrix product is as fast in loops as out of them.
-    """
-    return _on_cpu() or (_on_gpu() and channels <= FEW_CHANNELS)
-
-
-def convolves_by_tiles(height: int, width: int, channels: int, filters: int) -> bool:
-    """Whether a 3x3 convolution of images of this size is written in Winograd's form on the current backend.
-
-    On a GPU that is 1.4 times as fast as its library in float32; with rounded factors, which its matrix units multiply,
-    the library is faster and Winograd's form loses too many digits. A CPU does so in its own kernel.
-    """
-    is_worth_it = min(height, width) >= LEAST_SIZE and min(channels, filters) >= LEAST_CHANNELS
-    return is_worth_it and _on_gpu() and not _rounds_factors()
+def tiles_are_worth_it(images: jax.Array, filters: jax.Array) -> bool:
+    """Whether images and filters are large enough for Winograd's form."""
+    return min(images.shape[1:3]) >= LEAST_SIZE and min(filters.shape[2:]) >= LEAST_CHANNELS
 
 
 @contextlib.contextmanager
@@ -97,7 +101,7 @@ def full_precision() -> Iterator[None]:
     """Products of float32 numbers at their precision, as a context or a decorator, unless JAX was told otherwise.
 
     Accelerators round the factors of matrix products and convolutions (TF32 on NVIDIA, bfloat16 on TPU) where nothing
-    is said. Who wants that says so: ``with jax.default_matmul_precision("tensorfloat32"):``, or the environment
+    is said. To have that, say so: ``with jax.default_matmul_precision("tensorfloat32"):``, or the environment
     variable ``JAX_DEFAULT_MATMUL_PRECISION``. Sums are in float32 either way. A CPU rounds nothing.
     """
     if _on_cpu() or jax.default_matmul_precision.value is not None:
@@ -114,12 +118,6 @@ def written_out(x: jax.Array) -> jax.Array:
     nine times over for an unfolding.
     """
     return jax.lax.optimization_barrier(x) if _on_gpu() else x
-
-
-def threads_of_a_device() -> int:
-    """Cores that each device of a CPU has to itself, if all devices are used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jax.local_device_count("cpu"))
 
 
 def activation_bytes() -> int:

@@ -17,9 +17,8 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, load_dataset
 from pseudocoreset.diagnostics import Comparison, compare_posteriors, plot_coreset, report, to_arviz
 from pseudocoreset.experts import train_experts
-from pseudocoreset.fitting import FitResult
+from pseudocoreset.fitting import FitResult, fit_fbpc
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.methods import fit_fbpc
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.proxies import Trajectory
 from pseudocoreset.storage import write_json
@@ -156,9 +155,9 @@ def run_demo(
             progress=progress,
         )
         lap(f"sghmc_{name}")
-    comparison = compare_posteriors(posteriors, model, data.test, reference="full")
+    comparison = compare_posteriors(posteriors, data.test, reference="full")
     lap("comparison")
-    _write(folder, data, model, fitted, start, posteriors, comparison, chosen)
+    _write(folder, data, fitted, start, posteriors, comparison, chosen)
     lap("files")
     seconds["total"] = round(sum(seconds.values()), 2)
     metrics = _metrics(comparison, seconds, chosen)
@@ -180,7 +179,6 @@ def _metrics(comparison: Comparison, seconds: dict[str, float], settings: DemoSe
 def _write(
     folder: pathlib.Path,
     data: Any,
-    model: Any,
     fitted: FitResult,
     start: Pseudocoreset,
     posteriors: dict[str, Posterior],
@@ -192,7 +190,7 @@ def _write(
     plot_coreset(fitted.coreset, data).savefig(folder / "coreset.png", dpi=120)
     coresets = {"fbpc": fitted.coreset, "random": start, "full": None}
     for name, posterior in posteriors.items():
-        to_arviz(posterior, model, coreset=coresets[name]).to_netcdf(folder / f"{name}.nc", engine="h5netcdf")
+        to_arviz(posterior, coreset=coresets[name]).to_netcdf(folder / f"{name}.nc", engine="h5netcdf")
     report(
         comparison,
         folder / "report.html",
@@ -200,7 +198,6 @@ def _write(
         data=data,
         history={name: np.asarray(values) for name, values in fitted.history.items()},
         posteriors=posteriors,
-        model=model,
         title="FBPC on handwritten digits",
         details=asdict(settings),
     )

@@ -62,7 +62,7 @@ def choose_mass(
     split = resolve_predict_on(split, None, "split")
     for mass in candidates:
         posterior = sample(model, coreset.with_mass(mass), key=key, predict_on=split, **settings)
-        found.append(float(predictive_metrics(posterior, model=model).nll))
+        found.append(float(predictive_metrics(posterior).nll))
     if not np.any(np.isfinite(found)):
         raise ValueError(f"the negative log-likelihood is not finite at any of the masses {candidates}: {found}")
     best = candidates[int(np.nanargmin(found))]

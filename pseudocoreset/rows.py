@@ -14,7 +14,7 @@ from pseudocoreset.layout import InputLayout
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
 
-__all__ = ["ModelInputs"]
+__all__ = ["ModelInputs", "spread_indices"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +52,8 @@ class ModelInputs:
     def __getitem__(self, index: Any) -> jax.Array | np.ndarray:
         rows = np.asarray(self.stored[index])
         return rows if self.preprocessing is None else jnp.asarray(self.preprocessing.apply(rows))
+
+
+def spread_indices(num_data: int, num_wanted: int) -> np.ndarray:
+    """At most ``num_wanted`` distinct indices below ``num_data``, evenly spread and always the same."""
+    return np.unique(np.linspace(0, num_data - 1, min(num_data, num_wanted)).round().astype(int))

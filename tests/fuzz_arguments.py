@@ -33,7 +33,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import pseudocoreset
-from pseudocoreset import Dataset, Experts, Pseudocoreset, data, diagnostics, evaluation, inference, models, objectives
+from pseudocoreset import (
+    Dataset,
+    Experts,
+    Pseudocoreset,
+    data,
+    diagnostics,
+    evaluation,
+    fitting,
+    inference,
+    models,
+    objectives,
+)
 from pseudocoreset.inference import Posterior
 
 SECONDS = 60
@@ -52,23 +63,22 @@ def _reach(*_: Any, **__: Any) -> Any:
 def without_computing() -> Iterator[None]:
     """Long computations end where they begin."""
     import pseudocoreset.experts
-    import pseudocoreset.fitting
     from pseudocoreset.evaluation import runs
-    from pseudocoreset.inference import running
-    from pseudocoreset.methods import giga, sparse_vi, subsets
+    from pseudocoreset.fitting import loop
+    from pseudocoreset.inference import sampling
+    from pseudocoreset.subsets import by_features, sparse_vi
 
     places = [
-        (pseudocoreset.fitting, "inspect_block"),
+        (loop, "block_memory"),
         (pseudocoreset.experts, "_trajectory"),
-        (running.Run, "__call__"),
+        (sampling, "run_chains"),
         (runs, "progress_bar"),
-        (subsets, "progress_bar"),
+        (by_features, "progress_bar"),
         (sparse_vi, "progress_bar"),
     ]
     before = [(place, name, getattr(place, name)) for place, name in places]
     for place, name in places:
         setattr(place, name, _reach)
-    assert giga
     try:
         yield
     finally:
@@ -107,7 +117,7 @@ def things() -> dict[str, Any]:
         "coreset": Pseudocoreset.from_data(table, size=4, key=KEY),
         "pictures": Pseudocoreset.from_data(images, images_per_class=1, key=KEY),
         "experts": Experts(1, 2, {"sites": {}}, (1,), memory={}),
-        "comparison": diagnostics.compare_posteriors({"full": posterior, "b": posterior}, model, table.test),
+        "comparison": diagnostics.compare_posteriors({"full": posterior, "b": posterior}, table.test),
         "probabilities": np.full((10, 2), 0.5, np.float32),
         "labels": y[:10],
         "predict": lambda x: np.full((len(x), 2), 0.5),
@@ -122,7 +132,6 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     subset = {"model": t["model"], "data": t["table"], "size": 4, "key": KEY}
     compared = {
         "posteriors": {"full": t["posterior"], "b": t["posterior"]},
-        "model": t["model"],
         "split": t["table"].test,
     }
     pair = {"x": np.random.default_rng(0).normal(size=(20, 3)), "y": np.random.default_rng(1).normal(size=(20, 3))}
@@ -140,9 +149,15 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "coreset": t["coreset"], "model": t["model"], "split": t["table"].test, "key": KEY, "masses": (1.0,),
             "kernel": "nuts",
         },
-        pseudocoreset.estimate_memory: {"front_door": pseudocoreset.fit_distribution_matching},
+        pseudocoreset.estimate_memory: {
+            "model": t["network"], "data": t["images"], "method": "distribution_matching", "images_per_class": 1
+        },
         pseudocoreset.evaluate: {"coreset": t["pictures"], "model": t["network"], "data": t["images"], "key": KEY},
         pseudocoreset.fit: {
+            "model": t["network"], "data": t["images"], "method": "distribution_matching", "images_per_class": 1,
+            "key": KEY,
+        },
+        fitting.optimise: {
             "objective": t["objective"], "data": t["images"], "images_per_class": 1, "key": KEY, "steps": 1,
             "optimizer": __import__("optax").sgd(0.1),
         },
@@ -171,8 +186,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         models.Model.from_numpyro: {"program": t["model"].program},
         inference.sample: {"model": t["model"], "data": t["table"], "key": KEY, "kernel": "nuts", "progress": False},
         Posterior.load: {"path": "nowhere"},
-        t["posterior"].evaluate: {"model": t["model"], "split": t["table"].test},
+        t["posterior"].evaluate: {"split": t["table"].test},
         t["posterior"].save: {"path": "saved"},
+        t["posterior"].with_model: {"model": t["model"]},
         inference.schedules.Cyclical: {},
         inference.schedules.Polynomial: {},
         diagnostics.calibrate: {
@@ -192,17 +208,17 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         },
         diagnostics.held_out_elpd: {"predictions": t["comparison"].predictions},
         diagnostics.reweight: {
-            "posterior": t["posterior"], "model": t["model"], "source": t["table"], "target": t["table"]
+            "posterior": t["posterior"], "source": t["table"], "target": t["table"]
         },
         diagnostics.robustness: {
-            "posterior_or_predict": t["predict"], "model": t["network"], "split": t["images"].test, "key": KEY
+            "posterior_or_predict": t["predict"], "split": t["images"].test, "key": KEY
         },
-        diagnostics.to_arviz: {"posterior": t["posterior"], "model": t["model"]},
+        diagnostics.to_arviz: {"posterior": t["posterior"]},
         diagnostics.report: {"comparison": t["comparison"], "path": "report.html"},
         diagnostics.plot_comparison: {"comparison": t["comparison"]},
         diagnostics.plot_coreset: {"coreset": t["pictures"]},
-        diagnostics.plot_trace: {"posterior": t["posterior"], "model": t["model"]},
-        diagnostics.plot_rank: {"posterior": t["posterior"], "model": t["model"]},
+        diagnostics.plot_trace: {"posterior": t["posterior"]},
+        diagnostics.plot_rank: {"posterior": t["posterior"]},
         diagnostics.plot_history: {"history": {"loss": np.zeros(3)}},
         data.Split: {
             "raw": np.zeros((3, 2), np.float32), "y": np.zeros(3, np.int32), "preprocessing": data.Preprocessing()

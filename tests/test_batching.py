@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import pseudocoreset as pc
-from pseudocoreset import batching
-from pseudocoreset.batching import map_stack
+from pseudocoreset.batching import convolution_form, full_precision, map_stack
 from pseudocoreset.inference import sample
 from pseudocoreset.models import ConvNet, bnn
 
@@ -18,17 +17,25 @@ MODEL = bnn(ConvNet(depth=1, width=4), input_shape=SHAPE, num_outputs=3)
 
 
 @pytest.fixture
-def accelerator(monkeypatch):
-    """Choices as on an accelerator. No program of one kind of backend is kept for the other."""
-    monkeypatch.setattr("pseudocoreset.batching._on_cpu", lambda: False)
-    jax.clear_caches()
-    yield
+def chooses_as_on(monkeypatch):
+    """Choices as on another backend. No program of one backend is kept for the other."""
+
+    def change(backend):
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        jax.clear_caches()
+
+    yield change
     jax.clear_caches()
 
 
 @pytest.fixture
-def gpu(accelerator, monkeypatch):
-    monkeypatch.setattr("pseudocoreset.batching._on_gpu", lambda: True)
+def accelerator(chooses_as_on):
+    chooses_as_on("tpu")
+
+
+@pytest.fixture
+def gpu(chooses_as_on):
+    chooses_as_on("gpu")
 
 
 def equations(fn, *arguments):
@@ -88,19 +95,40 @@ def test_a_cpu_is_left_alone():
     assert precisions(gradient, MODEL.init(jax.random.key(0))) == {None}
 
 
-def test_a_cpu_convolves_by_its_own_kernel():
+def test_a_cpu_convolves_by_routines():
     made = [e.primitive.name for e in equations(gradient, MODEL.init(jax.random.key(0)))]
     assert {"correlation_3x3", "correlation_3x3_gradient"} <= set(made)
     assert "conv_general_dilated" not in made
 
 
-def test_not_where_few_pixels_meet_many_weights():
-    def images(n):
-        return jax.ShapeDtypeStruct((n, 4, 4, 512), jnp.float32)
+@pytest.mark.parametrize(
+    ("backend", "images", "filters", "form"),
+    [
+        ("cpu", (64, 4, 4, 512), (3, 3, 512, 512), "routine"),
+        ("cpu", (16, 4, 4, 512), (3, 3, 512, 512), "product"),  # few pixels meet many weights
+        ("cpu", (64, 4, 4, 32), (5, 5, 32, 32), "product"),
+        ("gpu", (64, 4, 4, 32), (3, 3, 32, 32), "winograd"),
+        ("gpu", (64, 2, 2, 32), (3, 3, 32, 32), "library"),
+        ("gpu", (64, 4, 4, 3), (3, 3, 3, 32), "product"),
+        ("gpu", (64, 4, 4, 32), (5, 5, 32, 32), "library"),
+        ("tpu", (64, 4, 4, 32), (3, 3, 32, 32), "library"),
+        ("tpu", (64, 4, 4, 3), (3, 3, 3, 32), "library"),
+    ],
+)
+def test_each_backend_has_its_forms_of_convolutions(backend, images, filters, form, chooses_as_on):
+    chooses_as_on(backend)
+    single = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (images, filters)]
+    with full_precision():
+        assert convolution_form(*single, padding=1, stride=1) == form
+        assert convolution_form(*single, padding=1, stride=2) in ("product", "library")
 
-    assert not batching.convolves_by_kernel(images(16), 512)
-    assert batching.convolves_by_kernel(images(64), 512)
-    assert not batching.convolves_by_kernel(jax.ShapeDtypeStruct((64, 4, 4, 32), jnp.bfloat16), 32)
+
+@pytest.mark.parametrize(("backend", "form"), [("cpu", "product"), ("gpu", "library"), ("tpu", "library")])
+def test_half_precision_has_no_form_of_our_own(backend, form, chooses_as_on):
+    chooses_as_on(backend)
+    half = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((64, 4, 4, 32), (3, 3, 32, 32))]
+    with full_precision():
+        assert convolution_form(*half, padding=1, stride=1) == form
 
 
 DEEP = bnn(ConvNet(depth=2, width=8), input_shape=SHAPE, num_outputs=3)
@@ -155,21 +183,27 @@ def test_images_are_written_out_before_they_are_unfolded_on_a_gpu(gpu, monkeypat
 
 
 @pytest.mark.parametrize(("fills", "rounds"), [(1, 5), (2, 3), (4, 2), (5, None), (99, None)])
-def test_an_accelerator_takes_so_many_networks_at_once_as_keep_it_busy(accelerator, monkeypatch, fills, rounds):
-    """The largest array of one is 4 times as large as its parameters here."""
-    monkeypatch.setattr(batching, "BUSY_BYTES", fills * 4 * 7 * 4 + 1)
-    stack = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-
-    def fn(params, offset):
-        return jnp.outer(jnp.arange(4.0), params).sum(0) + offset
+def test_an_accelerator_takes_as_many_networks_at_once_as_keep_it_busy(accelerator, fills, rounds):
+    """Arrays of 64 MiB together do; the largest of one network is 4 times as large as its parameters here."""
 
     def mapped(stack):
-        return map_stack(fn, stack, 1.0)
+        return map_stack(outer, stack, 1.0)
 
-    np.testing.assert_allclose(mapped(stack), 6 * stack + 1, rtol=1e-6)
+    stack = jax.ShapeDtypeStruct((5, 2**26 // fills // 16), jnp.float32)
     scans = [e.params["length"] for e in equations(mapped, stack) if e.primitive.name == "scan"]
     # A last round that is smaller is not in the loop.
     assert scans == ([] if rounds is None else [rounds - (5 % -(-5 // rounds) > 0)])
+
+
+def outer(params, offset):
+    return jnp.outer(jnp.arange(4.0), params).sum(0) + offset
+
+
+@pytest.mark.parametrize("size", [7, 2**21])
+def test_networks_that_go_together_are_each_by_itself(size, accelerator):
+    """All five, or in rounds of two."""
+    stack = np.random.default_rng(0).normal(size=(5, size)).astype(np.float32)
+    np.testing.assert_allclose(map_stack(outer, stack, 1.0), 6 * stack + 1, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -24,7 +24,7 @@ from pseudocoreset import Experts, Pseudocoreset
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data.preprocessing import Preprocessing
 from pseudocoreset.inference import Posterior
-from pseudocoreset.inference.draw_files import DrawFiles
+from pseudocoreset.inference.posterior.draw_files import DrawFiles
 from pseudocoreset.storage import CorruptFileError, atomic_directory, read_arrays, write_arrays, write_json
 
 RUN = {"num_samples": 6, "settings": [1, 2]}

@@ -13,7 +13,7 @@ import pytest
 
 import pseudocoreset as pc
 from pseudocoreset import Dataset, Pseudocoreset
-from pseudocoreset.methods.scales import column_scales, in_units
+from pseudocoreset.methods.optimizers import column_scales, in_units
 from pseudocoreset.models import Model, logistic_regression, poisson_regression
 from pseudocoreset.proxies import divergence_at_mode
 
@@ -89,14 +89,14 @@ def test_defaults_say_how_near_they_end_and_those_that_learn_end_no_worse_than_r
 
 @pytest.mark.parametrize("method", [pc.fit_herding])
 def test_a_method_that_chooses_returns_its_choice_and_warns_where_random_points_are_nearer(method, caplog) -> None:
-    """The points are those without the comparison, whose history they have; over keys, so that both cases are there."""
+    """The points are those without the comparison, whose history they have: by columns alone, points near the mean."""
     data = counts()
     model = poisson_regression(data, prior_scale=10.0)
-    chosen = fit(method, model, data, size=4, weights="data").coreset
+    chosen = fit(method, model, data, size=4, weights="data", features=lambda x: x / SCALES).coreset
     warned = []
     for seed in range(4):
         caplog.clear()
-        result = fit(method, model, data, size=4, key=jax.random.key(seed))
+        result = fit(method, model, data, size=4, key=jax.random.key(seed), features=lambda x: x / SCALES)
         np.testing.assert_array_equal(result.coreset.inputs, chosen.inputs)
         found = result.coreset.metadata["at_mode"]
         is_farther = found["other"] is not None and found["nats"] > found["other"] + 1e-3

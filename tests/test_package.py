@@ -16,7 +16,7 @@ import pseudocoreset
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("LICENSE", "README.md", "benchmarks/coresets", "inference", "models", "pseudocoreset", "pyproject.toml")
-SUBPACKAGES = ("cli", "data", "diagnostics", "evaluation", "inference", "models", "objectives", "proxies")
+SUBPACKAGES = ("cli", "data", "diagnostics", "evaluation", "inference", "models", "objectives", "proxies", "sbc")
 HEAVY = ("arviz_plots", "matplotlib", "sklearn", "tensorflow", "tensorflow_datasets")
 
 
@@ -120,6 +120,7 @@ def test_public_names() -> None:
         "fit_trajectory_matching",
         "load_coreset",
         "load_dataset",
+        "sample",
         "train_experts",
     ]
     for name in pseudocoreset.__all__:

@@ -96,7 +96,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     },
     "train_experts": lambda: train_experts(network(), classes(), num_experts=2, num_epochs=1, batch_size=10, **QUIET),
     "compare_posteriors": lambda: compare_posteriors(
-        {"full": draws("sghmc", network()), "coreset": draws("sghmc", network())}, network(), classes().test
+        {"full": draws("sghmc", network()), "coreset": draws("sghmc", network())}, classes().test
     ),
     "choose_mass": lambda: choose_mass(network(), points(), classes().test, masses=[2.0, 4.0], **SAMPLING),
 }

@@ -190,7 +190,7 @@ def corruptions(
     posterior = sample(
         model, coreset, kernel="sghmc", key=sample_key, keep="weights", predict_on=data.test, progress=False, **options
     )
-    found = robustness(posterior, model, data.test, key=noise_key, clean=posterior)
+    found = robustness(posterior, data.test, key=noise_key, clean=posterior)
     names = ("accuracy", "nll", "ece", "degradation")
     metrics = {name: [float(getattr(found.overall, name)), None, None] for name in names}
     return metrics | {"clean_accuracy": [found.clean.accuracy, None, None]}

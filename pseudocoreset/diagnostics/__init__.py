@@ -1,9 +1,17 @@
 """What a posterior predicts, how far it is from another, whether its chains converged; plots, a report."""
 
-from pseudocoreset.diagnostics.agreement import Agreement
-from pseudocoreset.diagnostics.calibration import Calibration, calibrate
-from pseudocoreset.diagnostics.calibration_plots import plot_calibration
-from pseudocoreset.diagnostics.chain_plots import (
+from pseudocoreset.diagnostics.comparison.compare import compare_posteriors
+from pseudocoreset.diagnostics.comparison.noise import Noise
+from pseudocoreset.diagnostics.comparison.pictures import plot_agreement, plot_comparison, plot_reliability
+from pseudocoreset.diagnostics.comparison.result import Comparison, Comparisons
+from pseudocoreset.diagnostics.convergence import Convergence
+from pseudocoreset.diagnostics.distances.agreement import Agreement
+from pseudocoreset.diagnostics.distances.between import energy_distance, maximum_mean_discrepancy, sliced_wasserstein
+from pseudocoreset.diagnostics.distances.gaussian import GaussianDivergences, gaussian_divergences
+from pseudocoreset.diagnostics.distances.moments import Moments, compare_moments
+from pseudocoreset.diagnostics.distances.reweighting import Reweighting, reweight
+from pseudocoreset.diagnostics.page import report
+from pseudocoreset.diagnostics.plots.chains import (
     plot_energy,
     plot_ess,
     plot_forest,
@@ -11,26 +19,14 @@ from pseudocoreset.diagnostics.chain_plots import (
     plot_rank,
     plot_trace,
 )
-from pseudocoreset.diagnostics.compare import compare_posteriors
-from pseudocoreset.diagnostics.comparison import Comparison, Comparisons
-from pseudocoreset.diagnostics.comparison_plots import plot_agreement, plot_comparison, plot_reliability
-from pseudocoreset.diagnostics.convergence import Convergence
-from pseudocoreset.diagnostics.conversion import to_arviz
-from pseudocoreset.diagnostics.differences import ScoreDifference, held_out_elpd
-from pseudocoreset.diagnostics.distances import (
-    GaussianDivergences,
-    energy_distance,
-    gaussian_divergences,
-    maximum_mean_discrepancy,
-    sliced_wasserstein,
-)
-from pseudocoreset.diagnostics.metrics import Metrics, expected_calibration_error, predictive_metrics
-from pseudocoreset.diagnostics.moments import Moments, compare_moments
-from pseudocoreset.diagnostics.plots import plot_coreset, plot_history
-from pseudocoreset.diagnostics.report import report
-from pseudocoreset.diagnostics.reweighting import Reweighting, reweight
-from pseudocoreset.diagnostics.robustness import Robustness, robustness
-from pseudocoreset.diagnostics.shift import Detection, detect_foreign
+from pseudocoreset.diagnostics.plots.coreset import plot_coreset
+from pseudocoreset.diagnostics.plots.history import plot_history
+from pseudocoreset.diagnostics.predictions.differences import ScoreDifference, held_out_elpd
+from pseudocoreset.diagnostics.predictions.metrics import Metrics, expected_calibration_error, predictive_metrics
+from pseudocoreset.diagnostics.shifts.corrupted import Robustness, robustness
+from pseudocoreset.diagnostics.shifts.foreign import Detection, detect_foreign
+from pseudocoreset.inference.posterior.arviz import to_arviz
+from pseudocoreset.sbc import Calibration, calibrate, plot_calibration
 
 __all__ = [
     "Agreement",

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pseudocoreset.diagnostics.blocks import bound, held_out, log_probability_blocks, mean_blocks
-from pseudocoreset.diagnostics.formatting import json_values
+from pseudocoreset.formatting import json_values
+from pseudocoreset.inference.posterior.likelihoods import log_probability_blocks, mean_blocks
+from pseudocoreset.inference.posterior.model import accepts_model, held_out, model_of
+from pseudocoreset.rows import spread_indices
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
-    from pseudocoreset.models import Model
 
-__all__ = ["Convergence", "convergence", "predicted_quantities", "spread_indices"]
+__all__ = ["Convergence", "convergence", "predicted_quantities"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +67,12 @@ class Convergence:
         return json_values(dataclasses.asdict(self))
 
 
-def spread_indices(num_data: int, num_wanted: int) -> np.ndarray:
-    """At most ``num_wanted`` distinct indices below ``num_data``, evenly spread and always the same."""
-    return np.unique(np.linspace(0, num_data - 1, min(num_data, num_wanted)).round().astype(int))
-
-
-def convergence(posterior: Posterior, model: Model, *, max_inputs: int = 200, max_quantities: int = 400) -> Convergence:
+@accepts_model
+def convergence(posterior: Posterior, *, max_inputs: int = 200, max_quantities: int = 400) -> Convergence:
     """R-hat, bulk effective sample size and Monte-Carlo error of predictions at held-out inputs, through arviz-stats.
 
     Args:
         posterior: Draws evaluated on held-out inputs.
-        model: The model that was sampled.
         max_inputs: Held-out inputs examined, evenly spread over the data set.
         max_quantities: Predictions examined. Where inputs times classes is more, the most probable classes of
             each input are.
@@ -87,7 +83,7 @@ def convergence(posterior: Posterior, model: Model, *, max_inputs: int = 200, ma
     import arviz_base
     import arviz_stats
 
-    _, predicted = predicted_quantities(posterior, model, max_inputs=max_inputs, max_quantities=max_quantities)
+    _, predicted = predicted_quantities(posterior, max_inputs=max_inputs, max_quantities=max_quantities)
     num_chains, num_draws = predicted.shape[:2]
     values = predicted.reshape(num_chains, num_draws, -1)
     num_quantities = values.shape[-1]
@@ -116,13 +112,12 @@ def convergence(posterior: Posterior, model: Model, *, max_inputs: int = 200, ma
 
 
 def predicted_quantities(
-    posterior: Posterior, model: Model, *, max_inputs: int = 200, max_quantities: int = 400
+    posterior: Posterior, *, max_inputs: int = 200, max_quantities: int = 400
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted probabilities, or means, at a few held-out inputs.
 
     Args:
         posterior: Draws evaluated on held-out inputs.
-        model: The model that was sampled.
         max_inputs: Held-out inputs used, evenly spread over the data set.
         max_quantities: Quantities kept: the most probable classes of each input, most probable first.
 
@@ -132,15 +127,14 @@ def predicted_quantities(
     Raises:
         ValueError: The posterior was not evaluated on held-out inputs.
     """
-    split = held_out(posterior)
-    model = bound(model, split)
-    inputs = spread_indices(split.num_data, min(max_inputs, max_quantities))
-    if model.num_classes is None:
-        values = np.concatenate(list(mean_blocks(posterior, model, inputs=inputs)))
+    inputs = spread_indices(held_out(posterior).num_data, min(max_inputs, max_quantities))
+    num_classes = model_of(posterior).num_classes
+    if num_classes is None:
+        values = np.concatenate(list(mean_blocks(posterior, inputs=inputs)))
     else:
-        values = np.exp(np.concatenate(list(log_probability_blocks(posterior, model, inputs=inputs))))
+        values = np.exp(np.concatenate(list(log_probability_blocks(posterior, inputs=inputs))))
         # of two classes one says it all
-        num_kept = min(max(1, max_quantities // len(inputs)), model.num_classes - 1)
+        num_kept = min(max(1, max_quantities // len(inputs)), num_classes - 1)
         order = np.argsort(-values.mean(0), axis=-1, kind="stable")[:, :num_kept]
         values = np.take_along_axis(values, order[None], axis=-1)
     return inputs, values.reshape(posterior.num_chains, posterior.num_draws, *values.shape[1:])

@@ -1,4 +1,4 @@
-"""What the published evaluations have in common: a configuration, and the pure functions that a run consists of.
+"""What the published evaluations have in common: the pure functions that a run consists of.
 
 ``start`` makes the state of one repeat, ``advance`` takes it through one round, and after the last rounds the network
 at ``position`` predicts. What the weights of a coreset sum to plays no part in them: losses are weighted means.
@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.proxies import Batch, mean_loss_and_gradient
 
-__all__ = ["Published", "Task", "check_non_negative", "check_share", "still"]
+__all__ = ["Learning", "Rounds", "check_non_negative", "check_share", "still"]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is evaluated, apart from arrays.
+class Learning:
+    """What networks learn with, apart from arrays.
 
     Attributes:
         model: a bound model.
@@ -41,12 +40,10 @@ class Task:
         return _loss(self.model, params, (x, batch.targets, batch.weights))
 
 
-@dataclass(frozen=True)
-class Published(ABC):
-    """What ``Kim2022``, ``FBPC2023`` and ``Distillation`` have in common."""
+class Rounds(ABC):
+    """A run in rounds, repeated with other keys."""
 
     name: ClassVar[str]
-    batch_scores: ClassVar[bool]  # whether its code scores test batches of 128 by formulas of its own
 
     @property
     @abstractmethod
@@ -59,19 +56,11 @@ class Published(ABC):
         """Number of rounds of a run, and the first after which it predicts."""
 
     @abstractmethod
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the figures must know."""
-
-    @abstractmethod
-    def resolved(self, coreset: Pseudocoreset, num_classes: int) -> Published:
-        """The same with what depends on the coreset filled in."""
-
-    @abstractmethod
-    def start(self, key: jax.Array, task: Task) -> Any:
+    def start(self, key: jax.Array, task: Learning) -> Any:
         """State of one repeat."""
 
     @abstractmethod
-    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Task, coreset: CoresetArrays) -> Any:
+    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Learning, coreset: CoresetArrays) -> Any:
         """State after round ``index``."""
 
     def position(self, state: Any) -> Params:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
-from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.diagnostics.convergence import convergence
-from pseudocoreset.diagnostics.formatting import number
-from pseudocoreset.diagnostics.predictive import Predictive, predict
+from pseudocoreset.diagnostics.predictions.predictive import predict
+from pseudocoreset.evaluation.protocol import Protocol, Scored, Task
+from pseudocoreset.evaluation.scores import estimates, scores_of
+from pseudocoreset.formatting import number
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.mass import choose_mass
-from pseudocoreset.models import Model
 from pseudocoreset.validation import check_integer, check_positive
 
-if TYPE_CHECKING:
-    from pseudocoreset.data import Split
-
-__all__ = ["Default", "run_default"]
+__all__ = ["Default"]
 
 ENOUGH_DRAWS = 4  # of a chain, for R-hat
 
 
 @checked_class
 @dataclass(frozen=True)
-class Default:
+class Default(Protocol):
     """Sampling the posterior of the coreset, weights as they are, and scoring the average of its draws.
 
     Attributes:
@@ -82,80 +80,63 @@ class Default:
         names = ("kernel", "num_warmup", "num_samples", "thinning", "temperature", "batch_size", "step_size", "augment")
         return {name: getattr(self, name) for name in names} | dict(self.kernel_options)
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the mass is chosen."""
+        return self.mass == "choose"
 
-def run_default(
-    protocol: Default,
-    model: Model,
-    coreset: Pseudocoreset,
-    split: Split,
-    validation: Split | None,
-    key: jax.Array,
-    *,
-    mesh: Mesh | None = None,
-    progress: bool,
-) -> tuple[Posterior, list[Predictive], dict[str, Any], list[str]]:
-    """Sample, and predict.
-
-    Args:
-        protocol: the configuration.
-        model: a bound model.
-        coreset: the coreset.
-        split: what is scored.
-        validation: for ``mass="choose"``.
-        key: one typed key.
-        mesh: devices that share the chains.
-        progress: show progress bars.
-
-    Returns:
-        The draws; the average of each repeat; settings as they came out; notes.
-    """
-    mass_key, sample_key = jax.random.split(key)
-    notes: list[str] = []
-    settings: dict[str, Any] = {}
-    if protocol.mass == "choose":
-        assert validation is not None
-        coreset = choose_mass(
-            model,
+    def run(self, task: Task) -> Scored:
+        """Sample the posterior, and score the average of each repeat."""
+        mass_key, sample_key = jax.random.split(task.key)
+        coreset, settings, notes = self._weighted(task, mass_key)
+        posterior = sample(
+            task.model,
             coreset,
-            validation,
-            key=mass_key,
-            masses=protocol.masses,
-            num_chains=protocol.num_chains,
-            mesh=mesh,
-            progress=progress,
-            **protocol.sampling(),
+            key=sample_key,
+            predict_on=task.split,
+            num_chains=self.num_chains * self.num_repeats,
+            mesh=task.mesh,
+            progress=task.progress,
+            **self.sampling(),
         )
-        settings["mass_choice"] = coreset.metadata["mass_choice"]
-        if validation is split:
-            notes.append("The mass of the weights was chosen on the very data that are scored here.")
-    elif protocol.mass is not None:
-        coreset = coreset.with_mass(protocol.mass)
-    posterior = sample(
-        model,
-        coreset,
-        key=sample_key,
-        predict_on=split,
-        num_chains=protocol.num_chains * protocol.num_repeats,
-        mesh=mesh,
-        progress=progress,
-        **protocol.sampling(),
-    )
-    groups = [
-        slice(first, first + protocol.num_chains) for first in range(0, posterior.num_chains, protocol.num_chains)
-    ]
-    settings |= {
-        "mass": coreset.mass,
-        "step_size": posterior.metadata["step_size"],
-        "augment": posterior.metadata["augment"],
-    }
-    if posterior.num_draws >= ENOUGH_DRAWS:
-        notes += _convergence(posterior, model)
-    return posterior, [predict(posterior, model, chains=group) for group in groups], settings, notes
+        groups = [slice(first, first + self.num_chains) for first in range(0, posterior.num_chains, self.num_chains)]
+        settings |= {
+            "mass": coreset.mass,
+            "step_size": posterior.metadata["step_size"],
+            "augment": posterior.metadata["augment"],
+        }
+        if posterior.num_draws >= ENOUGH_DRAWS:
+            notes += _convergence(posterior)
+        metrics = estimates([scores_of(predict(posterior, chains=group)) for group in groups])
+        said = (_mass_note(coreset.mass, task.coreset), *notes)
+        return Scored(metrics, dataclasses.asdict(self) | settings, said, posterior)
+
+    def _weighted(self, task: Task, key: jax.Array) -> tuple[Pseudocoreset, dict[str, Any], list[str]]:
+        """The coreset at the mass that is asked for, what was chosen, and a note on that."""
+        if self.mass is None:
+            return task.coreset, {}, []
+        if self.mass != "choose":
+            return task.coreset.with_mass(self.mass), {}, []
+        assert task.validation is not None
+        coreset = choose_mass(
+            task.model,
+            task.coreset,
+            task.validation,
+            key=key,
+            masses=self.masses,
+            num_chains=self.num_chains,
+            mesh=task.mesh,
+            progress=task.progress,
+            **self.sampling(),
+        )
+        is_same = task.validation is task.split
+        notes = ["The mass of the weights was chosen on the very data that are scored here."] if is_same else []
+        return coreset, {"mass_choice": coreset.metadata["mass_choice"]}, notes
 
 
-def _convergence(posterior: Posterior, model: Model) -> list[str]:
+def _convergence(posterior: Posterior) -> list[str]:
     """A sentence where the chains have not converged, or cannot be judged."""
-    found = convergence(posterior, model)
+    found = convergence(posterior)
     if found.is_good is None:
         return ["Convergence cannot be judged: it takes two chains or more whose predictions vary."]
     if found.is_good:
@@ -164,3 +145,9 @@ def _convergence(posterior: Posterior, model: Model) -> list[str]:
         f"Not converged by the usual standard (R-hat of predictions up to {number(found.rhat_max)}, ESS from "
         f"{number(found.ess_min, 0)}): read the figures as those of this run."
     ]
+
+
+def _mass_note(mass: float, coreset: Pseudocoreset) -> str:
+    if not coreset.num_data:
+        return f"The mass of the weights is {mass:g}."
+    return f"The mass of the weights is {mass:g}, {number(mass / coreset.num_data)} of that of the data."

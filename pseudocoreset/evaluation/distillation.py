@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share, still
+from pseudocoreset.evaluation.base import Learning, check_non_negative, check_share, still
+from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import Moving, one_pass, sgd
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.validation import check_integer, check_positive
@@ -53,7 +54,7 @@ class Distillation(Published):
     num_networks: int = 5
 
     name: ClassVar[str] = "distillation"
-    batch_scores: ClassVar[bool] = False
+    scores_ensemble: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None:
@@ -94,12 +95,14 @@ class Distillation(Published):
             decay_after=(self.num_epochs - 1) // 2 + 2 if self.decay_after is None else self.decay_after,
         )
 
-    def start(self, key: jax.Array, task: Task) -> Moving:
+    def start(self, key: jax.Array, task: Learning) -> Moving:
         """State of one repeat."""
         position = task.model.init(key)
         return Moving(position, still(position))
 
-    def advance(self, key: jax.Array, index: jax.Array, state: Moving, task: Task, coreset: CoresetArrays) -> Moving:
+    def advance(
+        self, key: jax.Array, index: jax.Array, state: Moving, task: Learning, coreset: CoresetArrays
+    ) -> Moving:
         """One epoch."""
         assert self.learning_rate is not None
         assert self.decay_after is not None

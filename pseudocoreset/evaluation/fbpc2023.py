@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +11,8 @@ import jax
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share
+from pseudocoreset.evaluation.base import Learning, check_non_negative, check_share
+from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import Moving, kim2022_potential, kim2022_sghmc, normal_like, one_pass, scattered
 from pseudocoreset.models import Params
 from pseudocoreset.objectives import CoresetArrays
@@ -103,27 +105,31 @@ class FBPC2023(Published):
         """With what depends on the coreset filled in."""
         return replace(self, batch_size=min(self.batch_size or coreset.size, coreset.size))
 
-    def start(self, key: jax.Array, task: Task) -> Moving:
+    def start(self, key: jax.Array, task: Learning) -> Moving:
         """State of one repeat."""
         return scattered(key, task.model, self.init_scale, self.momentum_scale)
 
-    def advance(self, key: jax.Array, index: jax.Array, state: Moving, task: Task, coreset: CoresetArrays) -> Moving:
+    def advance(
+        self, key: jax.Array, index: jax.Array, state: Moving, task: Learning, coreset: CoresetArrays
+    ) -> Moving:
         """Epochs from one draw to the next."""
         assert self.batch_size is not None
-        num_points = coreset.inputs.shape[0]
-
-        def step(moving: Moving, step_key: jax.Array, batch: CoresetArrays) -> Moving:
-            noise_key, augment_key = jax.random.split(step_key)
-
-            def potential(params: Params) -> jax.Array:
-                loss = task.loss(params, batch, augment_key)
-                return num_points * kim2022_potential(loss, params, self.weight_decay)
-
-            diffusion = self.noise / num_points
-            rule = {"step_size": self.learning_rate, "friction": self.friction, "diffusion": diffusion}
-            return kim2022_sghmc(moving, normal_like(noise_key, moving.position), jax.grad(potential), **rule)
+        step = functools.partial(self._step, task, coreset.inputs.shape[0])
 
         def epoch(moving: Moving, epoch_key: jax.Array) -> tuple[Moving, None]:
             return one_pass(step, moving, epoch_key, coreset, self.batch_size or coreset.inputs.shape[0]), None
 
         return jax.lax.scan(epoch, state, jax.random.split(key, self.sample_every))[0]
+
+    def _step(
+        self, task: Learning, num_points: int, moving: Moving, step_key: jax.Array, batch: CoresetArrays
+    ) -> Moving:
+        noise_key, augment_key = jax.random.split(step_key)
+
+        def potential(params: Params) -> jax.Array:
+            loss = task.loss(params, batch, augment_key)
+            return num_points * kim2022_potential(loss, params, self.weight_decay)
+
+        diffusion = self.noise / num_points
+        rule = {"step_size": self.learning_rate, "friction": self.friction, "diffusion": diffusion}
+        return kim2022_sghmc(moving, normal_like(noise_key, moving.position), jax.grad(potential), **rule)

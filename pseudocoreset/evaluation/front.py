@@ -12,29 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import resolve_augmentation
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.doors import bind_to, check_start, check_targets
-from pseudocoreset.diagnostics.formatting import number
-from pseudocoreset.evaluation.base import Published, Task
-from pseudocoreset.evaluation.default import Default, run_default
-from pseudocoreset.evaluation.distillation import Distillation
-from pseudocoreset.evaluation.fbpc2023 import FBPC2023
-from pseudocoreset.evaluation.kim2022 import Kim2022
-from pseudocoreset.evaluation.result import Estimate, Evaluation, Evaluations
-from pseudocoreset.evaluation.runs import run_protocol
-from pseudocoreset.evaluation.scores import estimates, scores_of
+from pseudocoreset.evaluation.protocol import Protocol, Scored, Task, resolve_protocol
+from pseudocoreset.evaluation.result import Evaluation, Evaluations
+from pseudocoreset.formatting import number
 from pseudocoreset.inference.posterior import library_versions
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_choice, check_key, key_record
 
-__all__ = ["PROTOCOLS", "evaluate"]
+__all__ = ["evaluate"]
 
-Protocol = Default | Published
-PROTOCOLS: dict[str, type[Any]] = {one.name: one for one in (Default, Kim2022, FBPC2023, Distillation)}
 SPLITS = ("validation", "test")
 
 
@@ -103,7 +94,8 @@ def evaluate(
         data: the data set, preprocessed as that of the coreset was.
         protocol: ``"default"`` (the posterior, sampled correctly), ``"kim2022"``, ``"fbpc2023"`` (as published, for
             comparison with tables), ``"distillation"`` (networks trained by SGD), or a configuration from
-            ``pseudocoreset.evaluation``: ``Default``, ``Kim2022``, ``FBPC2023``, ``Distillation``.
+            ``pseudocoreset.evaluation``: ``Default``, ``Kim2022``, ``FBPC2023``, ``Distillation``. A subclass of
+            ``pseudocoreset.evaluation.Protocol`` adds another.
         key: one typed key. All networks are evaluated with the same.
         split: ``"validation"`` or ``"test"``.
         validation_fraction: of the training data, where there is no validation split.
@@ -126,10 +118,10 @@ def evaluate(
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset (Dataset.from_arrays makes one); got {type(data).__name__}")
     mesh = check_mesh(mesh)
-    chosen = _protocol(protocol, settings)
+    chosen = resolve_protocol(protocol, settings)
     check_start(coreset, data)
     split_key, run_key = jax.random.split(key)
-    needs_validation = split == "validation" or getattr(chosen, "mass", None) == "choose"
+    needs_validation = split == "validation" or chosen.needs_validation
     validation, is_seen = _validation(data, validation_fraction, split_key) if needs_validation else (None, False)
     held_out = validation if split == "validation" else data.test
     if held_out is None:
@@ -146,27 +138,19 @@ def evaluate(
         bound = bind_to(one, data)
         struct = jax.ShapeDtypeStruct(coreset.packed.shape, np.float32)
         check_targets(bound, struct, coreset.targets, "coreset", takes_soft=coreset.is_soft)
-        found = _run(chosen, bound, coreset, data, held_out, validation, run_key, mesh, progress)
-        metrics, described, more, posterior = found
+        task = Task(bound, coreset, held_out, validation, data.name, run_key, mesh, progress)
+        scored = chosen.run(task)
         return Evaluation(
             protocol=chosen.name,
             model=one.name,
             split=split,
             num_data=len(held_out),
-            metrics=metrics,
-            settings={
-                **described,
-                "data": data.name,
-                "num_points": coreset.size,
-                "objective": coreset.metadata.get("objective"),
-                "num_params": bound.num_params,
-                "key": key_record(key),
-                "backend": jax.default_backend(),
-            },
-            notes=(*more, *notes),
+            metrics=scored.metrics,
+            settings=scored.settings | _described(task, key),
+            notes=(*scored.notes, *_notes_on_scores(task, scored), *notes),
             seconds=time.perf_counter() - began,
             versions=library_versions(),
-            posterior=posterior,
+            posterior=scored.posterior,
         )
 
     if isinstance(model, Model):
@@ -174,68 +158,25 @@ def evaluate(
     return Evaluations({name: dataclasses.replace(run(one), model=name) for name, one in _named(model).items()})
 
 
-def _run(
-    protocol: Protocol,
-    model: Model,
-    coreset: Pseudocoreset,
-    data: Dataset,
-    held_out: Split,
-    validation: Split | None,
-    key: jax.Array,
-    mesh: Mesh | None,
-    progress: bool,
-) -> tuple[dict[str, Estimate], dict[str, Any], list[str], Any]:
-    """Scores, settings, notes and draws of one model."""
-    posterior = None
-    notes: list[str]
-    if isinstance(protocol, Default):
-        posterior, predictives, extra, notes = run_default(
-            protocol, model, coreset, held_out, validation, key, mesh=mesh, progress=progress
-        )
-        metrics = estimates([scores_of(one) for one in predictives])
-        described = dataclasses.asdict(protocol) | extra
-        notes.insert(0, _mass_note(extra["mass"], coreset))
-    else:
-        if model.num_classes is None or not model.has_function:
-            raise ValueError(
-                f"protocol {protocol.name!r} is for models of classes with function values; {model.name!r} is none, "
-                "use protocol='default'"
-            )
-        resolved = protocol.resolved(coreset, model.num_classes)
-        augment = resolve_augmentation(getattr(resolved, "augment"), coreset.packed.shape[1:], data.name)  # noqa: B009
-        outcome = run_protocol(resolved, Task(model, augment), coreset, held_out, key, mesh=mesh, progress=progress)
-        members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
-        metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])
-        metrics |= {name: Estimate(tuple(map(float, values))) for name, values in outcome.measured.items()}
-        if isinstance(resolved, Distillation) and resolved.repeats > 1:
-            ensemble = scores_of(outcome.ensemble())
-            metrics |= estimates([{k: v for k, v in ensemble.items() if not k.startswith("nll_member")}], "ensemble_")
-        described = dataclasses.asdict(resolved) | {"augment": None if augment is None else augment.strategy}
-        notes = list(resolved.notes())
-    if model.num_classes is not None:
-        uniform = float(np.log(model.num_classes))
-        if metrics["nll"].mean >= uniform:
-            notes.append(f"The NLL is no better than that of uniform guessing ({number(uniform)}).")
-    return metrics, described, notes, posterior
+def _described(task: Task, key: jax.Array) -> dict[str, Any]:
+    """What every evaluation records beside the settings of its protocol; ``key`` is the one that was given."""
+    return {
+        "data": task.data_name,
+        "num_points": task.coreset.size,
+        "objective": task.coreset.metadata.get("objective"),
+        "num_params": task.model.num_params,
+        "key": key_record(key),
+        "backend": jax.default_backend(),
+    }
 
 
-def _protocol(protocol: Any, settings: Mapping[str, Any]) -> Protocol:
-    """The configuration that ``protocol`` means, with some fields changed."""
-    if isinstance(protocol, str):
-        check_choice(protocol, "protocol", PROTOCOLS)
-        protocol = PROTOCOLS[protocol]()
-    if not isinstance(protocol, Default | Published):
-        raise TypeError(
-            f"protocol must be one of {', '.join(map(repr, PROTOCOLS))} or a configuration from "
-            f"pseudocoreset.evaluation; got {protocol!r}"
-        )
-    fields = [field.name for field in dataclasses.fields(protocol)]
-    unknown = sorted(set(settings) - set(fields))
-    if unknown:
-        raise ValueError(
-            f"protocol {protocol.name!r} has no {', '.join(map(repr, unknown))}; its settings are {', '.join(fields)}"
-        )
-    return dataclasses.replace(protocol, **settings)
+def _notes_on_scores(task: Task, scored: Scored) -> list[str]:
+    if task.model.num_classes is None or "nll" not in scored.metrics:
+        return []
+    uniform = float(np.log(task.model.num_classes))
+    if scored.metrics["nll"].mean < uniform:
+        return []
+    return [f"The NLL is no better than that of uniform guessing ({number(uniform)})."]
 
 
 def _validation(data: Dataset, fraction: float, key: jax.Array) -> tuple[Split, bool]:
@@ -245,12 +186,6 @@ def _validation(data: Dataset, fraction: float, key: jax.Array) -> tuple[Split, 
     found = data.split_validation(fraction, key).validation
     assert found is not None
     return found, True
-
-
-def _mass_note(mass: float, coreset: Pseudocoreset) -> str:
-    if not coreset.num_data:
-        return f"The mass of the weights is {mass:g}."
-    return f"The mass of the weights is {mass:g}, {number(mass / coreset.num_data)} of that of the data."
 
 
 def _named(models: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.evaluation.base import Published, Task, check_non_negative, check_share
+from pseudocoreset.evaluation.base import Learning, check_non_negative, check_share
+from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import (
     Moving,
     kim2022_hmc,
@@ -135,7 +137,7 @@ class Kim2022(Published):
             filled["augment"] = None
         return replace(self, **filled)
 
-    def start(self, key: jax.Array, task: Task) -> Any:
+    def start(self, key: jax.Array, task: Learning) -> Any:
         """State of one repeat."""
         assert self.momentum_scale is not None
         moving = scattered(key, task.model, self.init_scale, self.momentum_scale)
@@ -143,16 +145,10 @@ class Kim2022(Published):
             return _Transitions(moving.position, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
         return moving
 
-    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Task, coreset: CoresetArrays) -> Any:
+    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Learning, coreset: CoresetArrays) -> Any:
         """One iteration: steps of SGHMC, or one transition of HMC."""
         assert self.num_steps is not None
         assert self.step_size is not None
-        num_points = coreset.inputs.shape[0]
-
-        def potential(params: Params, augment_key: jax.Array) -> jax.Array:
-            assert self.weight_decay is not None
-            return kim2022_potential(task.loss(params, coreset, augment_key), params, self.weight_decay)
-
         if self.sampler == "hmc":
             assert self.momentum_scale is not None
             momentum_key, uniform_key = jax.random.split(key)
@@ -160,26 +156,32 @@ class Kim2022(Published):
                 state.position,
                 normal_like(momentum_key, state.position),
                 jax.random.uniform(uniform_key),
-                lambda params: potential(params, key),
-                num_points=num_points,
+                functools.partial(self._potential, task, coreset, key),
+                num_points=coreset.inputs.shape[0],
                 step_size=self.step_size,
                 num_steps=self.num_steps,
                 momentum_scale=self.momentum_scale,
             )
             return _Transitions(position, state.num_accepted + accepted, state.num_done + 1)
 
-        def step(moving: Moving, step_key: jax.Array) -> tuple[Moving, None]:
-            assert self.step_size is not None
-            noise_key, augment_key = jax.random.split(step_key)
-
-            def gradient(params: Params) -> Params:
-                return jax.grad(lambda p: num_points * potential(p, augment_key))(params)
-
-            diffusion = self.friction * self.noise
-            rule = {"step_size": self.step_size, "friction": self.friction, "diffusion": diffusion}
-            return kim2022_sghmc(moving, normal_like(noise_key, moving.position), gradient, **rule), None
-
+        step = functools.partial(self._step, task, coreset)
         return jax.lax.scan(step, state, jax.random.split(key, self.num_steps))[0]
+
+    def _potential(self, task: Learning, coreset: CoresetArrays, augment_key: jax.Array, params: Params) -> jax.Array:
+        assert self.weight_decay is not None
+        return kim2022_potential(task.loss(params, coreset, augment_key), params, self.weight_decay)
+
+    def _step(self, task: Learning, coreset: CoresetArrays, moving: Moving, step_key: jax.Array) -> tuple[Moving, None]:
+        assert self.step_size is not None
+        noise_key, augment_key = jax.random.split(step_key)
+        num_points = coreset.inputs.shape[0]
+
+        def energy(params: Params) -> jax.Array:
+            return num_points * self._potential(task, coreset, augment_key, params)
+
+        diffusion = self.friction * self.noise
+        rule = {"step_size": self.step_size, "friction": self.friction, "diffusion": diffusion}
+        return kim2022_sghmc(moving, normal_like(noise_key, moving.position), jax.grad(energy), **rule), None
 
     def measured(self, state: Any) -> dict[str, jax.Array]:
         """Share of proposals that HMC accepted."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pseudocoreset.diagnostics.formatting import Table, json_values, number, text_table, with_error
+from pseudocoreset.formatting import Table, json_values, number, text_table, with_error
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior

@@ -1,22 +1,28 @@
-"""Runs of a published protocol: all repeats together, in compiled blocks of rounds."""
+"""Runs of the published protocols: all repeats together, in compiled blocks of rounds."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pseudocoreset.augment import resolve_augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Split
-from pseudocoreset.diagnostics.predictive import Predictive
-from pseudocoreset.evaluation.base import Published, Task
+from pseudocoreset.diagnostics.predictions.predictive import Predictive
+from pseudocoreset.evaluation.base import Learning, Rounds
+from pseudocoreset.evaluation.protocol import Protocol, Scored, Task
+from pseudocoreset.evaluation.result import Estimate
+from pseudocoreset.evaluation.scores import estimates, scores_of
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import stored_inputs
 from pseudocoreset.meshes import replicate, to_host
@@ -24,7 +30,7 @@ from pseudocoreset.models import Params
 from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.progress import progress_bar
 
-__all__ = ["Outcome", "run_protocol"]
+__all__ = ["Outcome", "Published", "run_rounds"]
 
 NUM_BLOCKS = 20
 Rows = tuple[jax.Array, jax.Array]
@@ -74,8 +80,8 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    protocol: Published
-    task: Task
+    protocol: Rounds
+    task: Learning
     preprocessing: Any
     chunk_size: int
 
@@ -130,33 +136,35 @@ def _run_block(
     mesh: Mesh | None,
 ) -> tuple[_Carry, jax.Array]:
     """Rounds from the first to before the last of every repeat, and whether its parameters are finite."""
+    return map_stack(functools.partial(_rounds_of_one, plan), (carry, keys), rounds, coreset, rows, mesh=mesh)
+
+
+def _rounds_of_one(
+    plan: _Plan, item: tuple[_Carry, jax.Array], rounds: Any, coreset: CoresetArrays, rows: Rows
+) -> tuple[_Carry, jax.Array]:
+    carry, key = item
     recorded_from = plan.protocol.rounds[1]
 
-    def one(item: tuple[_Carry, jax.Array], rounds: Any, coreset: CoresetArrays, rows: Rows) -> Any:
-        carry, key = item
+    def recorded(index: jax.Array, carry: _Carry) -> _Carry:
+        log_probabilities, log_likelihood = plan.predict(plan.protocol.position(carry.state), rows)
+        total = jnp.logaddexp(carry.total, log_probabilities.astype(carry.total.dtype))
+        members = carry.log_likelihood.at[index - recorded_from].set(log_likelihood.astype(carry.total.dtype))
+        return _Carry(carry.state, total, members)
 
-        def recorded(index: jax.Array, carry: _Carry) -> _Carry:
-            log_probabilities, log_likelihood = plan.predict(plan.protocol.position(carry.state), rows)
-            total = jnp.logaddexp(carry.total, log_probabilities.astype(carry.total.dtype))
-            members = carry.log_likelihood.at[index - recorded_from].set(log_likelihood.astype(carry.total.dtype))
-            return _Carry(carry.state, total, members)
+    def round_of(index: jax.Array, carry: _Carry) -> _Carry:
+        state = plan.protocol.advance(jax.random.fold_in(key, index + 1), index, carry.state, plan.task, coreset)
+        carry = carry._replace(state=state)
+        return jax.lax.cond(index >= recorded_from, recorded, lambda _, same: same, index, carry)
 
-        def round_of(index: jax.Array, carry: _Carry) -> _Carry:
-            state = plan.protocol.advance(jax.random.fold_in(key, index + 1), index, carry.state, plan.task, coreset)
-            carry = carry._replace(state=state)
-            return jax.lax.cond(index >= recorded_from, recorded, lambda _, same: same, index, carry)
-
-        first, last = rounds
-        carry = jax.lax.fori_loop(first, last, round_of, carry)
-        leaves = jax.tree.leaves(plan.protocol.position(carry.state))
-        return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-
-    return map_stack(one, (carry, keys), rounds, coreset, rows, mesh=mesh)
+    first, last = rounds
+    carry = jax.lax.fori_loop(first, last, round_of, carry)
+    leaves = jax.tree.leaves(plan.protocol.position(carry.state))
+    return carry, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
-def run_protocol(
-    protocol: Published,
-    task: Task,
+def run_rounds(
+    protocol: Rounds,
+    task: Learning,
     coreset: Pseudocoreset,
     split: Split,
     key: jax.Array,
@@ -164,7 +172,7 @@ def run_protocol(
     mesh: Mesh | None = None,
     progress: bool,
 ) -> Outcome:
-    """Run all repeats of a protocol; the key of a repeat depends on its number alone.
+    """Run all repeats of a run in rounds; the key of a repeat depends on its number alone.
 
     Args:
         protocol: with everything filled in that depends on the coreset.
@@ -201,3 +209,45 @@ def run_protocol(
     count = num_rounds - recorded_from
     found = to_host((carry.total, carry.log_likelihood, protocol.measured(carry.state)))
     return Outcome(found[0] - math.log(count), found[1], np.asarray(split.y), found[2])
+
+
+@dataclass(frozen=True)
+class Published(Protocol, Rounds):
+    """A protocol as a paper or its code has it, run in rounds: ``Kim2022``, ``FBPC2023`` and ``Distillation``."""
+
+    batch_scores: ClassVar[bool] = False  # whether its code scores test batches of 128 by formulas of its own
+    scores_ensemble: ClassVar[bool] = False  # whether the average of all repeats is scored too
+
+    @abstractmethod
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+
+    @abstractmethod
+    def resolved(self, coreset: Pseudocoreset, num_classes: int) -> Published:
+        """The same with what depends on the coreset filled in."""
+
+    def run(self, task: Task) -> Scored:
+        """Run all repeats, and score each.
+
+        Raises:
+            ValueError: if the model is none of classes with function values.
+        """
+        model, coreset = task.model, task.coreset
+        if model.num_classes is None or not model.has_function:
+            raise ValueError(
+                f"protocol {self.name!r} is for models of classes with function values; {model.name!r} is none, "
+                "use protocol='default'"
+            )
+        resolved = self.resolved(coreset, model.num_classes)
+        asked = getattr(resolved, "augment", None)
+        augment = resolve_augmentation(asked, coreset.packed.shape[1:], task.data_name)
+        learning = Learning(model, augment)
+        outcome = run_rounds(resolved, learning, coreset, task.split, task.key, mesh=task.mesh, progress=task.progress)
+        members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
+        metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])
+        metrics |= {name: Estimate(tuple(map(float, values))) for name, values in outcome.measured.items()}
+        if resolved.scores_ensemble and resolved.repeats > 1:
+            ensemble = scores_of(outcome.ensemble())
+            metrics |= estimates([{k: v for k, v in ensemble.items() if not k.startswith("nll_member")}], "ensemble_")
+        settings = dataclasses.asdict(resolved) | {"augment": None if augment is None else augment.strategy}
+        return Scored(metrics, settings, resolved.notes())

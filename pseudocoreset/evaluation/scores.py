@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.data.coercion import as_numbers
-from pseudocoreset.diagnostics.metrics import metrics_of
-from pseudocoreset.diagnostics.predictive import Predictive
+from pseudocoreset.diagnostics.predictions.metrics import metrics_of
+from pseudocoreset.diagnostics.predictions.predictive import Predictive
 from pseudocoreset.evaluation.result import Estimate
 from pseudocoreset.validation import check_integer
 

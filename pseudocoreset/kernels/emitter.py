@@ -7,12 +7,12 @@ they carry. What is written with it is compiled for this very processor, with it
 from __future__ import annotations
 
 import ctypes
-import functools
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+
+from pseudocoreset.kernels.processor import Processor, engine, target_machine
 
 __all__ = ["Emitter", "Integer", "Pointer", "Program", "Vector"]
 
@@ -195,13 +195,13 @@ class Emitter:
         return self.builder.load(self._at(address, offset), typ=_ADDRESS, align=8)
 
     def copy(self, target: Pointer, source: Pointer, numbers: Integer | int) -> None:
-        """Copy so many numbers."""
+        """Copy this count of numbers."""
         copy = self.program.module.declare_intrinsic("llvm.memcpy", [_ADDRESS, _ADDRESS, _INTEGER])
         size = Integer(self, self.raw(numbers)) * self.program.bytes
         self.builder.call(copy, [target.value, source.value, size.value, ir.IntType(1)(0)])
 
     def clear(self, target: Pointer, numbers: Integer | int) -> None:
-        """Make so many numbers zero."""
+        """Make this count of numbers zero."""
         clear = self.program.module.declare_intrinsic("llvm.memset", [_ADDRESS, _INTEGER])
         size = Integer(self, self.raw(numbers)) * self.program.bytes
         self.builder.call(clear, [target.value, ir.IntType(8)(0), size.value, ir.IntType(1)(0)])
@@ -221,7 +221,7 @@ class Emitter:
         return Integer(self, self.builder.atomic_rmw("add", place, _INTEGER(value), "seq_cst"))
 
     def wait(self, address: ir.Value, offset: int, value: Integer) -> None:
-        """Until other threads have made the integer at a number of bytes from an address so large."""
+        """Wait until other threads have made the integer at a number of bytes from an address as large as ``value``."""
         again, after = (self.function.append_basic_block() for _ in range(2))
         self.builder.branch(again)
         self.builder.position_at_end(again)
@@ -230,7 +230,7 @@ class Emitter:
         self.builder.position_at_end(after)
 
     def allocate(self, size: int) -> ir.Value:
-        """The address of so many bytes of the C library's."""
+        """The address of ``size`` bytes of the C library's memory."""
         return self.builder.call(self._library("malloc", _ADDRESS, _INTEGER), [_INTEGER(size)])
 
     def free(self, address: ir.Value) -> None:
@@ -241,16 +241,14 @@ class Emitter:
         known = self.program.module.globals
         return known.get(name) or ir.Function(self.program.module, ir.FunctionType(gives, [takes]), name)
 
-    def call_with_structure(self, function: ir.Value, members: Sequence[ir.Value]) -> ir.Value:
-        """Call a function of XLA's with a structure: its size, no extension, and these addresses."""
-        size = 8 * (2 + len(members))
+    def call_with_structure(self, function: ir.Value, members: Mapping[int, ir.Value]) -> ir.Value:
+        """Call a function with the address of a structure of these words, by their offsets in bytes."""
+        words = max(members) // 8 + 1
         with self.builder.goto_entry_block():
-            structure = self.builder.alloca(_INTEGER, 2 + len(members))
+            structure = self.builder.alloca(_INTEGER, words)
         structure.type = _ADDRESS  # as all addresses here, of nothing in particular
-        self.store_integer(size, structure, 0)
-        self.store_integer(0, structure, 8)
-        for index, member in enumerate(members):
-            self.store_address(member, structure, 16 + 8 * index)
+        for offset, member in members.items():
+            self.store_address(member, structure, offset)
         function.type = ir.FunctionType(_ADDRESS, [_ADDRESS]).as_pointer()
         return self.builder.call(function, [structure])
 
@@ -275,18 +273,18 @@ class Program:
         number: type of a number, ``vector`` of a vector.
     """
 
-    def __init__(self, bits: int) -> None:
-        """Of numbers of 32 or 64 bits."""
+    def __init__(self, bits: int, processor: Processor) -> None:
+        """Of numbers of 32 or 64 bits, in vectors that the processor has."""
         self.bytes = bits // 8
-        self.lanes, self.registers = vector_bits() // bits, num_vectors()
+        self.lanes, self.registers = processor.vector_bits // bits, processor.registers
         self.module = ir.Module()
         self.module.triple = llvm.get_process_triple()
-        self.module.data_layout = str(_target_machine().target_data)
+        self.module.data_layout = str(target_machine().target_data)
         self.number = {32: ir.FloatType(), 64: ir.DoubleType()}[bits]
         self.vector = ir.VectorType(self.number, self.lanes)
 
     def function(self, name: str, pointers: int, integers: int) -> tuple[Emitter, list[Pointer], list[Integer]]:
-        """A function of so many addresses, and so many integers after them, that nothing outside calls."""
+        """A function of addresses, and of integers after them, that nothing outside calls."""
         kind = ir.FunctionType(ir.VoidType(), [_ADDRESS] * pointers + [_INTEGER] * integers)
         made = ir.Function(self.module, kind, name)
         made.linkage = "internal"
@@ -300,7 +298,7 @@ class Program:
         return emitter, emitter.function.args[0]
 
     def zeros(self, name: str, count: int) -> ir.GlobalVariable:
-        """So many constant zeros."""
+        """Constant zeros."""
         kind = ir.ArrayType(self.number, count)
         made = ir.GlobalVariable(self.module, kind, name)
         made.global_constant = True
@@ -310,47 +308,12 @@ class Program:
 
     def compiled(self, name: str) -> ctypes.c_void_p:
         """Compile all, and say where the function ``name`` is; it stays there as long as the process. One at a time."""
-        engine = _engine()
         module = llvm.parse_assembly(str(self.module))
         options = llvm.create_pipeline_tuning_options(speed_level=2)
         # Loops carry as many vectors as the processor holds: unrolled they would spill.
         options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-        passes = llvm.create_pass_builder(_target_machine(), options)
+        passes = llvm.create_pass_builder(target_machine(), options)
         passes.getModulePassManager().run(module, passes)
-        engine.add_module(module)
-        engine.finalize_object()
-        return ctypes.c_void_p(engine.get_function_address(name))
-
-
-@functools.cache
-def _has(*features: str) -> bool:
-    found = llvm.get_host_cpu_features()
-    return all(found.get(feature) for feature in features)
-
-
-def vector_bits() -> int:
-    """Of the widest vector of this processor."""
-    if _has("avx512f"):
-        return 512
-    return 256 if _has("avx2", "fma") else 128
-
-
-def num_vectors() -> int:
-    """Vectors that this processor holds."""
-    return 32 if _has("avx512f") or platform.machine().lower() in ("aarch64", "arm64") else 16
-
-
-@functools.cache
-def _target_machine() -> llvm.TargetMachine:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    # The widest vectors, where LLVM of itself prefers half of them.
-    features = llvm.get_host_cpu_features().flatten() + (",-prefer-256-bit" if _has("avx512f") else "")
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True
-    )
-
-
-@functools.cache
-def _engine() -> llvm.ExecutionEngine:
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+        engine().add_module(module)
+        engine().finalize_object()
+        return ctypes.c_void_p(engine().get_function_address(name))

@@ -1,4 +1,4 @@
-"""Correlation of images with 3x3 weights as JAX sees it: two primitives that are each other's derivatives.
+"""Correlation of images with 3x3 filters as JAX sees it: two primitives that are each other's derivatives.
 
 The correlation is linear in the weights, and in the images but for its bias; so is its gradient towards the weights in
 images and cotangents. A transpose of either is the other, or the correlation with its weights turned round. So
@@ -16,37 +16,24 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from pseudocoreset.batching import threads_of_a_device
+from pseudocoreset.kernels import processor
+from pseudocoreset.kernels.handlers import target
 from pseudocoreset.kernels.sizes import FILTERS, Sizes
 
 __all__ = ["correlate"]
 
 
-def correlate(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Correlation of images with 3x3 kernels, a frame of one zero around the images.
-
-    In a ``shard_map`` it wants ``check_vma=False``, and of a mesh axes of the type ``Auto``.
-
-    Args:
-        x: images (n, height, width, channels), float32 or float64.
-        kernel: weights (3, 3, channels, filters), of that type.
-        bias: (filters,), added at every place.
-
-    Returns:
-        Images (n, height, width, filters).
-
-    Raises:
-        TypeError: if shapes do not fit one another, or types are others than these.
-    """
-    weights = kernel.reshape(-1, kernel.shape[-1])
+def correlate(x: jax.Array, filters: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """As ``pseudocoreset.kernels.correlate``."""
+    weights = filters.reshape(-1, filters.shape[-1])
     if bias is not None:
         weights = jnp.concatenate([weights, bias[None]])
     return _correlate(x, weights, bias is not None)
 
 
 def _correlate(x: jax.Array, weights: jax.Array, bias: bool) -> jax.Array:
-    filters = weights.shape[1]
-    return _correlation.bind(x, _padded(weights), bias=bias)[..., :filters]
+    num_filters = weights.shape[1]
+    return _correlation.bind(x, _padded(weights), bias=bias)[..., :num_filters]
 
 
 def _padded(x: jax.Array) -> jax.Array:
@@ -61,12 +48,9 @@ def _turned(weights: jax.Array, channels: int) -> jax.Array:
 
 
 def _call(kind: str, out: tuple[int, ...], x: jax.Array, other: jax.Array, bias: bool) -> jax.Array:
-    # Here alone, so that a machine where nothing is convolved on a CPU needs no compiler.
-    from pseudocoreset.kernels.handlers import target
-
     sizes = Sizes.of(x.shape, out[-1], bias, 8 * x.dtype.itemsize)
     n, height, width, _ = x.shape
-    parts = sizes.parts(n, height, width, threads_of_a_device())
+    parts = sizes.parts(n, height, width, processor.threads_of_a_device())
     shapes = out, (parts, sizes.scratch(-(-n // parts), height, width))
     results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes]
     return jax.ffi.ffi_call(target(kind, sizes), results)(x, other)[0]
@@ -77,11 +61,11 @@ _gradient = Primitive("correlation_3x3_gradient")
 
 
 def _check(x: Any, other: Any, fits: bool) -> None:
-    """Kernels trust what they are given."""
+    """Routines trust what they are given."""
     if x.dtype != other.dtype or x.dtype not in (jnp.float32, jnp.float64) or not fits:
         raise TypeError(
-            "correlate: wanted images (n, height, width, channels), weights (3, 3, channels, filters) and a bias "
-            f"(filters,), all float32 or all float64; got {x.str_short()} and, as a matrix, {other.str_short()}"
+            "correlate: wanted images (n, height, width, channels), filters (3, 3, channels, num_filters) and a bias "
+            f"(num_filters,), all float32 or all float64; got {x.str_short()} and, as a matrix, {other.str_short()}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The inner loop of all kernels: products of a matrix with a panel of another, summed up in registers."""
+"""The inner loop of all routines: products of a matrix with a panel of another, summed up in registers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel is compiled for, and the memory that it wants; nothing here needs a compiler."""
+"""What a routine is compiled for, and the memory that it needs; nothing here needs a compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["FILTERS", "PLACES", "Sizes"]
 # Filters are padded to a multiple of it, the widest vector of float32 that there is.
 FILTERS = 16
 PLACES = 36
-# Transforms of tiles in work at once, so much of a second cache, but not fewer than pay for reading the weights.
+# Transforms of tiles in work at once: a part of a second cache, but not fewer than pay for reading the weights.
 TILES_BYTES = 512 * 1024
 LEAST_TILES = 28
 # Tiles in all below which the transforms of the weights, and reading them, cost more than the products that they save.
@@ -22,7 +22,7 @@ PART_PRODUCTS = 2_000_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a kernel is compiled for.
+    """What a routine is compiled for.
 
     Attributes:
         channels: of the images.

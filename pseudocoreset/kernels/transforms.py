@@ -1,6 +1,6 @@
 """The transforms of Winograd's F(4x4, 3x3), as linear combinations of whatever can be added and scaled.
 
-Winograd 1980; B^T, A^T and G as in Lavin and Gray 2016. ``models.winograd`` applies them to arrays, ``programs`` to the
+Winograd 1980; B^T, A^T and G as in Lavin and Gray 2016. ``models.winograd`` applies them to arrays, ``routines`` to the
 vectors of a processor.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["INPUT", "KERNEL", "OUTPUT", "TILE", "combine", "mirrored"]
+__all__ = ["FILTER", "INPUT", "OUTPUT", "TILE", "combine", "mirrored"]
 
 TILE = 4
 # Interpolation at 0, 1, -1, 2, -2 and infinity. Points of opposite sign share even and odd parts of polynomials:
@@ -27,7 +27,7 @@ INPUT = np.array(
     ]
 )
 OUTPUT = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 4, 0], [0, 2, 0, 8], [0, 0, 0, 1]])
-KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 
 
 def mirrored(parts: Sequence[Any]) -> list[Any]:

@@ -63,7 +63,7 @@ def through_predict_on(x: Any, y: Any = Y) -> np.ndarray:
 
 
 def through_evaluate(x: Any, y: Any = Y) -> np.ndarray:
-    found = sample(MODEL, (X, Y), keep="weights", **SETTINGS).evaluate(MODEL, (x, y)).predict_on
+    found = sample(MODEL, (X, Y), keep="weights", **SETTINGS).evaluate((x, y)).predict_on
     assert found is not None
     return found.x
 

@@ -68,8 +68,8 @@ LABEL_DOORS: dict[str, Callable[[np.ndarray], Any]] = {
     "sample": lambda y: sample(BOUND, (X, y), **SAMPLING),
     "sample, network": lambda y: sample(NETWORK, (X, y), **SAMPLING),
     "predict_on": lambda y: sample(BOUND, (X, FIVE % 3), predict_on=(X, y), **SAMPLING),
-    "Posterior.evaluate": lambda y: posterior().evaluate(BOUND, (X, y)),
-    "compare_posteriors": lambda y: compare_posteriors({"a": posterior()}, BOUND, (X, y), reference=None),
+    "Posterior.evaluate": lambda y: posterior().evaluate((X, y)),
+    "compare_posteriors": lambda y: compare_posteriors({"a": posterior()}, (X, y), reference=None),
     "coreset": lambda y: sample(BOUND, Pseudocoreset(X, y, np.ones(40, np.float32)), **SAMPLING),
 }
 
@@ -207,17 +207,14 @@ def test_coresets_are_held_against_the_preprocessing_of_data(other: str) -> None
     for call in (
         lambda: sample(NETWORK, CORESET, predict_on=held_out, **SAMPLING),
         lambda: sample(NETWORK, NORMAL, predict_on=held_out, **SAMPLING),
-        lambda: sample(NETWORK, CORESET, keep="weights", **SAMPLING).evaluate(NETWORK, held_out),
+        lambda: sample(NETWORK, CORESET, keep="weights", **SAMPLING).evaluate(held_out),
         lambda: compare_posteriors(
             {"coreset": sample(NETWORK, CORESET, predict_on=NORMAL.test, keep="weights", **SAMPLING)},
-            NETWORK,
             held_out,
             reference=None,
         ),
         lambda: evaluate(CORESET, NETWORK, data, key=KEY, progress=False),
-        lambda: reweight(
-            sample(BOUND, (X, FIVE % 3), **(SAMPLING | {"num_samples": 25})), BOUND, source=CORESET, target=data
-        ),
+        lambda: reweight(sample(BOUND, (X, FIVE % 3), **(SAMPLING | {"num_samples": 25})), source=CORESET, target=data),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -413,7 +410,7 @@ def test_a_network_of_two_outputs_has_independent_gaussian_noise(noise_scale: fl
     residual = (Y2[:7] - draws.function_values[0].astype(float)) / noise
     wanted = (-0.5 * residual**2 - np.log(noise * np.sqrt(2 * np.pi))).sum(-1)
     np.testing.assert_allclose(draws.log_likelihood[0], wanted, rtol=1e-4)
-    rmse = predictive_metrics(draws, model=model).rmse
+    rmse = predictive_metrics(draws).rmse
     mean = draws.function_values[0].mean(0)
     assert rmse == pytest.approx(float(np.sqrt(((Y2[:7] - mean) ** 2).mean())), rel=1e-4)
     single = bnn(MLP(), input_shape=(4,), num_outputs=1, likelihood="gaussian")

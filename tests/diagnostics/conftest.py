@@ -73,8 +73,9 @@ def make_posterior(
         predict_on=None,
         metadata={} if metadata is None else metadata,
         unconstrained={name: np.asarray(values, np.float32) for name, values in unconstrained.items()},
+        model=model,
     )
-    evaluated = empty.evaluate(model, split)
+    evaluated = empty.evaluate(split)
     return evaluated if keeps_weights else without_weights(evaluated)
 
 

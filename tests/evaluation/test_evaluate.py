@@ -37,7 +37,7 @@ def test_validation_data_are_scored_unless_the_test_split_is_asked_for():
 def test_default_scores_the_average_of_the_draws_and_keeps_them():
     found = evaluate(CORESET, MODEL, DATA, split="test", key=KEY, **FEW)
     assert (found.split, found.num_data) == ("test", len(DATA.test))
-    wanted = predictive_metrics(found.posterior, model=MODEL)
+    wanted = predictive_metrics(found.posterior)
     assert found.metrics["nll"].mean == wanted.nll
     assert found.metrics["nll"].standard_error == wanted.nll_standard_error
     assert found.metrics["accuracy"].mean == wanted.accuracy
@@ -57,7 +57,7 @@ def test_repeats_of_the_default_are_sets_of_chains():
     values = found.metrics["nll"].values
     assert len(set(values)) == 2
     assert found.metrics["nll"].spread == pytest.approx(np.std(values, ddof=1))
-    pooled = predictive_metrics(found.posterior, model=MODEL).nll
+    pooled = predictive_metrics(found.posterior).nll
     assert pooled < np.mean(values)  # averaging more draws can only help, by Jensen
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pseudocoreset import Dataset, Pseudocoreset, evaluate
 from pseudocoreset.evaluation import FBPC2023, Distillation, Kim2022
-from pseudocoreset.evaluation.base import Task
+from pseudocoreset.evaluation.base import Learning
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import CoresetArrays
 
@@ -101,7 +101,7 @@ def test_fbpc2023_without_noise_is_gradient_descent_with_momentum_and_averages_i
 def test_the_whole_potential_is_multiplied_by_the_number_of_points(protocol):
     """Two steps of SGHMC without noise, from where the protocol starts."""
     protocol = protocol.resolved(CORESET, 3)
-    task = Task(FREE, None)
+    task = Learning(FREE, None)
     state = protocol.start(KEY, task)
     theta = [np.asarray(state.position[name], np.float64) for name in (KERNEL, BIAS)]
     p = [np.asarray(state.momentum[name], np.float64) for name in (KERNEL, BIAS)]
@@ -126,7 +126,7 @@ def test_the_whole_potential_is_multiplied_by_the_number_of_points(protocol):
 def test_noise_of_one_step_has_its_published_size(protocol, scale):
     """It is all there is of a momentum after one step from rest of next to no size."""
     wide = bnn(MLP(widths=(300,)), DATA)
-    task, one = Task(wide, None), protocol.resolved(CORESET, 3)
+    task, one = Learning(wide, None), protocol.resolved(CORESET, 3)
     moved = jax.jit(lambda key: one.advance(key, jnp.asarray(0), one.start(key, task), task, ARRAYS))(KEY)
     noise = np.asarray(wide.flatten(moved.momentum))
     assert abs(noise.std() / scale - 1) < 5 / np.sqrt(2 * noise.size)
@@ -147,7 +147,7 @@ def test_a_round_takes_the_memory_of_a_few_points(protocol):
     rule = few.resolved(Pseudocoreset(*map(np.asarray, many)), 3)
 
     def moved(model):
-        task = Task(model, None)
+        task = Learning(model, None)
         state = rule.start(KEY, task)
         step = jax.jit(lambda state, points: rule.advance(KEY, jnp.asarray(0), state, task, points))
         compiled = step.lower(state, many).compile()
@@ -164,7 +164,7 @@ def test_norms_start_like_everything_else(protocol):
     """At 0.1 N(0, 1), where the initialiser has scales of one and biases within bounds."""
     shape = (8, 8, 1)
     model = bnn(ConvNet(depth=1, width=1024, norm="instance"), input_shape=shape, num_outputs=3)
-    state = protocol.resolved(CORESET, 3).start(KEY, Task(model, None))
+    state = protocol.resolved(CORESET, 3).start(KEY, Learning(model, None))
     scales = np.concatenate([state.position[name] for name in sorted(state.position) if name.endswith("scale")])
     assert scales.size == 1024  # of which a deviation a fifth off is nine errors away, a mean 0.3 of it off ten
     assert abs(scales.mean()) < 5 * 0.1 / np.sqrt(1024)

@@ -123,4 +123,4 @@ def test_held_out_rows_that_depend_on_one_another_come_in_batches_of_256(monkeyp
     weights = {name: jnp.asarray(array[0, 0]) for name, array in posterior.unconstrained.items()}
     wanted = np.concatenate([model.apply(weights, x[i : i + 256]) for i in (0, 256)])
     np.testing.assert_allclose(posterior.function_values[0, 0], wanted, atol=1e-5)
-    np.testing.assert_allclose(posterior.evaluate(model, (x, y)).function_values[0, 0], wanted, atol=1e-5)
+    np.testing.assert_allclose(posterior.evaluate((x, y)).function_values[0, 0], wanted, atol=1e-5)

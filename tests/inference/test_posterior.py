@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -61,10 +62,10 @@ def test_weights_give_the_same_functions(model: Model, data: Dataset, functions:
 
 
 def test_evaluate_on_another_split(model: Model, data: Dataset, weights: Posterior) -> None:
-    again = weights.evaluate(model, data.test)
+    again = weights.evaluate(data.test)
     np.testing.assert_allclose(again.function_values, weights.function_values, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(again.log_likelihood, weights.log_likelihood, rtol=1e-4, atol=1e-4)
-    elsewhere = weights.evaluate(model, (data.train.x[:7], data.train.y[:7]))
+    elsewhere = weights.evaluate((data.train.x[:7], data.train.y[:7]))
     assert elsewhere.function_values.shape == (2, 4, 7, 3)
     assert elsewhere.draws is weights.draws
 
@@ -76,7 +77,7 @@ def test_evaluate_of_many_draws(regression) -> None:
     )
     assert posterior.function_values is None
     assert posterior.log_likelihood is None
-    evaluated = posterior.evaluate(regression.model, (regression.x[:5], regression.y[:5]))
+    evaluated = posterior.evaluate((regression.x[:5], regression.y[:5]))
     wanted = posterior.draws["b"] @ regression.x[:5].T
     np.testing.assert_allclose(evaluated.function_values[..., 0], wanted, rtol=1e-4, atol=1e-5)
     residual = regression.y[:5] - wanted
@@ -86,9 +87,11 @@ def test_evaluate_of_many_draws(regression) -> None:
 
 def test_evaluate_needs_the_weights_and_the_model(functions: Posterior, model: Model, weights: Posterior, data) -> None:
     with pytest.raises(ValueError, match=r"weights of this posterior were not kept.*keep='weights'"):
-        functions.evaluate(model, data.test)
-    with pytest.raises(ValueError, match="draws are of a model with"):
+        functions.evaluate(data.test)
+    with pytest.raises(ValueError, match=r"is of the model .* with the sites .* Give the model that"):
         weights.evaluate(bnn(MLP(widths=(5,)), data), data.test)
+    with pytest.raises(ValueError, match="the model is needed"):
+        replace(weights, model=None).evaluate(data.test)
 
 
 @pytest.mark.parametrize("kind", ["functions", "weights"])

@@ -1,4 +1,4 @@
-"""Convolutions, by our kernels, in Winograd's form and as one product, against the compiler's, in double precision."""
+"""Convolutions, by our routines, in Winograd's form and as one product, against the compiler's, in double precision."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from pseudocoreset.models.layers import conv2d
 from pseudocoreset.models.winograd import winograd
 
 FILTERS = 5
-# Height and width of the images, channels, size of the kernel, padding, stride.
+# Height and width of the images, channels, size of the filters, padding, stride.
 TILES = {"whole tiles": (8, 4, 3, 3, 1, 1), "cut tiles": (5, 7, 3, 3, 1, 1), "less than a tile": (2, 1, 3, 3, 1, 1)}
-KERNELS = {
+ROUTINES = {
     "a channel": (8, 6, 1, 3, 1, 1),
     "few channels, odd width": (6, 5, 3, 3, 1, 1),
     "channels of no vector": (5, 4, 18, 3, 1, 1),
@@ -33,29 +33,29 @@ PRODUCTS = {
 }
 
 
-def direct(x, kernel, bias, padding, stride):
+def direct(x, filters, bias, padding, stride):
     frame = [(padding, padding)] * 2
     numbers = ("NHWC", "HWIO", "NHWC")
-    out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), frame, dimension_numbers=numbers)
+    out = jax.lax.conv_general_dilated(x, filters, (stride, stride), frame, dimension_numbers=numbers)
     return out + bias
 
 
-CASES = {"tiles": TILES, "kernel": KERNELS, "product": PRODUCTS}
+CASES = {"tiles": TILES, "routine": ROUTINES, "product": PRODUCTS}
 
 
 @pytest.fixture(params=[(form, name) for form, cases in CASES.items() for name in cases], ids=": ".join)
 def problem(request):
-    """A convolution of images, kernel and bias, in our form and directly; these arrays, and directions to move them."""
+    """A convolution of images, filters and bias, in our form and directly; these arrays, and directions of change."""
     form, name = request.param
     height, width, channels, size, padding, stride = CASES[form][name]
 
-    def ours(x, kernel, bias):
+    def ours(x, filters, bias):
         if form == "tiles":
-            return winograd(x, kernel, bias)
-        return conv2d(x, kernel, padding, stride, bias)
+            return winograd(x, filters, bias)
+        return conv2d(x, filters, padding, stride, bias)
 
-    def theirs(x, kernel, bias):
-        return direct(x, kernel, bias, padding, stride)
+    def theirs(x, filters, bias):
+        return direct(x, filters, bias, padding, stride)
 
     with jax.enable_x64():
         shapes = 2 * [(2, height, width, channels), (size, size, channels, FILTERS), (FILTERS,)]
@@ -85,7 +85,7 @@ def test_value_and_derivatives_are_those_of_the_direct_sum(problem):
 @pytest.mark.parametrize(
     "axes",
     [(1, None, None), (None, 3, None), (None, None, 1), (0, 0, 0)],
-    ids=["images", "kernels", "biases", "all"],
+    ids=["images", "filters", "biases", "all"],
 )
 def test_stacks_are_mapped_over(axes, problem):
     """A stack anywhere in the shapes, of values and of gradients."""
@@ -100,17 +100,17 @@ def test_stacks_are_mapped_over(axes, problem):
 
 
 def test_a_bias_need_not_be_given(problem):
-    ours, theirs, (x, kernel, _), _ = problem
-    np.testing.assert_allclose(ours(x, kernel, None), theirs(x, kernel, 0.0), atol=1e-10)
+    ours, theirs, (x, filters, _), _ = problem
+    np.testing.assert_allclose(ours(x, filters, None), theirs(x, filters, 0.0), atol=1e-10)
 
 
 def test_single_precision_is_near_enough():
     """A layer of the reference network: a relative error of a few 1e-6 of the largest output."""
     keys = jax.random.split(jax.random.key(1))
-    x, kernel = jax.random.normal(keys[0], (2, 16, 16, 128)), jax.random.normal(keys[1], (3, 3, 128, 128)) / 34
-    wanted = direct(x, kernel, 0.0, 1, 1)
-    error = np.abs(conv2d(x, kernel, 1) - wanted).max() / np.abs(wanted).max()
+    x, filters = jax.random.normal(keys[0], (2, 16, 16, 128)), jax.random.normal(keys[1], (3, 3, 128, 128)) / 34
+    wanted = direct(x, filters, 0.0, 1, 1)
+    error = np.abs(conv2d(x, filters, 1) - wanted).max() / np.abs(wanted).max()
     assert error < 3e-5
-    halved = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 1)
+    halved = conv2d(x.astype(jnp.bfloat16), filters.astype(jnp.bfloat16), 1)
     assert halved.dtype == jnp.bfloat16
     assert np.abs(halved - wanted).max() / np.abs(wanted).max() < 0.02

@@ -1,0 +1,1 @@
+"""How far two posteriors are from each other: in what they predict, in their draws, in their parameters."""

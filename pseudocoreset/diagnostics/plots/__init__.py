@@ -1,0 +1,1 @@
+"""Pictures of a coreset, of the course of a fit, and of chains."""

@@ -1,0 +1,1 @@
+"""What predictions do away from the data they were learned for: corrupted images, foreign inputs."""
