@@ -415,11 +415,12 @@ def _compared(posteriors: list[str], reference: str, dataset: Any, model: Any) -
     """The comparison on the test images, and the posteriors by name."""
     from pseudocoreset.diagnostics import compare_posteriors
     from pseudocoreset.inference import Posterior
+    from pseudocoreset.inference.posterior.model import attached
 
     pairs = [item.partition("=") for item in posteriors]
     if not all(name and folder for name, _, folder in pairs):
         raise typer.BadParameter("write each posterior as NAME=FOLDER")
-    loaded = {name: Posterior.load(folder, model=model) for name, _, folder in pairs}
+    loaded = attached(model, {name: Posterior.load(folder) for name, _, folder in pairs})
     return compare_posteriors(loaded, dataset.test, reference=reference), loaded
 
 
