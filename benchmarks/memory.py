@@ -35,6 +35,7 @@ from machine import describe_machine
 
 import pseudocoreset as pc
 from pseudocoreset.batching import convolution_form
+from pseudocoreset.fitting import optimise, prepare
 from pseudocoreset.models import ConvNet, Model, ResNet18, bnn
 from pseudocoreset.objectives import (
     InnerTraining,
@@ -152,12 +153,14 @@ def measure_cell(name: str, size: int) -> dict[str, Any]:
     experts = None if objective.window is None else stored_experts(model)
     start = pc.Pseudocoreset.from_data(data, images_per_class=size, key=jax.random.key(0))
     settings = dict(coreset=start, steps=1, optimizer=optax.sgd(1.0), key=jax.random.key(1), experts=experts)
-    estimate = pc.estimate_memory(pc.fit, objective, data, **settings)
-    pc.fit(objective, data, progress=False, **settings)
+    experts = settings.pop("experts")
+    plan = prepare(objective, data, **settings)
+    estimate = plan.memory()
+    optimise(objective, data, progress=False, experts=experts, **settings)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    pc.fit(objective, data, progress=False, **settings)
+    optimise(objective, data, progress=False, experts=experts, **settings)
     grown = resident("VmHWM") - before
     return {
         **describe(estimate),

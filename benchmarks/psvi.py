@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from machine import describe_machine
 
-from pseudocoreset import Dataset, Pseudocoreset, fit, fit_giga, fit_sparse_vi, load_dataset
+from pseudocoreset import Dataset, Pseudocoreset, fit_giga, fit_sparse_vi, load_dataset
+from pseudocoreset.fitting import optimise
 from pseudocoreset.models import gaussian_location, linear_regression, logistic_regression
 from pseudocoreset.objectives import reverse_kl
 
@@ -186,7 +187,7 @@ class Bench:
                 _, _, steps, step_size, estimator = PROBLEMS[problem]
                 objective = reverse_kl(model, estimator=estimator, num_draws=100, batch_size=200, free=free)
                 optimizer = optax.adam(optax.cosine_decay_schedule(step_size, steps), b2=0.9)
-                coreset = fit(
+                coreset = optimise(
                     objective, data, coreset=coreset, key=fit_key, steps=steps, optimizer=optimizer, block_size=100,
                     progress=False,
                 ).coreset  # fmt: skip

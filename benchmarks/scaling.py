@@ -26,7 +26,8 @@ import numpy as np
 import optax
 from machine import describe_machine
 
-from pseudocoreset import Dataset, fit, load_dataset, train_experts
+from pseudocoreset import Dataset, load_dataset, train_experts
+from pseudocoreset.fitting import optimise
 from pseudocoreset.inference import sample
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.objectives import InnerTraining, forward_kl
@@ -60,7 +61,7 @@ def works(mesh: jax.sharding.Mesh | None) -> dict[str, tuple[Callable[[int], obj
         )  # fmt: skip
 
     def draws(steps: int) -> object:
-        return fit(
+        return optimise(
             objective, data, experts=trained, images_per_class=SETTINGS["images_per_class"], steps=steps,
             optimizer=optimizer, block_size=5, mesh=mesh, **common,
         )  # fmt: skip

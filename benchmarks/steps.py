@@ -25,6 +25,7 @@ from machine import describe_machine
 from memory import CONVNET, SIZES, cifar10_shapes, stored_experts
 
 import pseudocoreset as pc
+from pseudocoreset.fitting import optimise
 from pseudocoreset.models import bnn
 from pseudocoreset.objectives import (
     InnerTraining,
@@ -64,7 +65,7 @@ def measure(name: str, size: int) -> dict[str, Any]:
         times.append(time.perf_counter())
         return False
 
-    pc.fit(
+    optimise(
         objective, data, images_per_class=size, experts=None if objective.window is None else stored_experts(model),
         key=jax.random.key(0), steps=STEPS + 1, block_size=1, optimizer=optax.sgd(1e-3), callbacks=[clock],
         progress=False,

@@ -68,7 +68,7 @@ model = bnn(chosen["network"], data)
 size = args.images_per_class
 start = Pseudocoreset.from_data(data, images_per_class=size, key=start_key).with_mass(100.0 * count * size)
 settings = dict(images_per_class=size, coreset=start, **chosen["fit"])
-print(f"the fit needs {estimate_memory(fit_fbpc, model, data, **settings)}")
+print(f"the fit needs {estimate_memory(model, data, 'fbpc', **settings)}")
 
 # %% Experts, and from real images at random to FBPC
 experts = train_experts(model, data, key=expert_key, directory=f"{args.out}/experts", **chosen["experts"])

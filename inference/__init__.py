@@ -1,12 +1,34 @@
 """Posterior sampling: BlackJAX kernels on models given data, coresets or arrays."""
 
-from pseudocoreset.inference import hmc, schedules, sghmc
+from pseudocoreset.inference import schedules
 from pseudocoreset.inference.data import Minibatch, draw_minibatch, gradient_estimator, log_density_estimator
+from pseudocoreset.inference.engine import Kernel
+from pseudocoreset.inference.kernels import (
+    HMC,
+    MCLMC,
+    NUTS,
+    SGHMC,
+    SGLD,
+    AdjustedMCLMC,
+    BlackjaxSGHMC,
+    NetworkHMC,
+    sghmc,
+)
+from pseudocoreset.inference.kernels import network_hmc as hmc
 from pseudocoreset.inference.posterior import Posterior
 from pseudocoreset.inference.sampling import sample
 
 __all__ = [
+    "HMC",
+    "MCLMC",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
+    "AdjustedMCLMC",
+    "BlackjaxSGHMC",
+    "Kernel",
     "Minibatch",
+    "NetworkHMC",
     "Posterior",
     "draw_minibatch",
     "gradient_estimator",

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pseudocoreset.inference.chains import Plan, over_chains
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.kernels import Density
+from pseudocoreset.inference.engine import Density, Plan, over_chains
 from pseudocoreset.models import Params
 
 __all__ = ["find_centres", "full_gradients"]

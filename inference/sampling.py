@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +21,18 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
-from pseudocoreset.inference.chains import summarise
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.guards import (
-    warn_of_augmentation,
-    warn_of_divergences,
-    warn_of_heat,
-    warn_of_large_steps,
-    warn_of_no_mode,
-)
-from pseudocoreset.inference.posterior import (
-    Posterior,
-    library_versions,
-    split_arrays,
-)
+from pseudocoreset.inference.engine.guards import warn_of_augmentation
+from pseudocoreset.inference.engine.kernel import Kernel, Tuning
+from pseudocoreset.inference.engine.plan import Plan, Run
+from pseudocoreset.inference.engine.prepare import Start, set_up, start_of
+from pseudocoreset.inference.engine.running import Given, bytes_per_draw, run_chains
+from pseudocoreset.inference.engine.stored import StoredRows
+from pseudocoreset.inference.kernels.registry import resolve_kernel
+from pseudocoreset.inference.posterior import Posterior, library_versions, split_arrays
 from pseudocoreset.inference.posterior.draw_files import DrawFiles, digest_of
-from pseudocoreset.inference.running import NUM_BLOCKS, Run
-from pseudocoreset.inference.setup import set_up
-from pseudocoreset.inference.streaming import StoredRows
-from pseudocoreset.inference.tuning import reported_options
 from pseudocoreset.inference.validation import (
+    Source,
     input_struct,
     resolve_data,
     resolve_keep,
@@ -55,7 +46,6 @@ from pseudocoreset.validation import check_integer, check_key, key_record
 __all__ = ["sample"]
 
 KEEP_LIMIT_BYTES = 4 * 2**30
-BLOCK_BYTES = 64 * 2**20
 REPLACE_PREPROCESSING = (
     "; if the inputs of the coreset are right, give it their preprocessing "
     "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
@@ -68,7 +58,7 @@ def sample(
     model: Model,
     data: Any,
     *,
-    kernel: str = "sghmc",
+    kernel: str | Kernel = "sghmc",
     num_chains: int = 4,
     num_warmup: int = 500,
     num_samples: int = 500,
@@ -103,9 +93,12 @@ def sample(
         data: ``Dataset`` (its train split), ``Pseudocoreset``, ``(x, y)`` or ``(x, y, weights)``. Training images on
             disk (``load_dataset(..., stream=True)``) are read ahead of their use, minibatch by minibatch, by SGHMC and
             SGLD, with the draws that they have in memory, up to rounding.
-        kernel: ``"nuts"``, ``"hmc"``, ``"network_hmc"``, ``"adjusted_mclmc"``, whose draws are exact; ``"mclmc"``,
-            ``"sghmc"``, ``"sgld"``, whose draws have a bias that the step size controls; or, for comparison only
-            because its variance is wrong, ``"blackjax_sghmc"``.
+        kernel: a name, whose options are among ``kernel_options``, or a kernel that holds its own, such as
+            ``SGHMC(friction=1.0)``; the classes of ``pseudocoreset.inference`` document them. Exact draws:
+            ``"nuts"`` (``NUTS``), ``"hmc"`` (``HMC``), ``"network_hmc"`` (``NetworkHMC``), ``"adjusted_mclmc"``
+            (``AdjustedMCLMC``). Draws with a bias that the step size controls: ``"mclmc"`` (``MCLMC``), ``"sghmc"``
+            (``SGHMC``), ``"sgld"`` (``SGLD``). For comparison only, because its variance is wrong:
+            ``"blackjax_sghmc"`` (``BlackjaxSGHMC``). For one of your own see ``docs/add-a-kernel.md``.
         num_chains: independent chains, at least 1.
         num_warmup: steps a chain before the first draw, 0 or more. Kernels other than SGHMC and SGLD adapt in them.
         num_samples: draws a chain to keep, at least 1.
@@ -147,30 +140,7 @@ def sample(
             shares the rows of the data instead, for kernels that take all of them in every gradient; others, and
             networks with batch norm, have chains on it too. A run in a directory may go on with another mesh, or
             without.
-        **kernel_options: for NUTS and HMC ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix`` (adapted
-            if not given, unless ``step_size`` is: then ones) and ``is_mass_matrix_diagonal`` (True). NUTS:
-            ``max_num_doublings`` (10). HMC: ``num_integration_steps`` (10; on a nearly Gaussian posterior
-            a trajectory, step size times this, close to a multiple of pi mixes slowly, which NUTS avoids).
-            Network HMC: ``trajectory_length`` (for networks pi / 2 times the root mean square scale of the prior and
-            the root of T), in as many steps as it takes, at most ``max_num_steps`` (1000), each length multiplied by a
-            number within ``trajectory_jitter`` (0.2) of one; ``target_acceptance_rate`` (0.8), ``inverse_mass_matrix``
-            (a diagonal; ones). MCLMC: ``energy_variance`` (5e-4), the variance of the change of energy of a step, per
-            parameter, that the tuning aims at; ``decoherence_length`` (tuned, or given with ``step_size``);
-            ``inverse_mass_matrix``, and ``diagonal_preconditioning`` (True), whether to adapt it. Adjusted MCLMC: those
-            two, ``target_acceptance_rate`` (0.9), and ``mean_integration_steps`` (2) of a proposal.
-            SGHMC: ``friction`` (-log(0.9) / step_size, so that the momentum keeps a factor 0.9 a step).
-            SGHMC and SGLD: ``schedule``, how the step size changes: ``"constant"``, ``"polynomial"``, ``"cyclical"`` or
-            one of ``pseudocoreset.inference.schedules``; draws of a decreasing step size are to be weighted by it.
-            ``preconditioner``: ``"curvature"``, the inverse of the negative Hessian of the log density at the mode that
-            Newton's method finds from where the chain starts (at most 300 parameters; the chain starts there);
-            ``"rmsprop"``, for each site the least root mean square gradient of any site divided by its own, estimated
-            during the warmup and then frozen; a diagonal inverse mass, positive arrays by site or one vector, given
-            with ``step_size``; None; or ``"auto"``, the default: curvature where ``step_size`` has its default, the
-            model is no network of more, and nothing is augmented or on disk, else None. ``control_variate``: True, or a
-            point ``{site: array}``: gradients of minibatches are corrected by those at a centre, which for True L-BFGS
-            finds from where the chain starts, or the mode of the curvature; chains then start at the centre. By default
-            with that curvature alone.
-            ``"blackjax_sghmc"``: ``friction`` and ``num_integration_steps``.
+        **kernel_options: options of a kernel that is given by its name: the fields of its class.
 
     Returns:
         ``Posterior``. Its ``sample_stats`` hold ``lp``, the log density at temperature one, or
@@ -188,28 +158,14 @@ def sample(
     mesh = check_mesh(mesh)
     num_chains = check_integer(num_chains, "num_chains")
     num_samples = check_integer(num_samples, "num_samples")
+    kernel = resolve_kernel(kernel, kernel_options)
 
     source = resolve_data(data, takes_bytes=not model.is_network)
     model, targets = source.bind(model)
-    split = resolve_predict_on(predict_on, data)
-    held_out: tuple[np.ndarray, np.ndarray] | None = None
-    held_out_preprocessing = None
-    if split is not None:
-        inputs, held_out_preprocessing = stored_inputs(split)
-        held_out_struct = input_struct(inputs, held_out_preprocessing)
-        held_out = inputs[:], check_targets(model, held_out_struct, split.y, "predict_on", takes_soft=False)
-        check_preprocessing(
-            source.summary,
-            split.preprocessing.summary,
-            "data",
-            "predict_on",
-            "Load both alike, or give predict_on=(x, y) with x as the model is to see them"
-            + (REPLACE_PREPROCESSING if isinstance(data, Pseudocoreset) else ""),
-        )
-    setup = set_up(
+    held_out = _held_out(model, source, resolve_predict_on(predict_on, data), isinstance(data, Pseudocoreset))
+    run = set_up(
         model,
         kernel,
-        kernel_options,
         num_data=len(source.inputs),
         feature_shape=source.inputs.shape[1:],
         mesh=mesh,
@@ -223,113 +179,141 @@ def sample(
         init_params=init_params,
         chunk_size=chunk_size,
         preprocessing=source.preprocessing,
-        held_out_preprocessing=held_out_preprocessing,
-        keep_weights=resolve_keep(keep, model, split is not None),
+        held_out_preprocessing=held_out.preprocessing,
+        keep_weights=resolve_keep(keep, model, held_out.split is not None),
         augment=augment,
         data_name=source.name,
         is_on_disk=isinstance(source.inputs, StoredImages),
     )
-    plan, shapes = setup.plan, setup.shapes
-    if deterministic and not plan.keep_weights:
+    if deterministic and not run.plan.keep_weights:
         raise ValueError("deterministic=True needs the draws of all sites; take keep='weights'")
-
-    def completed(posterior: Posterior) -> Posterior:
-        posterior = posterior.with_model(model)
-        return posterior.with_deterministic() if deterministic else posterior
-
-    num_warmup, thinning, temperature = setup.num_warmup, setup.thinning, setup.temperature
-    warn_of_augmentation(plan)
-    kept = jax.eval_shape(lambda params, rows: summarise(plan, params, {}, rows), shapes, held_out)
-    bytes_per_draw = num_chains * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    warn_of_augmentation(run.plan)
     if directory is None:
-        _check_size(bytes_per_draw * num_samples)
+        _check_size(bytes_per_draw(run, held_out.arrays) * num_samples)
 
-    weights = np.asarray(source.weights, jnp.result_type(float))
-    rows: Minibatch | StoredRows
-    if isinstance(source.inputs, StoredImages):
-        setup.check_reads_from_disk()
-        rows = StoredRows(source.inputs, targets, weights)
-    else:
-        stored = source.inputs, targets, weights
-        rows = Minibatch(*(split_rows(stored, mesh) if plan.splits_data else replicate(stored, mesh)))
+    rows = _placed(source, targets, run.plan)
     init_key, run_key = jax.random.split(key)
-    total_weight = float(np.sum(source.weights, dtype=np.float64))
-    positions, tuning, step_size = setup.start(init_key, total_weight)
-    if isinstance(rows, Minibatch):
-        positions, tuning = setup.centred(positions, tuning, rows)
-    run = Run(
-        plan=plan,
-        key=run_key,
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        thinning=thinning,
-        # Short enough to show progress and bound memory, long enough that the host costs nothing.
-        block=max(1, min(math.ceil(num_samples / NUM_BLOCKS), BLOCK_BYTES // max(1, bytes_per_draw))),
-        rows=rows,
-        held_out=None if held_out is None else replicate(held_out, mesh),
-        progress=progress,
-    )
+    start = _started(run, init_key, source, rows)
+    given = Given(rows, None if held_out.arrays is None else replicate(held_out.arrays, mesh))
     identity = {
-        "model": model.name,
-        "sites": {name: list(leaf.shape) for name, leaf in shapes.items()},
-        "data": digest_of(_identified_inputs(source.inputs), targets, source.weights),
-        "predict_on": None if split is None else digest_of(*split_arrays(split).values()),
-        "kernel": kernel,
-        "options": {name: _identified(value) for name, value in setup.options.items()},
-        "step_size": step_size,
-        "temperature": temperature,
-        "num_chains": num_chains,
-        "num_warmup": num_warmup,
-        "num_samples": num_samples,
-        "thinning": thinning,
-        "batch_size": plan.batch_size,
-        "augment": repr(plan.augment),
+        **_identity(run, start, source, targets, held_out),
         "init_params": digest_of(*(init_params or {}).values()),
-        "keep": "weights" if plan.keep_weights else "functions",
         "key": key_record(key),
     }
-    with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, split) as files:
+    with contextlib.nullcontext() if directory is None else DrawFiles(directory, identity, held_out.split) as files:
         if files is not None and files.is_finished:
-            return completed(files.load())
-        arrays, tuning, seconds = run(positions, init_params is not None, tuning, files)
-        earlier = seconds.pop("earlier")
-        stats = {name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}
-        warn_of_divergences(stats, kernel)
-        warn_of_no_mode(tuning)
-        warn_of_heat(stats, plan, tuning, thinning)
-        warn_of_large_steps(stats, plan, tuning)
-        metadata = {
-            "model": model.name,
-            "sites": identity["sites"],
-            "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
-            "kernel": kernel,
-            "temperature": temperature,
-            "num_chains": num_chains,
-            "num_warmup": num_warmup,
-            "num_samples": num_samples,
-            "thinning": thinning,
-            "num_data": plan.num_data,
-            "total_weight": total_weight,
-            "batch_size": plan.batch_size,
-            "augment": None if plan.augment is None else plan.augment.strategy,
-            "preprocessing": source.summary,
-            "step_size": np.asarray(tuning["step_size"]).tolist(),
-            "options": reported_options(setup.options, tuning),
-            "keep": identity["keep"],
-            "key": {
-                "implementation": str(jax.random.key_impl(key)),
-                "data": np.asarray(jax.random.key_data(key)).tolist(),
-            },
-            "backend": jax.default_backend(),
-            "versions": library_versions(),
-            "seconds": {
-                **{name: round(value, 3) for name, value in seconds.items()},
-                "total": round(earlier + time.perf_counter() - started, 3),
-            },
-        }
-        if files is not None:
-            return completed(files.finish(metadata))
-    return completed(replace(Posterior.from_flat(arrays, metadata, None), predict_on=split))
+            posterior = files.load()
+        else:
+            arrays, tuning, seconds = run_chains(run, start, run_key, given, files, progress=progress)
+            run.kernel.warn({name.removeprefix("sample_stats/"): leaf for name, leaf in arrays.items()}, run, tuning)
+            seconds["total"] = seconds.pop("earlier") + time.perf_counter() - started
+            metadata = _metadata(run, tuning, source, data, key, seconds)
+            if files is not None:
+                posterior = files.finish(metadata)
+            else:
+                posterior = replace(Posterior.from_flat(arrays, metadata, None), predict_on=held_out.split)
+    posterior = posterior.with_model(model)
+    return posterior.with_deterministic() if deterministic else posterior
+
+
+class _HeldOut(NamedTuple):
+    """What draws are evaluated on: the split, its inputs and targets as they go to the device, and what is left to do.
+
+    All None where there is nothing.
+    """
+
+    split: Any = None
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
+    preprocessing: Any = None
+
+
+def _held_out(model: Model, source: Source, split: Any, is_coreset: bool) -> _HeldOut:
+    """The split, checked against the model and what is sampled on."""
+    if split is None:
+        return _HeldOut()
+    inputs, preprocessing = stored_inputs(split)
+    targets = check_targets(model, input_struct(inputs, preprocessing), split.y, "predict_on", takes_soft=False)
+    check_preprocessing(
+        source.summary,
+        split.preprocessing.summary,
+        "data",
+        "predict_on",
+        "Load both alike, or give predict_on=(x, y) with x as the model is to see them"
+        + (REPLACE_PREPROCESSING if is_coreset else ""),
+    )
+    return _HeldOut(split, (inputs[:], targets), preprocessing)
+
+
+def _placed(source: Source, targets: np.ndarray, plan: Plan) -> Minibatch | StoredRows:
+    """Training data where the chains take them from."""
+    weights = np.asarray(source.weights, jnp.result_type(float))
+    if isinstance(source.inputs, StoredImages):
+        return StoredRows(source.inputs, targets, weights)
+    stored = source.inputs, targets, weights
+    return Minibatch(*(split_rows(stored, plan.mesh) if plan.splits_data else replicate(stored, plan.mesh)))
+
+
+def _total_weight(source: Source) -> float:
+    return float(np.sum(source.weights, dtype=np.float64))
+
+
+def _started(run: Run, key: jax.Array, source: Source, rows: Minibatch | StoredRows) -> Start:
+    start = start_of(run, key, _total_weight(source))
+    if not (run.is_centred and isinstance(rows, Minibatch)):
+        return start
+    positions, tuning = run.kernel.centred(run, start.positions, start.tuning, rows)
+    return start._replace(positions=positions, tuning=tuning)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What a run in a directory is identified by and its posterior says alike."""
+    return {
+        "model": run.plan.model.name,
+        "sites": {name: list(leaf.shape) for name, leaf in run.shapes.items()},
+        "kernel": run.kernel.name,
+        "temperature": run.temperature,
+        "num_chains": run.num_chains,
+        "num_warmup": run.num_warmup,
+        "num_samples": run.num_samples,
+        "thinning": run.thinning,
+        "batch_size": run.plan.batch_size,
+        "keep": "weights" if run.plan.keep_weights else "functions",
+    }
+
+
+def _identity(run: Run, start: Start, source: Source, targets: np.ndarray, held_out: _HeldOut) -> dict[str, Any]:
+    """What a run in a directory is identified by, but for the key and the starting points."""
+    return {
+        **_settings(run),
+        "data": digest_of(_identified_inputs(source.inputs), targets, source.weights),
+        "predict_on": None if held_out.split is None else digest_of(*split_arrays(held_out.split).values()),
+        "options": {name: _identified(value) for name, value in run.kernel.options().items()},
+        "step_size": start.step_size,
+        "augment": repr(run.plan.augment),
+    }
+
+
+def _metadata(
+    run: Run, tuning: Tuning, source: Source, data: Any, key: jax.Array, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a posterior says of the run that made it."""
+    return {
+        **_settings(run),
+        "num_data": run.plan.num_data,
+        "total_weight": _total_weight(source),
+        "augment": None if run.plan.augment is None else run.plan.augment.strategy,
+        "preprocessing": source.summary,
+        "step_size": np.asarray(tuning["step_size"]).tolist(),
+        "options": run.kernel.reported(tuning),
+        "key": {
+            "implementation": str(jax.random.key_impl(key)),
+            "data": np.asarray(jax.random.key_data(key)).tolist(),
+        },
+        "backend": jax.default_backend(),
+        "versions": library_versions(),
+        "coreset": {"digest": data.digest, "num_data": data.num_data} if isinstance(data, Pseudocoreset) else None,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
 
 
 def _identified(option: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,16 @@ from pseudocoreset.data.coercion import as_inputs, as_several, as_weights, defau
 from pseudocoreset.data.doors import bind_to_rows
 from pseudocoreset.data.records import Inputs
 from pseudocoreset.data.targets import as_targets, is_one_hot
-from pseudocoreset.inference.kernels import KERNELS
-from pseudocoreset.inference.schedules import resolve_schedule
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import Model
 from pseudocoreset.rows import ModelInputs
-from pseudocoreset.validation import check_choice, check_integer, check_positive
+from pseudocoreset.validation import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from pseudocoreset.inference.engine.kernel import Kernel
 
 __all__ = [
     "Source",
-    "check_kernel_options",
-    "check_step_size_and_metric",
     "input_struct",
     "resolve_augment",
     "resolve_batch_size",
@@ -59,68 +58,12 @@ class Source(NamedTuple):
         return bind_to_rows(model, rows, self.targets, argument, is_soft=self.is_soft, learned_targets=self.is_weighted)
 
 
-def check_kernel_options(kernel: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a kernel with defaults filled in."""
-    check_choice(kernel, "kernel", KERNELS)
-    defaults = KERNELS[kernel].options
-    unknown = sorted(set(given) - set(defaults))
-    if unknown:
-        valid = ", ".join(defaults) or "none"
-        raise ValueError(f"kernel {kernel!r} has no option {', '.join(map(repr, unknown))}; its options are: {valid}")
-    options = {**defaults, **given}
-    for name in ("num_integration_steps", "max_num_doublings", "max_num_steps"):
-        if name in options:
-            options[name] = check_integer(options[name], name)
-    for name in ("friction", "trajectory_length", "decoherence_length", "energy_variance"):
-        if options.get(name) is not None:
-            options[name] = check_positive(options[name], name)
-    if "trajectory_jitter" in options:
-        options["trajectory_jitter"] = float(options["trajectory_jitter"])
-        if not 0 <= options["trajectory_jitter"] < 1:
-            raise ValueError(
-                f"trajectory_jitter must be at least 0 and less than 1; got {options['trajectory_jitter']}"
-            )
-    if "target_acceptance_rate" in options:
-        rate = check_positive(options["target_acceptance_rate"], "target_acceptance_rate")
-        if rate >= 1:
-            raise ValueError(f"target_acceptance_rate must lie between 0 and 1; got {rate}")
-    if "schedule" in options:
-        options["schedule"] = resolve_schedule(options["schedule"])
-    if "mean_integration_steps" in options:
-        mean = options["mean_integration_steps"] = float(options["mean_integration_steps"])
-        if not 1.1 < mean < float("inf"):
-            raise ValueError(f"mean_integration_steps must be above 1.1, which the tuning needs; got {mean}")
-    for name in ("is_mass_matrix_diagonal", "diagonal_preconditioning"):
-        if name in options and not isinstance(options[name], bool):
-            raise TypeError(f"{name} must be a bool; got {options[name]!r}")
-    return options
-
-
-def check_step_size_and_metric(
-    kernel: str, step_size: Any, options: Mapping[str, Any], num_params: int, num_warmup: int
-) -> tuple[float | None, np.ndarray | None]:
-    """Given step size and inverse mass matrix; None for what is adapted or has a default."""
-    if step_size is not None:
-        step_size = check_positive(step_size, "step_size")
-    elif not KERNELS[kernel].uses_minibatches and num_warmup == 0:
-        raise ValueError(f"num_warmup=0 leaves kernel {kernel!r} no steps to adapt in; give step_size, or some warmup")
-    if "decoherence_length" in options and (options["decoherence_length"] is None) != (step_size is None):
-        raise ValueError("give both step_size and decoherence_length, or neither, which are then tuned together")
-    matrix = options.get("inverse_mass_matrix")
-    if matrix is None:
-        return step_size, None
-    array = check_inverse_mass_matrix(matrix, num_params)
-    if array.ndim == 2 and "is_mass_matrix_diagonal" not in options:
-        raise ValueError(f"inverse_mass_matrix: kernel {kernel!r} takes a diagonal, shape ({num_params},)")
-    return step_size, array
-
-
-def resolve_batch_size(batch_size: Any, num_data: int, kernel: str) -> int | None:
+def resolve_batch_size(batch_size: Any, num_data: int, kernel: Kernel) -> int | None:
     """Rows of a minibatch, None for all data."""
-    if not KERNELS[kernel].uses_minibatches:
+    if not kernel.uses_minibatches:
         if batch_size is not None:
             raise ValueError(
-                f"batch_size={batch_size}: kernel {kernel!r} accepts or rejects by the exact density; leave "
+                f"batch_size={batch_size}: kernel {kernel.name!r} accepts or rejects by the exact density; leave "
                 "batch_size out (chunk_size bounds its memory), or take kernel='sghmc'"
             )
         return None
@@ -132,11 +75,13 @@ def resolve_batch_size(batch_size: Any, num_data: int, kernel: str) -> int | Non
     return None if size == num_data else size
 
 
-def resolve_augment(augment: Any, kernel: str, feature_shape: tuple[int, ...], data_name: str) -> Augmentation | None:
+def resolve_augment(
+    augment: Any, kernel: Kernel, feature_shape: tuple[int, ...], data_name: str
+) -> Augmentation | None:
     """The augmentation of every gradient, None for none."""
-    if augment is not None and not KERNELS[kernel].uses_minibatches:
+    if augment is not None and not kernel.uses_minibatches:
         raise ValueError(
-            f"augment={augment!r}: kernel {kernel!r} accepts or rejects by the exact density, which a random "
+            f"augment={augment!r}: kernel {kernel.name!r} accepts or rejects by the exact density, which a random "
             "augmentation does not have; leave augment out, or take kernel='sghmc'"
         )
     return resolve_augmentation(augment, feature_shape, data_name)
@@ -149,23 +94,6 @@ def resolve_keep(keep: Any, model: Model, has_predict_on: bool) -> bool:
         missing = "predict_on, a split to evaluate on" if model.has_function else "a program with a site 'f'"
         raise ValueError(f"keep='functions' needs {missing}; give it, or take keep='weights'")
     return keep == "weights" or (keep == "auto" and not (has_predict_on and model.is_network))
-
-
-def check_inverse_mass_matrix(matrix: Any, num_params: int) -> np.ndarray:
-    """Accept a positive diagonal (num_params,) or a symmetric positive definite matrix."""
-    array = np.asarray(matrix, dtype=float)
-    if array.shape not in ((num_params,), (num_params, num_params)):
-        raise ValueError(
-            f"inverse_mass_matrix has shape {array.shape}; wanted ({num_params},) or ({num_params}, {num_params})"
-        )
-    if array.ndim == 1:
-        valid = bool(np.all(np.isfinite(array) & (array > 0)))
-    else:
-        valid = bool(np.all(np.isfinite(array))) and np.allclose(array, array.T)
-        valid = valid and bool(np.all(np.linalg.eigvalsh(array) > 0))
-    if not valid:
-        raise ValueError("inverse_mass_matrix must be positive: a positive diagonal, or symmetric positive definite")
-    return array
 
 
 def stored_inputs(split: Any) -> tuple[Inputs, Any]:

@@ -227,23 +227,7 @@ def inspect_program(
             f"the program has the sites {sorted(first)} for {SIZES[0]} data and {sorted(second)} for {SIZES[1]}; its "
             "sites must not depend on the number of data"
         )
-    terms, shared = [], []
-    for name, seen in first.items():
-        if seen.is_observed:
-            axis = _data_axis(name, seen, second[name])
-            if axis is None:
-                shared.append(name)
-            else:
-                terms.append(
-                    Term(name, seen.is_factor, axis, seen.plate_scale != 1.0 or second[name].plate_scale != 1.0)
-                )
-    terms.sort(key=lambda term: term.is_factor)
-    if not terms or terms[0].is_factor:
-        found = f"; found {shared}, with one log-probability for all data" if shared else "; found none"
-        raise ProgramError(
-            "the program must have an observed site, numpyro.sample(..., obs=y), with one log-probability per datum, "
-            f"in numpyro.plate('data', x.shape[0]){found}. Put vector targets under .to_event(1)"
-        )
+    terms = _terms(first, second)
     data_plates = {
         plate
         for term in terms
@@ -257,11 +241,7 @@ def inspect_program(
     ]
     if not sites:
         raise ProgramError("the program has no latent site; there is nothing to infer")
-    function_shape = first[FUNCTION_SITE].shape if FUNCTION_SITE in first else None
-    if function_shape is not None and (
-        len(function_shape) not in (1, 2) or function_shape[0] != SIZES[0] or second[FUNCTION_SITE].shape[0] != SIZES[1]
-    ):
-        raise ProgramError(f"the site 'f' must have shape (n,) or (n, d); with n={SIZES[0]} it has {function_shape}")
+    function_shape = _function_shape(first, second)
     # A site of another kind or shape is the program's own business until somebody asks for features.
     features = first.get(FEATURES_SITE)
     width = features.shape[1:] if features is not None and features.kind == "deterministic" else ()
@@ -281,6 +261,38 @@ def inspect_program(
         y=y,
         layout=layout,
     )
+
+
+def _terms(first: Mapping[str, _Seen], second: Mapping[str, _Seen]) -> list[Term]:
+    """The parts of the likelihood, observed sites before factors."""
+    terms, shared = [], []
+    for name, seen in first.items():
+        if not seen.is_observed:
+            continue
+        axis = _data_axis(name, seen, second[name])
+        if axis is None:
+            shared.append(name)
+        else:
+            is_subsampled = seen.plate_scale != 1.0 or second[name].plate_scale != 1.0
+            terms.append(Term(name, seen.is_factor, axis, is_subsampled))
+    terms.sort(key=lambda term: term.is_factor)
+    if not terms or terms[0].is_factor:
+        found = f"; found {shared}, with one log-probability for all data" if shared else "; found none"
+        raise ProgramError(
+            "the program must have an observed site, numpyro.sample(..., obs=y), with one log-probability per datum, "
+            f"in numpyro.plate('data', x.shape[0]){found}. Put vector targets under .to_event(1)"
+        )
+    return terms
+
+
+def _function_shape(first: Mapping[str, _Seen], second: Mapping[str, _Seen]) -> tuple[int, ...] | None:
+    """Of the site ``"f"`` in the first run; None without one."""
+    if FUNCTION_SITE not in first:
+        return None
+    shape, other = first[FUNCTION_SITE].shape, second[FUNCTION_SITE].shape
+    if len(shape) not in (1, 2) or shape[0] != SIZES[0] or other[0] != SIZES[1]:
+        raise ProgramError(f"the site 'f' must have shape (n,) or (n, d); with n={SIZES[0]} it has {shape}")
+    return shape
 
 
 def _run(program: Callable[..., Any], x: Any, y: jax.ShapeDtypeStruct) -> dict[str, _Seen]:

@@ -17,23 +17,24 @@ if TYPE_CHECKING:
     from pseudocoreset.experts import Experts as Experts
     from pseudocoreset.experts import train_experts as train_experts
     from pseudocoreset.fitting import FitResult as FitResult
+    from pseudocoreset.fitting import MemoryEstimate as MemoryEstimate
+    from pseudocoreset.fitting import estimate_memory as estimate_memory
     from pseudocoreset.fitting import fit as fit
+    from pseudocoreset.fitting import fit_bacon as fit_bacon
+    from pseudocoreset.fitting import fit_bpc_fkl as fit_bpc_fkl
+    from pseudocoreset.fitting import fit_bpc_rkl as fit_bpc_rkl
+    from pseudocoreset.fitting import fit_bpc_w as fit_bpc_w
+    from pseudocoreset.fitting import fit_distribution_matching as fit_distribution_matching
+    from pseudocoreset.fitting import fit_fbpc as fit_fbpc
+    from pseudocoreset.fitting import fit_giga as fit_giga
+    from pseudocoreset.fitting import fit_gradient_matching as fit_gradient_matching
+    from pseudocoreset.fitting import fit_herding as fit_herding
+    from pseudocoreset.fitting import fit_k_centres as fit_k_centres
+    from pseudocoreset.fitting import fit_random as fit_random
+    from pseudocoreset.fitting import fit_sparse_vi as fit_sparse_vi
+    from pseudocoreset.fitting import fit_trajectory_matching as fit_trajectory_matching
+    from pseudocoreset.inference import sample as sample
     from pseudocoreset.mass import choose_mass as choose_mass
-    from pseudocoreset.memory import MemoryEstimate as MemoryEstimate
-    from pseudocoreset.memory import estimate_memory as estimate_memory
-    from pseudocoreset.methods import fit_bacon as fit_bacon
-    from pseudocoreset.methods import fit_bpc_fkl as fit_bpc_fkl
-    from pseudocoreset.methods import fit_bpc_rkl as fit_bpc_rkl
-    from pseudocoreset.methods import fit_bpc_w as fit_bpc_w
-    from pseudocoreset.methods import fit_distribution_matching as fit_distribution_matching
-    from pseudocoreset.methods import fit_fbpc as fit_fbpc
-    from pseudocoreset.methods import fit_giga as fit_giga
-    from pseudocoreset.methods import fit_gradient_matching as fit_gradient_matching
-    from pseudocoreset.methods import fit_herding as fit_herding
-    from pseudocoreset.methods import fit_k_centres as fit_k_centres
-    from pseudocoreset.methods import fit_random as fit_random
-    from pseudocoreset.methods import fit_sparse_vi as fit_sparse_vi
-    from pseudocoreset.methods import fit_trajectory_matching as fit_trajectory_matching
 
 __version__ = "0.1.0"
 
@@ -43,63 +44,34 @@ _HOMES = {
     "Evaluation": "evaluation",
     "Experts": "experts",
     "FitResult": "fitting",
-    "MemoryEstimate": "memory",
+    "MemoryEstimate": "fitting",
     "Pseudocoreset": "coreset",
     "choose_mass": "mass",
     "compare_posteriors": "diagnostics",
     "coreset_names": "coreset",
-    "estimate_memory": "memory",
+    "estimate_memory": "fitting",
     "evaluate": "evaluation",
     "fit": "fitting",
-    "fit_bacon": "methods",
-    "fit_bpc_fkl": "methods",
-    "fit_bpc_rkl": "methods",
-    "fit_bpc_w": "methods",
-    "fit_distribution_matching": "methods",
-    "fit_fbpc": "methods",
-    "fit_giga": "methods",
-    "fit_gradient_matching": "methods",
-    "fit_herding": "methods",
-    "fit_k_centres": "methods",
-    "fit_random": "methods",
-    "fit_sparse_vi": "methods",
-    "fit_trajectory_matching": "methods",
+    "fit_bacon": "fitting",
+    "fit_bpc_fkl": "fitting",
+    "fit_bpc_rkl": "fitting",
+    "fit_bpc_w": "fitting",
+    "fit_distribution_matching": "fitting",
+    "fit_fbpc": "fitting",
+    "fit_giga": "fitting",
+    "fit_gradient_matching": "fitting",
+    "fit_herding": "fitting",
+    "fit_k_centres": "fitting",
+    "fit_random": "fitting",
+    "fit_sparse_vi": "fitting",
+    "fit_trajectory_matching": "fitting",
     "load_coreset": "coreset",
     "load_dataset": "data",
+    "sample": "inference",
     "train_experts": "experts",
 }
 
-__all__ = [
-    "Dataset",
-    "Evaluation",
-    "Experts",
-    "FitResult",
-    "MemoryEstimate",
-    "Pseudocoreset",
-    "__version__",
-    "choose_mass",
-    "compare_posteriors",
-    "coreset_names",
-    "estimate_memory",
-    "evaluate",
-    "fit",
-    "fit_bacon",
-    "fit_bpc_fkl",
-    "fit_bpc_rkl",
-    "fit_bpc_w",
-    "fit_distribution_matching",
-    "fit_fbpc",
-    "fit_giga",
-    "fit_gradient_matching",
-    "fit_herding",
-    "fit_k_centres",
-    "fit_random",
-    "fit_sparse_vi",
-    "fit_trajectory_matching",
-    "load_coreset",
-    "load_dataset",
-    "train_experts",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import operator
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["check_call", "checked", "checked_class", "described"]
+__all__ = ["check_call", "check_fields", "checked", "checked_class", "described"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -91,6 +92,31 @@ def checked_class(cls: C) -> C:
     return cls
 
 
+def check_fields(instance: Any) -> None:
+    """Hold the fields of a dataclass, inherited ones too, against their annotations; for its ``__post_init__``.
+
+    Raises:
+        TypeError: as ``FIELD must be WANTED; got WHAT``.
+    """
+    cls: Any = type(instance)
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        wanted = _field_of(cls, field.name)
+        if wanted is not None and not wanted.holds(value):
+            # A module that an annotation names may have been imported since.
+            wanted = _field_of.__wrapped__(cls, field.name)
+            if wanted is not None and not wanted.holds(value):
+                raise TypeError(f"{field.name} must be {wanted.words}; got {described(value)}")
+
+
+@functools.cache
+def _field_of(cls: type, name: str) -> Wanted | None:
+    home = next(one for one in cls.__mro__ if name in vars(one).get("__annotations__", {}))
+    default = getattr(home, name, inspect.Parameter.empty)
+    names = _Names(vars(sys.modules[home.__module__]))
+    return _wanted_of(name, vars(home)["__annotations__"][name], default, names)
+
+
 def check_call(function: Callable[..., Any], count: int, argument: str) -> None:
     """Nothing, if a user's function can be called with ``count`` positional arguments.
 
@@ -141,9 +167,9 @@ def _first_wrong(plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 def _plan_of(function: Callable[..., Any]) -> _Plan:
     positions, wanted = [], {}
     more_positions = more_names = None
-    names = _Names(inspect.unwrap(function))
+    names = _Names(getattr(inspect.unwrap(function), "__globals__", {}))
     for parameter in inspect.signature(function).parameters.values():
-        of_it = _wanted_of(parameter, names)
+        of_it = _wanted_of(parameter.name, parameter.annotation, parameter.default, names)
         if parameter.kind is parameter.VAR_POSITIONAL:
             more_positions = of_it
         elif parameter.kind is parameter.VAR_KEYWORD:
@@ -156,28 +182,26 @@ def _plan_of(function: Callable[..., Any]) -> _Plan:
     return _Plan(tuple(positions), wanted, more_positions, more_names)
 
 
-def _wanted_of(parameter: inspect.Parameter, names: _Names) -> Wanted | None:
-    annotation = parameter.annotation
-    if annotation is parameter.empty or parameter.name == "key":  # ``check_key`` says more of a key
+def _wanted_of(name: str, annotation: Any, default: Any, names: _Names) -> Wanted | None:
+    if annotation is inspect.Parameter.empty or name == "key":  # ``check_key`` says more of a key
         return None
     try:
         wanted = _reading(names.evaluated(annotation))
     except (TypeError, NameError, AttributeError, SyntaxError):
         return None  # what cannot be read at run time is not checked
-    if wanted is None or parameter.default is parameter.empty:
+    if wanted is None or default is inspect.Parameter.empty:
         return wanted
-    default = parameter.default
     return wanted._replace(holds=lambda value: value is default or wanted.holds(value))
 
 
 class _Names(collections.abc.Mapping[str, Any]):
-    """What the names in annotations of a function stand for, those that are imported for type checkers alone too.
+    """What the names in annotations of a module stand for, those that are imported for type checkers alone too.
 
     No module is imported for them: of a class in a module that nobody has imported there is no value.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._globals = getattr(function, "__globals__", {})
+    def __init__(self, of_module: Mapping[str, Any]) -> None:
+        self._globals = of_module
 
     def evaluated(self, annotation: Any) -> Any:
         if isinstance(annotation, typing.ForwardRef):

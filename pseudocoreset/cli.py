@@ -166,18 +166,6 @@ def experts(
     _say(repr(trained))
 
 
-METHODS = (
-    "fbpc",
-    "bpc_rkl",
-    "bpc_fkl",
-    "bpc_w",
-    "gradient_matching",
-    "trajectory_matching",
-    "distribution_matching",
-    "bacon",
-)
-
-
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run left at this place")]
 
 
@@ -227,7 +215,9 @@ def _number(text: str, option: str) -> float:
 @app.command()
 def fit(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the coreset")],
-    method: Annotated[str, typer.Option(help="the part of a fit_ function after fit_: fbpc, bpc_fkl, ...")] = "fbpc",
+    method: Annotated[
+        str, typer.Option(help="name of a method (fbpc, bpc_fkl, herding, ...), or package.module:Class of your own")
+    ] = "fbpc",
     experts_dir: Annotated[
         pathlib.Path | None, typer.Option("--experts", help="folder of `pseudocoreset experts`; trained if not given")
     ] = None,
@@ -242,6 +232,10 @@ def fit(
     weights: Annotated[
         str | None, typer.Option(help="mass of the weights: data or ones; if not given, data once it is learned")
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="a setting of the method, num_draws=50 say"),
+    ] = None,
     overwrite: Overwrite = False,
     checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
     depth: Depth = 3,
@@ -254,11 +248,11 @@ def fit(
     """Learn a coreset, at the mass of the data: its posterior has the scale of the full-data one."""
     import jax
 
-    from pseudocoreset import methods
     from pseudocoreset.experts import Experts
-    from pseudocoreset.validation import check_choice
+    from pseudocoreset.fitting.door import fit as fit_coreset
+    from pseudocoreset.fitting.door import method_class
 
-    check_choice(method, "method", METHODS)
+    chosen = method_class(method)
     _check_free("--out", out, overwrite, "coreset.json", checkpoint_dir)
     if checkpoint_dir is not None and checkpoint_dir.resolve() == out.resolve():
         raise typer.BadParameter("--checkpoint-dir and --out must be two folders; give --checkpoint-dir another")
@@ -266,14 +260,16 @@ def fit(
     dataset, model = _data_and_model(data, data_dir, zca, depth, width, norm)
     trained = None if experts_dir is None else Experts.load(experts_dir)
     given = {"proxy": proxy, "steps": steps, "step_size": step_size, "weights": weights, "experts": trained}
-    result = getattr(methods, f"fit_{method}")(
+    named = {name: value for name, value in given.items() if value is not None}
+    result = fit_coreset(
         model,
         dataset,
+        chosen,
         images_per_class=images_per_class,
         key=jax.random.key(seed),
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
-        **{name: value for name, value in given.items() if value is not None},
+        **named | dict(_setting(text) for text in setting or ()),
     )
     if weights is None:
         # What published evaluations score does not depend on the mass; a posterior does.

@@ -17,9 +17,8 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, load_dataset
 from pseudocoreset.diagnostics import Comparison, compare_posteriors, plot_coreset, report, to_arviz
 from pseudocoreset.experts import train_experts
-from pseudocoreset.fitting import FitResult
+from pseudocoreset.fitting import FitResult, fit_fbpc
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.methods import fit_fbpc
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.proxies import Trajectory
 from pseudocoreset.storage import write_json

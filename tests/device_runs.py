@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import optax
 
-from pseudocoreset import Dataset, Pseudocoreset, fit, fit_distribution_matching, train_experts
+from pseudocoreset import Dataset, Pseudocoreset, fit_distribution_matching, train_experts
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.evaluation import evaluate
+from pseudocoreset.fitting import optimise
 from pseudocoreset.inference import sample
 from pseudocoreset.models import MLP, ConvNet, bnn, logistic_regression
 from pseudocoreset.objectives import Chains, InnerTraining, forward_kl, function_kl, reverse_kl
@@ -120,7 +121,7 @@ def points(result) -> dict[str, np.ndarray]:
 
 
 def fitted(objective, many: bool, seed: int, **settings) -> dict[str, np.ndarray]:
-    result = fit(objective, DATA, key=jax.random.key(seed), mesh=line(many), progress=False, **settings)
+    result = optimise(objective, DATA, key=jax.random.key(seed), mesh=line(many), progress=False, **settings)
     return {"inputs": result.coreset.inputs, "weights": result.coreset.weights, **result.history}
 
 
@@ -159,7 +160,7 @@ def function_kl_of_shared_batches(many: bool) -> dict[str, np.ndarray]:
     for name, (proxy, count, mesh) in kinds.items():
         objective = function_kl(network(), proxy=proxy, num_draws=3, num_networks=count, inner_max_steps=3)
         settings = {"images_per_class": 2, "steps": 2, "optimizer": SGD, "progress": False}
-        result = fit(objective, DATA, key=jax.random.key(11), experts=given_experts(), mesh=mesh, **settings)
+        result = optimise(objective, DATA, key=jax.random.key(11), experts=given_experts(), mesh=mesh, **settings)
         found |= {f"{key} of {name}": value for key, value in points(result).items()}
     return found
 

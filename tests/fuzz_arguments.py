@@ -33,7 +33,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import pseudocoreset
-from pseudocoreset import Dataset, Experts, Pseudocoreset, data, diagnostics, evaluation, inference, models, objectives
+from pseudocoreset import (
+    Dataset,
+    Experts,
+    Pseudocoreset,
+    data,
+    diagnostics,
+    evaluation,
+    fitting,
+    inference,
+    models,
+    objectives,
+)
 from pseudocoreset.inference import Posterior
 
 SECONDS = 60
@@ -52,23 +63,22 @@ def _reach(*_: Any, **__: Any) -> Any:
 def without_computing() -> Iterator[None]:
     """Long computations end where they begin."""
     import pseudocoreset.experts
-    import pseudocoreset.fitting
     from pseudocoreset.evaluation import runs
-    from pseudocoreset.inference import running
-    from pseudocoreset.methods import giga, sparse_vi, subsets
+    from pseudocoreset.fitting import loop
+    from pseudocoreset.inference import sampling
+    from pseudocoreset.subsets import by_features, sparse_vi
 
     places = [
-        (pseudocoreset.fitting, "inspect_block"),
+        (loop, "block_memory"),
         (pseudocoreset.experts, "_trajectory"),
-        (running.Run, "__call__"),
+        (sampling, "run_chains"),
         (runs, "progress_bar"),
-        (subsets, "progress_bar"),
+        (by_features, "progress_bar"),
         (sparse_vi, "progress_bar"),
     ]
     before = [(place, name, getattr(place, name)) for place, name in places]
     for place, name in places:
         setattr(place, name, _reach)
-    assert giga
     try:
         yield
     finally:
@@ -139,9 +149,15 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "coreset": t["coreset"], "model": t["model"], "split": t["table"].test, "key": KEY, "masses": (1.0,),
             "kernel": "nuts",
         },
-        pseudocoreset.estimate_memory: {"front_door": pseudocoreset.fit_distribution_matching},
+        pseudocoreset.estimate_memory: {
+            "model": t["network"], "data": t["images"], "method": "distribution_matching", "images_per_class": 1
+        },
         pseudocoreset.evaluate: {"coreset": t["pictures"], "model": t["network"], "data": t["images"], "key": KEY},
         pseudocoreset.fit: {
+            "model": t["network"], "data": t["images"], "method": "distribution_matching", "images_per_class": 1,
+            "key": KEY,
+        },
+        fitting.optimise: {
             "objective": t["objective"], "data": t["images"], "images_per_class": 1, "key": KEY, "steps": 1,
             "optimizer": __import__("optax").sgd(0.1),
         },

@@ -10,7 +10,7 @@ import pytest
 
 import pseudocoreset as pc
 from pseudocoreset import Dataset, Pseudocoreset
-from pseudocoreset.methods.scales import column_scales, in_units
+from pseudocoreset.methods.optimizers import column_scales, in_units
 from pseudocoreset.models import Model, poisson_regression
 from pseudocoreset.proxies import divergence_at_mode
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import pseudocoreset
-from pseudocoreset import Experts, Pseudocoreset, fit, train_experts
+from pseudocoreset import Experts, Pseudocoreset, train_experts
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.evaluation import evaluate
+from pseudocoreset.fitting import optimise
 from pseudocoreset.inference import Posterior, sample
 
 SCRIPT = Path(__file__).with_name("device_runs.py")
@@ -148,7 +149,7 @@ def test_what_is_no_mesh_is_refused(runs):
             Pseudocoreset.from_data(runs.DATA, size=3, key=common["key"]), runs.network(), runs.DATA, **common
         ),
         lambda: calibrate(runs.network(), runs.X, key=common["key"], mesh=common["mesh"]),
-        lambda: fit(runs.divergence_of_networks(), runs.DATA, size=1, steps=1, optimizer=runs.SGD, **common),
+        lambda: optimise(runs.divergence_of_networks(), runs.DATA, size=1, steps=1, optimizer=runs.SGD, **common),
     )
     for call in calls:
         with pytest.raises(TypeError, match=r"mesh must be a .*Mesh.*got list"):

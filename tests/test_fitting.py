@@ -1,8 +1,10 @@
 """The optimisation loop: it improves coresets, resumes to the same bits, survives bad steps, refuses bad input."""
 
 import dataclasses
+import inspect
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,12 +18,13 @@ import numpyro.distributions as dist
 import optax
 import pytest
 
-from pseudocoreset import Dataset, Experts, Pseudocoreset, fit, fit_fbpc, load_dataset, train_experts
+from pseudocoreset import Dataset, Experts, Pseudocoreset, fit_fbpc, load_dataset, train_experts
 from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.fitting import optimise
+from pseudocoreset.fitting.outcome import Outcome, find_rise
+from pseudocoreset.methods.fbpc import fbpc_recipe
 from pseudocoreset.models import MLP, ConvNet, Model, bnn, logistic_regression
 from pseudocoreset.objectives import Objective, function_kl
-from pseudocoreset.outcome import Outcome, find_rise
-from pseudocoreset.recipes import fbpc_recipe
 from pseudocoreset.storage import CorruptFileError
 
 RNG = np.random.default_rng(0)
@@ -175,12 +178,12 @@ def poisoned(probability):
 def test_steps_that_are_not_finite_are_skipped_and_too_many_end_the_run():
     start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
     arguments = dict(coreset=start, key=jax.random.key(0), steps=40, optimizer=optax.sgd(0.1), progress=False)
-    some = fit(poisoned(0.3), DATA, **arguments)
+    some = optimise(poisoned(0.3), DATA, **arguments)
     assert some.outcome is Outcome.COMPLETED
     finite = int((~some.history["skipped"]).sum())
     assert 0 < finite < 40
     np.testing.assert_allclose(some.coreset.inputs, start.inputs - 0.1 * finite, atol=1e-4)
-    never = fit(poisoned(1.0), DATA, **arguments)
+    never = optimise(poisoned(1.0), DATA, **arguments)
     assert never.outcome is Outcome.NON_FINITE
     assert len(never.history["skipped"]) == 10
     assert never.history["skipped"].all()
@@ -204,7 +207,7 @@ def square(key, coreset):
 def test_a_fit_that_ends_worse_than_its_start_says_so_first(rate, is_worse, caplog):
     start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
     arguments = dict(coreset=start, key=jax.random.key(0), steps=30, optimizer=optax.sgd(rate), progress=False)
-    result = fit(of(square, loss_is_value=True), DATA, **arguments)
+    result = optimise(of(square, loss_is_value=True), DATA, **arguments)
     first = repr(result).splitlines()[0]
     assert result.outcome is Outcome.COMPLETED
     assert result.is_worse is is_worse
@@ -212,7 +215,7 @@ def test_a_fit_that_ends_worse_than_its_start_says_so_first(rate, is_worse, capl
     assert ("worse than its start" in caplog.text) is is_worse
     assert ("further from the full posterior" in result.advice) is is_worse
     # Nothing is said of a loss that is no value.
-    assert not fit(of(square), DATA, **arguments).is_worse
+    assert not optimise(of(square), DATA, **arguments).is_worse
 
 
 def test_noise_is_no_rise():
@@ -246,7 +249,7 @@ def test_the_coreset_after_a_failure_has_a_finite_objective():
         return gradient
 
     for lost_loss in (False, True):
-        result = fit(
+        result = optimise(
             of(wall(lost_loss)), DATA, coreset=start, key=jax.random.key(0), steps=40, optimizer=optax.sgd(1.0),
             progress=False,
         )  # fmt: skip
@@ -268,7 +271,7 @@ def test_a_fit_that_ends_on_few_skipped_steps_returns_the_last_finite_one(steps)
         return {"inputs": jnp.full_like(coreset.inputs, -1.0)}, jnp.where(inside, 1.0, jnp.nan)
 
     arguments = dict(coreset=start, key=jax.random.key(0), optimizer=optax.sgd(1.0), progress=False)
-    result = fit(of(wall), DATA, steps=steps, **arguments)
+    result = optimise(of(wall), DATA, steps=steps, **arguments)
     assert result.outcome is Outcome.COMPLETED
     np.testing.assert_allclose(result.coreset.inputs, start.inputs + 2.0, atol=1e-5)
     assert "Since step 4 the loss was not finite" in result.advice
@@ -286,7 +289,7 @@ def test_a_fit_that_takes_no_step_says_so(gradient, rate, said, caplog):
     start = Pseudocoreset.from_data(DATA, size=2, key=jax.random.key(0))
     start = dataclasses.replace(start, inputs=100 * start.inputs)
     arguments = dict(coreset=start, key=jax.random.key(0), optimizer=optax.sgd(rate), progress=False)
-    result = fit(of(gradient), DATA, steps=8, **arguments)
+    result = optimise(of(gradient), DATA, steps=8, **arguments)
     assert result.outcome is Outcome.NON_FINITE
     np.testing.assert_array_equal(result.coreset.inputs, start.inputs)
     assert said in result.advice
@@ -304,7 +307,7 @@ def test_advice_names_the_column_and_the_leaf():
         return {"inputs": lost, "weights": jnp.ones_like(coreset.weights)}, jnp.ones(())
 
     arguments = dict(coreset=start, key=jax.random.key(0), steps=20, optimizer=optax.sgd(0.1), progress=False)
-    found = fit(of(column, model, ("inputs", "weights")), rows, **arguments)
+    found = optimise(of(column, model, ("inputs", "weights")), rows, **arguments)
     assert "Since step 1 the gradient in the inputs in column 3 was not finite; the likelihood was" in found.advice
     assert "weights" not in found.advice.split(";")[0]
 
@@ -332,11 +335,11 @@ def test_advice_for_targets_without_likelihood_is_no_step_size():
         return {"targets": jnp.where(jnp.isfinite(value), 10.0 + 0 * slope, jnp.nan)}, value
 
     arguments = dict(key=jax.random.key(0), steps=20, optimizer=optax.sgd(0.04), progress=False)
-    never = fit(of(likelihood, model, ("targets",)), rows, coreset=bad, **arguments)
+    never = optimise(of(likelihood, model, ("targets",)), rows, coreset=bad, **arguments)
     assert "targets of 1 of the 4 points of the start have no finite likelihood" in never.advice
     assert "points 1; their targets are -2.5" in never.advice
     assert "smaller step size" not in repr(never)
-    moved = fit(of(likelihood, model, ("targets",)), rows, coreset=start, **arguments)
+    moved = optimise(of(likelihood, model, ("targets",)), rows, coreset=start, **arguments)
     assert "Since step 4 the likelihood of" in moved.advice
     assert "is not finite at points 0, 1, 2, 3: their targets left its support" in moved.advice
     assert "smaller step size" not in repr(moved)
@@ -402,7 +405,7 @@ def test_one_compilation_for_all_steps(experts):
         return base.gradient(*arguments)
 
     objective = Objective("counted", MODEL, base.init, counted, base.window, {})
-    fit(
+    optimise(
         objective,
         DATA,
         size=3,
@@ -464,4 +467,5 @@ def test_the_name_of_the_front_door():
     from pseudocoreset import fit_fbpc as front_door
 
     assert front_door is fit_fbpc
-    assert pathlib.Path(sys.modules[front_door.__module__].__file__).name == "fbpc.py"
+    assert pathlib.Path(inspect.getfile(front_door.method)).name == "fbpc.py"
+    assert pickle.loads(pickle.dumps(front_door)) is fit_fbpc

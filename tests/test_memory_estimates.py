@@ -10,10 +10,11 @@ import optax
 import pytest
 
 import pseudocoreset as pc
-from pseudocoreset import Dataset, Experts, estimate_memory, fit, memory
+from pseudocoreset import Dataset, Experts, estimate_memory
 from pseudocoreset.batching import map_stack
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import _Training
+from pseudocoreset.fitting import loop, memory, optimise
 from pseudocoreset.models import MLP, bnn, gaussian_location
 from pseudocoreset.objectives import Objective
 
@@ -74,14 +75,14 @@ def test_an_estimate_is_what_the_compiler_says_of_the_block_that_runs(name, monk
     front_door, settings = arguments_of(name, model)
     estimate = estimate_memory(front_door, model, DATA, **settings)
     analyses = []
-    real = memory.inspect_block
+    real = memory.block_memory
 
-    def noting(run_block, loop, data, objectives, *, planning):
-        real(run_block, loop, data, objectives, planning=planning)
+    def noting(run_block, first, data, objectives):
         snapshots = tuple(memory._snapshot_shapes(o, 10) for o in objectives)
-        analyses.append(run_block.lower(*loop, snapshots, data).compile().memory_analysis())
+        analyses.append(run_block.lower(*first, snapshots, data).compile().memory_analysis())
+        return real(run_block, first, data, objectives)
 
-    monkeypatch.setattr("pseudocoreset.fitting.inspect_block", noting)
+    monkeypatch.setattr(loop, "block_memory", noting)
     front_door(model, DATA, progress=False, **settings)
     (analysis,) = analyses
     assert estimate.temporaries == analysis.temp_size_in_bytes
@@ -146,7 +147,7 @@ def test_a_compiler_that_runs_out_of_memory_is_explained():
 
     objective = Objective("failing", model, lambda *_: (), gradient, None, {"batch_size": 7})
     with pytest.raises(MemoryError, match=r"(?s)ran out of memory.*batch_size=7"):
-        fit(objective, DATA, size=2, key=jax.random.key(0), steps=2, optimizer=optax.sgd(0.1), progress=False)
+        optimise(objective, DATA, size=2, key=jax.random.key(0), steps=2, optimizer=optax.sgd(0.1), progress=False)
 
 
 def test_experts_share_one_copy_of_the_data():

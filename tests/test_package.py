@@ -120,6 +120,7 @@ def test_public_names() -> None:
         "fit_trajectory_matching",
         "load_coreset",
         "load_dataset",
+        "sample",
         "train_experts",
     ]
     for name in pseudocoreset.__all__:

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_herding
+from pseudocoreset.fitting.leaves import Box
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.leaves import Box
 from pseudocoreset.models import Model
 
 NUM_GROUPS = 3

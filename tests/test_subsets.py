@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from pseudocoreset import Dataset, Pseudocoreset
+from pseudocoreset import Dataset, Pseudocoreset, fit_giga, fit_herding, fit_k_centres, fit_random, fit_sparse_vi
 from pseudocoreset.fitting import Outcome
-from pseudocoreset.methods import fit_giga, fit_herding, fit_k_centres, fit_random, fit_sparse_vi
-from pseudocoreset.methods.giga import geodesic_ascent
 from pseudocoreset.models import MLP, Gaussian, bnn, gaussian_location, linear_regression, logistic_regression
+from pseudocoreset.subsets.giga import geodesic_ascent
 
 RNG = np.random.default_rng(11)
 KEY = jax.random.key(3)
@@ -340,7 +339,7 @@ BY_FEATURES = list(FEATURE_METHODS)
         (BY_FEATURES, dict(features=lambda x: x[:, 0]), ValueError, r"features.*\(50, d\).*\(50,\)"),
         (BY_FEATURES, dict(features=np.full((50, 2), np.nan)), ValueError, "features has 100"),
         (list(WEIGHTED_METHODS), dict(num_draws=1), ValueError, "num_draws"),
-        (list(WEIGHTED_METHODS), dict(model=[MODEL]), TypeError, "model must be a Model; got list"),
+        (list(WEIGHTED_METHODS), dict(model=[MODEL, MODEL]), TypeError, "model must be one Model.*got 2"),
         (list(WEIGHTED_METHODS), dict(model=bnn(MLP((4,)), DATA)), ValueError, "dense Laplace"),
         (["sparse_vi"], dict(proxy="chains"), ValueError, "proxy='chains'"),
         (["sparse_vi"], dict(model=logistic_regression(DATA), proxy="conjugate"), ValueError, "no conjugate posterior"),

@@ -6,8 +6,11 @@ from typing import Any
 
 from cells import METHODS, Cell, Scale, settings
 
+from pseudocoreset.methods.fbpc import fbpc_recipe
+from pseudocoreset.methods.gradient_matching import gradient_matching_recipe
+from pseudocoreset.methods.inner import bpc_recipe
+from pseudocoreset.methods.trajectory_matching import trajectory_recipe
 from pseudocoreset.models import ConvNet
-from pseudocoreset.recipes import bpc_recipe, fbpc_recipe, gradient_matching_recipe, trajectory_recipe
 
 __all__ = ["expert_seconds", "fit_seconds", "score_seconds"]
 

@@ -180,30 +180,11 @@ def bacon(
     Raises:
         ValueError: for arguments out of range or that do not suit the model.
     """
-    check_choice(variant, "variant", VARIANTS)
-    check_integer(batch_size, "batch_size")
     scale = check_positive(likelihood_scale, "likelihood_scale")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be from 0 to 1; got {weight}")
     gamma = RELEASED_CROSS_ENTROPY if variant == "released" and window is not None else 0.0
     gamma = gamma if cross_entropy is None else float(cross_entropy)
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"cross_entropy must not be negative; got {cross_entropy}")
-    if formation not in (1, 2):
-        raise ValueError(f"formation must be 1 or 2; got {formation!r}")
-    if window is not None and window.ahead is not None:
-        raise ValueError(f"window must name one snapshot, without ahead; got {window}")
     free = check_free(free)
-    if "targets" in free and not gamma:
-        raise ValueError(f"free={free}: without cross_entropy there is no gradient in targets")
-    require_features("bacon", model)
-    if gamma and not model.has_function:
-        raise ValueError(f"cross_entropy={gamma} needs function values; the program {model.name!r} has no site 'f'")
-    shape = model.datum_shape
-    if (variant == "paper" or formation == 2) and (len(shape) != 3 or min(shape[:2]) < 2):
-        raise ValueError(f"variant='paper' and formation=2 need images (height, width, channels); inputs are {shape}")
-    if formation == 2:
-        _check_grid((1, *shape), formation)
+    _check(model, variant, weight, gamma, batch_size, formation, window, free)
 
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> _State:
         slots = class_slots(coreset, model.num_classes)
@@ -221,12 +202,7 @@ def bacon(
             points: CoresetArrays, item: Any, data: DeviceData, params: Params, pixel_range: Any, percent: Any
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
-            if formation == 2:
-                points = CoresetArrays(
-                    decode(points.inputs, formation),
-                    jnp.tile(points.targets, (formation**2,) + (1,) * (points.targets.ndim - 1)),
-                    jnp.tile(points.weights, formation**2),
-                )
+            points = _decoded(points) if formation == 2 else points
             on_both_sides = jnp.any(present) & (jnp.sum(points.weights) > 0)
             x, _ = data.batch(chosen)
             real = jax.lax.stop_gradient(model.features(params, siamese(augment, k, x)))
@@ -272,6 +248,45 @@ def bacon(
     return Objective("bacon", model, init, gradient, window, settings, free, "kept by class")
 
 
+def _decoded(points: CoresetArrays) -> CoresetArrays:
+    """The four images of every stored one, each with its target and weight."""
+    repeats = (4,) + (1,) * (points.targets.ndim - 1)
+    return CoresetArrays(decode(points.inputs), jnp.tile(points.targets, repeats), jnp.tile(points.weights, 4))
+
+
 def _accuracy(model: Model, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     probabilities = model.function_probabilities(params, model.apply(params, x), x)
     return jnp.mean(jnp.argmax(probabilities, axis=-1) == y)
+
+
+def _check(
+    model: Model,
+    variant: str,
+    weight: float,
+    gamma: float,
+    batch_size: int,
+    formation: int,
+    window: SnapshotWindow | None,
+    free: tuple[str, ...],
+) -> None:
+    """Refuse settings that are out of range or do not suit the model."""
+    check_choice(variant, "variant", VARIANTS)
+    check_integer(batch_size, "batch_size")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be from 0 to 1; got {weight}")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"cross_entropy must not be negative; got {gamma}")
+    if formation not in (1, 2):
+        raise ValueError(f"formation must be 1 or 2; got {formation!r}")
+    if window is not None and window.ahead is not None:
+        raise ValueError(f"window must name one snapshot, without ahead; got {window}")
+    if "targets" in free and not gamma:
+        raise ValueError(f"free={free}: without cross_entropy there is no gradient in targets")
+    require_features("bacon", model)
+    if gamma and not model.has_function:
+        raise ValueError(f"cross_entropy={gamma} needs function values; the program {model.name!r} has no site 'f'")
+    shape = model.datum_shape
+    if (variant == "paper" or formation == 2) and (len(shape) != 3 or min(shape[:2]) < 2):
+        raise ValueError(f"variant='paper' and formation=2 need images (height, width, channels); inputs are {shape}")
+    if formation == 2:
+        _check_grid((1, *shape), formation)

@@ -12,7 +12,7 @@ estimates the gradient from draws (Eq. 17).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,59 @@ def _expected_loss(
     return -jnp.sum(weights * jnp.mean(each, axis=0))
 
 
+class View(NamedTuple):
+    """How a coreset is seen: augmented, and some of its points at a time.
+
+    augment
+        Of images; None for none.
+    batch_size
+        B, points per batch; None for all.
+    """
+
+    augment: Augmentation | None
+    batch_size: int | None
+
+    def seen(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Images (b, ...) after augmentation."""
+        return images if self.augment is None else self.augment(key, images)
+
+    def shows_all(self, coreset: CoresetArrays) -> bool:
+        """Whether every batch has all points."""
+        return self.batch_size is None or self.batch_size >= coreset.inputs.shape[0]
+
+    def is_fixed(self, coreset: CoresetArrays) -> bool:
+        """Whether every batch is the same."""
+        return self.augment is None and self.shows_all(coreset)
+
+    def choose(self, key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
+        """The points of a batch, as they are."""
+        if self.shows_all(coreset):
+            return coreset
+        assert self.batch_size is not None
+        chosen = jax.random.choice(key, coreset.inputs.shape[0], (self.batch_size,), replace=False)
+        return jax.tree.map(lambda a: a[chosen], coreset)
+
+    def batches(self, coreset: CoresetArrays) -> BatchFn:
+        """Batches of a coreset."""
+
+        def batch(key: jax.Array) -> Batch:
+            choice_key, view_key = jax.random.split(key)
+            points = self.choose(choice_key, coreset)
+            return self.seen(view_key, points.inputs), points.targets, points.weights
+
+        return batch
+
+    def batches_of_data(self, data: DeviceData, size: int) -> BatchFn:
+        """Batches of so many data."""
+
+        def batch(key: jax.Array) -> Batch:
+            batch_key, view_key = jax.random.split(key)
+            x, y = data.sample(batch_key, size)
+            return self.seen(view_key, x), y, jnp.ones(x.shape[0], x.dtype)
+
+        return batch
+
+
 class _Map(NamedTuple):
     """A coreset MAP solution in training."""
 
@@ -101,6 +154,146 @@ class _Map(NamedTuple):
     optimizer: Any
     loss: jax.Array
     steps: jax.Array
+
+
+def train_on_coreset(
+    key: jax.Array, model: Model, batch: BatchFn, stop_at: float, learning_rate: float, max_steps: int, shared: bool
+) -> _Map:
+    """theta_u: a fresh network, trained by Adam until the loss of a batch is at most ``stop_at``.
+
+    Args:
+        key: one typed key.
+        model: a bound model.
+        batch: of the coreset.
+        stop_at: gamma, a mean loss.
+        learning_rate: of Adam.
+        max_steps: its cap, since a loss under augmentation may never come down to gamma.
+        shared: whether devices share each batch.
+    """
+    adam = optax.adam(learning_rate)
+    init_key, step_key = jax.random.split(key)
+
+    def unfinished(state: _Map) -> jax.Array:
+        return (state.loss > stop_at) & (state.steps < max_steps)
+
+    def step(state: _Map) -> _Map:
+        points = batch(jax.random.fold_in(step_key, state.steps))
+        loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared)
+        updates, optimizer = adam.update(gradient, state.optimizer)
+        # The loss belongs to the parameters before the update: once it is small enough they are kept.
+        params = jax.tree.map(lambda p, u: jnp.where(loss > stop_at, p + u, p), state.params, updates)
+        return _Map(params, optimizer, loss.astype(state.loss.dtype), state.steps + 1)
+
+    params = model.init(init_key)
+    start = _Map(params, adam.init(params), jnp.asarray(jnp.inf, jnp.result_type(float)), jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, step, start)
+
+
+@dataclass(frozen=True, eq=False)
+class _FunctionKL:
+    """The objective with its settings; ``function_kl`` documents them."""
+
+    model: Model
+    covariance: Covariance
+    view: View
+    num_draws: int
+    num_networks: int
+    inner_loss: float
+    inner_learning_rate: float
+    inner_max_steps: int
+    free: tuple[str, ...]
+
+    def init(self, key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
+        return ()
+
+    def gradient(
+        self, key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+    ) -> Gradient:
+        (snapshot,) = snapshots
+        shared = has_data_axis(data.mesh) and self.model.is_separable
+        if self.num_networks == 1 and not shared:
+            leaves, info = self._of_network(key, snapshot, coreset, data)
+            return leaves, state, info
+
+        def of_pair(item: tuple[jax.Array, Params], coreset: CoresetArrays, data: DeviceData) -> Any:
+            return self._of_network(*item, coreset, data, shared)
+
+        # The devices share the pairs; of what is inside of one they share batches, where they do, and nothing else.
+        if self.num_networks == 1:
+            pairs = jax.tree.map(lambda leaf: leaf[None], (key, snapshot))
+        else:
+            pairs = (jax.random.split(key, self.num_networks), snapshot)
+        alone = replace(data, mesh=None)
+        each, info = map_stack(of_pair, pairs, coreset, alone, mesh=data.mesh, splits_batches=shared)
+        leaves = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
+        capped = jnp.any(info.pop("inner_capped"))
+        return leaves, state, {name: jnp.mean(value) for name, value in info.items()} | {"inner_capped": capped}
+
+    def _of_network(
+        self, key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData, shared: bool = False
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The gradient of one pair of networks, and what to report of it; every batch ``shared``, or not."""
+        map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
+        batch = self.view.batches(coreset)
+        solution = train_on_coreset(
+            map_key, self.model, batch, self.inner_loss, self.inner_learning_rate, self.inner_max_steps, shared
+        )
+
+        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], CoresetArrays]:
+            """The points of this step as they are seen: their free leaves, and all leaves."""
+            points = self.view.choose(choice_key, coreset._replace(**leaves))
+            seen = points._replace(inputs=self.view.seen(view_key, points.inputs))
+            return {name: getattr(seen, name) for name in self.free}, seen
+
+        _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in self.free}, has_aux=True)
+        of_data = self.view.batches_of_data(data, self.covariance.batch_size)
+        full = Side(snapshot, of_data, data.num_data, True, data.mesh, shared)
+        small = full._replace(
+            params=solution.params,
+            batch=batch,
+            mass=jnp.sum(coreset.weights),
+            is_data=False,
+            fixed=self.view.is_fixed(coreset),
+        )
+        noise = [
+            self.covariance.noise(k, self.model, side, seen.inputs, self.num_draws)
+            for k, side in ((data_key, full), (coreset_key, small))
+        ]
+        sides = jax.tree.map(lambda *leaves: jnp.stack(leaves), (snapshot, noise[0]), (solution.params, noise[1]))
+        (data_loss, coreset_loss), each = jax.lax.map(lambda side: self._of_side(side[0], side[1], seen, shared), sides)
+        (leaves,) = pull_back({name: leaf[0] - leaf[1] for name, leaf in each.items()})
+        info = {
+            "loss": data_loss - coreset_loss,
+            "data_loss": data_loss,
+            "coreset_loss": coreset_loss,
+            "data_scale": jnp.sqrt(jnp.mean(noise[0] ** 2)),
+            "coreset_scale": jnp.sqrt(jnp.mean(noise[1] ** 2)),
+            "inner_steps": solution.steps,
+            "inner_loss": solution.loss,
+            "inner_capped": solution.loss > self.inner_loss,
+        }
+        return leaves, info
+
+    def _of_side(
+        self, params: Params, deviations: jax.Array, seen: CoresetArrays, shared: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Expected loss of the points under one of the two posteriors, and its gradient in their leaves."""
+        mass = jnp.sum(seen.weights)
+
+        def of_points(some: Any, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            points, their = some
+
+            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+                # f = g(u) + Psi^(1/2) eps
+                values = self.model.apply(params, arrays.inputs)[None] + jnp.moveaxis(their, 1, 0)
+                # Each side has its own parameters of the likelihood, a noise scale say.
+                return _expected_loss(self.model, params, values, *arrays) / mass, None
+
+            (loss, _), leaves = differentiate(loss_fn, points._replace(weights=weights), self.free)
+            return loss, leaves
+
+        rows = (seen, jnp.moveaxis(deviations, 1, 0))
+        return over_data(self.model, of_points, rows, seen.weights, shared=shared)
 
 
 @checked
@@ -125,7 +318,7 @@ def function_kl(
         model: a model with function values (a site ``"f"``).
         proxy: ``"trajectory"`` (Eq. 16), ``"isotropic"`` (unit variance), ``"linearized"`` (Eq. 11 to 13), or a proxy
             of ``pseudocoreset.proxies``.
-        num_draws: S, draws of the function values a step.
+        num_draws: S, draws of the function values per step.
         num_networks: pairs of an expert and a network trained on the coreset, over which each step averages; devices of
             a mesh share them, and those along its axis ``"data"`` the batches of each. One as published.
         first_epoch: T, the earliest epoch that an expert snapshot is taken from.
@@ -133,7 +326,7 @@ def function_kl(
         inner_loss: gamma; the network trained on the coreset stops at this mean loss.
         inner_learning_rate: Adam step size of that training.
         inner_max_steps: its cap, since a loss under augmentation may never come down to gamma.
-        coreset_batch_size: B, coreset points used a step; all by default.
+        coreset_batch_size: B, coreset points used per step; all by default.
         augment: augmentation of coreset and data, one draw for both proxies; none by default.
         free: leaves of the coreset to differentiate.
 
@@ -152,148 +345,17 @@ def function_kl(
         check_integer(coreset_batch_size, "coreset_batch_size")
     free = check_free(free)
     covariance = resolve_covariance(proxy)
-    adam = optax.adam(inner_learning_rate)
-
-    def view(key: jax.Array, images: jax.Array) -> jax.Array:
-        return images if augment is None else augment(key, images)
-
-    def points_at_once(coreset: CoresetArrays) -> int:
-        size = coreset.inputs.shape[0]
-        return size if coreset_batch_size is None else min(coreset_batch_size, size)
-
-    def choose(key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
-        size, some = coreset.inputs.shape[0], points_at_once(coreset)
-        if some == size:
-            return coreset
-        chosen = jax.random.choice(key, size, (some,), replace=False)
-        return jax.tree.map(lambda a: a[chosen], coreset)
-
-    def batches_of(coreset: CoresetArrays) -> BatchFn:
-        def batch(key: jax.Array) -> Batch:
-            choice_key, view_key = jax.random.split(key)
-            points = choose(choice_key, coreset)
-            return view(view_key, points.inputs), points.targets, points.weights
-
-        return batch
-
-    def is_fixed(coreset: CoresetArrays) -> bool:
-        """Whether every batch of the coreset is the same."""
-        return augment is None and points_at_once(coreset) == coreset.inputs.shape[0]
-
-    def batches_of_data(data: DeviceData) -> BatchFn:
-        def batch(key: jax.Array) -> Batch:
-            batch_key, view_key = jax.random.split(key)
-            x, y = data.sample(batch_key, covariance.batch_size)
-            return view(view_key, x), y, jnp.ones(x.shape[0], x.dtype)
-
-        return batch
-
-    def coreset_map(key: jax.Array, coreset: CoresetArrays, shared: bool) -> _Map:
-        """theta_u: a fresh network trained on the coreset until its loss is at most gamma."""
-        init_key, step_key = jax.random.split(key)
-        batch = batches_of(coreset)
-
-        def unfinished(state: _Map) -> jax.Array:
-            return (state.loss > inner_loss) & (state.steps < inner_max_steps)
-
-        def step(state: _Map) -> _Map:
-            points = batch(jax.random.fold_in(step_key, state.steps))
-            loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared)
-            updates, optimizer = adam.update(gradient, state.optimizer)
-            # The loss belongs to the parameters before the update: once it is small enough they are kept.
-            params = jax.tree.map(lambda p, u: jnp.where(loss > inner_loss, p + u, p), state.params, updates)
-            return _Map(params, optimizer, loss.astype(state.loss.dtype), state.steps + 1)
-
-        params = model.init(init_key)
-        start = _Map(params, adam.init(params), jnp.asarray(jnp.inf, coreset.inputs.dtype), jnp.asarray(0))
-        return jax.lax.while_loop(unfinished, step, start)
-
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
-        return ()
-
-    def of_network(
-        key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData, shared: bool = False
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The gradient of one pair of networks, and what to report of it; every batch ``shared``, or not."""
-        map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
-        solution = coreset_map(map_key, coreset, shared)
-
-        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], CoresetArrays]:
-            """The points of this step as they are seen: their free leaves, and all leaves."""
-            points = choose(choice_key, coreset._replace(**leaves))
-            seen = points._replace(inputs=view(view_key, points.inputs))
-            return {name: getattr(seen, name) for name in free}, seen
-
-        _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in free}, has_aux=True)
-        full = Side(snapshot, batches_of_data(data), data.num_data, True, data.mesh, shared)
-        small = full._replace(
-            params=solution.params,
-            batch=batches_of(coreset),
-            mass=jnp.sum(coreset.weights),
-            is_data=False,
-            fixed=is_fixed(coreset),
-        )
-        noise = [
-            covariance.noise(k, model, s, seen.inputs, num_draws) for k, s in ((data_key, full), (coreset_key, small))
-        ]
-        mass = jnp.sum(seen.weights)
-
-        def of_side(item: tuple[Params, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-            """Expected loss of the points under one of the two posteriors, and its gradient in what is seen."""
-            params, deviations = item
-
-            def of_points(some: Any, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-                points, their = some
-
-                def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
-                    # f = g(u) + Psi^(1/2) eps
-                    values = model.apply(params, arrays.inputs)[None] + jnp.moveaxis(their, 1, 0)
-                    # Each side has its own parameters of the likelihood, a noise scale say.
-                    return _expected_loss(model, params, values, *arrays) / mass, None
-
-                (loss, _), leaves = differentiate(loss_fn, points._replace(weights=weights), free)
-                return loss, leaves
-
-            return over_data(model, of_points, (seen, jnp.moveaxis(deviations, 1, 0)), seen.weights, shared=shared)
-
-        sides = jax.tree.map(lambda *leaves: jnp.stack(leaves), (snapshot, noise[0]), (solution.params, noise[1]))
-        (data_loss, coreset_loss), each = jax.lax.map(of_side, sides)
-        (leaves,) = pull_back({name: leaf[0] - leaf[1] for name, leaf in each.items()})
-        info = {
-            "loss": data_loss - coreset_loss,
-            "data_loss": data_loss,
-            "coreset_loss": coreset_loss,
-            "data_scale": jnp.sqrt(jnp.mean(noise[0] ** 2)),
-            "coreset_scale": jnp.sqrt(jnp.mean(noise[1] ** 2)),
-            "inner_steps": solution.steps,
-            "inner_loss": solution.loss,
-            "inner_capped": solution.loss > inner_loss,
-        }
-        return leaves, info
-
-    def gradient(
-        key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
-    ) -> Gradient:
-        (snapshot,) = snapshots
-        shared = has_data_axis(data.mesh) and model.is_separable
-        if num_networks == 1 and not shared:
-            leaves, info = of_network(key, snapshot, coreset, data)
-            return leaves, state, info
-
-        def of_pair(item: tuple[jax.Array, Params], coreset: CoresetArrays, data: DeviceData) -> Any:
-            return of_network(*item, coreset, data, shared)
-
-        # The devices share the pairs; of what is inside of one they share batches, where they do, and nothing else.
-        if num_networks == 1:
-            pairs = jax.tree.map(lambda leaf: leaf[None], (key, snapshot))
-        else:
-            pairs = (jax.random.split(key, num_networks), snapshot)
-        alone = replace(data, mesh=None)
-        each, info = map_stack(of_pair, pairs, coreset, alone, mesh=data.mesh, splits_batches=shared)
-        leaves = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
-        capped = jnp.any(info.pop("inner_capped"))
-        return leaves, state, {name: jnp.mean(value) for name, value in info.items()} | {"inner_capped": capped}
-
+    bound = _FunctionKL(
+        model=model,
+        covariance=covariance,
+        view=View(augment, coreset_batch_size),
+        num_draws=num_draws,
+        num_networks=num_networks,
+        inner_loss=inner_loss,
+        inner_learning_rate=inner_learning_rate,
+        inner_max_steps=inner_max_steps,
+        free=free,
+    )
     settings = {
         **covariance.describe(),
         "num_draws": num_draws,
@@ -308,4 +370,4 @@ def function_kl(
     }
     window = SnapshotWindow(first_epoch, last_epoch, per_step=None if num_networks == 1 else num_networks)
     # The network trained on the coreset minimises a mean loss: nothing here determines the sum of the weights.
-    return Objective("function_kl", model, init, gradient, window, settings, free, "kept")
+    return Objective("function_kl", model, bound.init, bound.gradient, window, settings, free, "kept")

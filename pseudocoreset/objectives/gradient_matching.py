@@ -86,6 +86,18 @@ class _Training(NamedTuple):
     matched: jax.Array  # matches since it was drawn
 
 
+def _network(key: jax.Array, model: Model, inner: InnerTraining, state: _Training, coreset: CoresetArrays) -> Params:
+    """The network of this step: a new one, or that of the last step after training on the coreset."""
+
+    def trained(params: Params) -> Params:
+        after = inner.train(key, model, params, coreset)
+        # Points on raw scales, or a noise near zero, can throw a network out: then a new one, not the same again.
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(after)]))
+        return jax.lax.cond(largest < FAR, lambda: after, lambda: model.init(key))  # false of what is no number
+
+    return jax.lax.cond(state.matched == 0, lambda _: model.init(key), trained, state.params)
+
+
 @checked
 def gradient_matching(
     model: Model,
@@ -124,20 +136,11 @@ def gradient_matching(
     Raises:
         ValueError: for arguments out of range or that do not suit the model.
     """
-    check_choice(distance, "distance", DISTANCES)
     check_integer(num_outer, "num_outer")
     check_integer(batch_size, "batch_size")
+    _check(model, distance, by_class, window)
     inner = InnerTraining(num_steps=num_inner_steps, learning_rate=inner_learning_rate, augment=augment)
     free = check_free(free)
-    if by_class and model.num_classes is None:
-        raise ValueError(f"by_class=True needs classes; the program {model.name!r} has none. Use by_class=False")
-    if distance == "cosine" and not any(_is_kernel(site.unconstrained_shape) for site in model.sites):
-        raise ValueError(
-            f"distance='cosine' compares sites of two or more axes; the program {model.name!r} has none. "
-            "Use distance='squared'"
-        )
-    if window is not None and window.ahead is not None:
-        raise ValueError(f"window must name one snapshot, without ahead; got {window}")
     num_classes = model.num_classes if by_class else None
 
     def between(one: Params, other: Params) -> jax.Array:
@@ -146,17 +149,6 @@ def gradient_matching(
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> ClassSlots | _Training:
         slots = class_slots(coreset, num_classes)
         return slots if window is not None else _Training(slots, model.init(key), jnp.zeros((), jnp.int32))
-
-    def network(key: jax.Array, state: _Training, coreset: CoresetArrays) -> Params:
-        """The network of this step: a new one, or that of the last step after training on the coreset."""
-
-        def trained(params: Params) -> Params:
-            after = inner.train(key, model, params, coreset)
-            # Points on raw scales, or a noise near zero, can throw a network out: then a new one, not the same again.
-            largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(after)]))
-            return jax.lax.cond(largest < FAR, lambda: after, lambda: model.init(key))  # false of what is no number
-
-        return jax.lax.cond(state.matched == 0, lambda _: model.init(key), trained, state.params)
 
     def gradient(
         key: jax.Array,
@@ -168,7 +160,7 @@ def gradient_matching(
         network_key, batch_key, view_key = jax.random.split(key, 3)
         report = {}
         if isinstance(state, _Training):
-            slots, params = state.slots, network(network_key, state, jax.lax.stop_gradient(coreset))
+            slots, params = state.slots, _network(network_key, model, inner, state, jax.lax.stop_gradient(coreset))
             report["inner_rounds"] = state.matched
             state = _Training(slots, params, (state.matched + 1) % num_outer)
         else:
@@ -207,3 +199,17 @@ def gradient_matching(
         "window": None if window is None else [window.first, window.last],
     }
     return Objective("gradient_matching", model, init, gradient, window, settings, free, mass)
+
+
+def _check(model: Model, distance: str, by_class: bool, window: SnapshotWindow | None) -> None:
+    """Refuse settings that do not suit the model."""
+    check_choice(distance, "distance", DISTANCES)
+    if by_class and model.num_classes is None:
+        raise ValueError(f"by_class=True needs classes; the program {model.name!r} has none. Use by_class=False")
+    if distance == "cosine" and not any(_is_kernel(site.unconstrained_shape) for site in model.sites):
+        raise ValueError(
+            f"distance='cosine' compares sites of two or more axes; the program {model.name!r} has none. "
+            "Use distance='squared'"
+        )
+    if window is not None and window.ahead is not None:
+        raise ValueError(f"window must name one snapshot, without ahead; got {window}")

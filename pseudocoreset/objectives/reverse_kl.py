@@ -15,6 +15,7 @@ gradient for another target, the posterior of the data weighted down to the mass
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,9 +104,6 @@ def reverse_kl(
         exact = closed_form(posteriors, free, kl_divergence)
         return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
-    def log_likelihoods(params: Params, coreset: CoresetArrays) -> jax.Array:
-        return model.log_likelihood(params, coreset.inputs, coreset.targets)
-
     def gradient(
         key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
@@ -114,25 +112,12 @@ def reverse_kl(
         draws: WeightDraws
         draws, _, state, info = posteriors.draws(draw_key, state, fixed, data, snapshots, num_draws)
         n = data.num_data
-        if batch_size is None or batch_size >= n:
-            x, y = data.batch(jnp.arange(n))
-        else:
-            x, y = data.sample(batch_key, batch_size)
-
-        def residuals(part: Any, to_params: Partial, rows: tuple[jax.Array, jax.Array], points: Any) -> jax.Array:
-            def residual(item: Any) -> jax.Array:
-                """r(theta), of one draw."""
-                params = to_params(item)
-                full = jnp.mean(model.log_likelihood(params, *rows))
-                small = jnp.sum(points.weights * log_likelihoods(params, points))
-                if target == "tempered":
-                    return full - small / jnp.sum(points.weights)
-                return n * full - small
-
-            return jax.lax.map(residual, part) if model.is_network else jax.vmap(residual)(part)
-
+        rows = (
+            data.batch(jnp.arange(n)) if batch_size is None or batch_size >= n else data.sample(batch_key, batch_size)
+        )
+        residuals = functools.partial(_residuals, model, n, target)
         # One factor of a covariance centred is enough.
-        each = spread(residuals, data.mesh, draws.items, draws.to_params, (x, y), fixed)
+        each = spread(residuals, data.mesh, draws.items, draws.to_params, rows, fixed)
         count = each.shape[0]
         centred = (each - jnp.mean(each)) * (count / (count - 1))
         if target == "tempered":
@@ -142,7 +127,8 @@ def reverse_kl(
             params, factor = to_params(item[0]), item[1]
 
             def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
-                return -factor * jnp.sum(arrays.weights * log_likelihoods(params, arrays)), None
+                each = model.log_likelihood(params, arrays.inputs, arrays.targets)
+                return -factor * jnp.sum(arrays.weights * each), None
 
             return differentiate(loss_fn, points, free)[1]
 
@@ -154,3 +140,19 @@ def reverse_kl(
     return Objective(
         "reverse_kl", model, posteriors.init, gradient, posteriors.window, settings, free, mass, loss_is_value=True
     )
+
+
+def _residuals(
+    model: Model, n: int, target: str, items: Any, to_params: Partial, rows: tuple[jax.Array, jax.Array], points: Any
+) -> jax.Array:
+    """r(theta) (S,) of draws; the sum over n data is estimated from ``rows``."""
+
+    def residual(item: Any) -> jax.Array:
+        params = to_params(item)
+        full = jnp.mean(model.log_likelihood(params, *rows))
+        small = jnp.sum(points.weights * model.log_likelihood(params, points.inputs, points.targets))
+        if target == "tempered":
+            return full - small / jnp.sum(points.weights)
+        return n * full - small
+
+    return jax.lax.map(residual, items) if model.is_network else jax.vmap(residual)(items)

@@ -23,9 +23,11 @@ from pseudocoreset.arguments import check_call, checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.formatting import json_values
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.guards import warn_of_no_mode
-from pseudocoreset.inference.setup import Setup, set_up
-from pseudocoreset.inference.tuning import reported_options
+from pseudocoreset.inference.engine import Kernel, Run
+from pseudocoreset.inference.engine.guards import warn_of_no_mode
+from pseudocoreset.inference.engine.prepare import set_up, start_of
+from pseudocoreset.inference.kernels import resolve_kernel
+from pseudocoreset.inference.schedules import Constant
 from pseudocoreset.meshes import check_mesh, replicate, to_host
 from pseudocoreset.models import Model
 from pseudocoreset.sbc.calibration import Calibration
@@ -59,7 +61,7 @@ def calibrate(
     model: Model,
     x: Any,
     *,
-    kernel: str = "nuts",
+    kernel: str | Kernel = "nuts",
     num_simulations: int = 200,
     num_draws: int = 99,
     num_warmup: int = 300,
@@ -127,14 +129,14 @@ def calibrate(
     example = _example(x)
     model = bind_to_inputs(model, example)
     num_inputs = _number_of_inputs(num_inputs, model)
-    if thinning is None and kernel_options.get("schedule") is not None:
+    kernel = resolve_kernel(kernel, kernel_options)
+    if thinning is None and kernel.options().get("schedule", Constant()) != Constant():
         raise ValueError("schedule: thinning is measured by default, which a schedule does not allow; give thinning")
     coreset = _checked(coreset)
     shapes = jax.eval_shape(coreset, jax.random.key(0), example, placeholder(model, example))
-    setup = set_up(
+    run = set_up(
         model,
         kernel,
-        kernel_options,
         num_data=shapes[0].shape[0],
         feature_shape=shapes[0].shape[1:],
         num_chains=num_simulations,
@@ -150,9 +152,9 @@ def calibrate(
     ranked = Quantities(model, num_inputs, quantities)
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
     chains, states = _Chains.warmed_up(
-        setup, ranked, num_draws, at_once, mesh, simulated, rows, (init_key, warmup_key), total_weight
+        run, ranked, num_draws, at_once, mesh, simulated, rows, (init_key, warmup_key), total_weight
     )
-    apart = setup.thinning
+    apart = run.thinning
     if thinning is None:
         states, apart = chains.measured_thinning(states, pilot_key)
     _, values, num_divergent = chains.draws(states, draw_key, apart)
@@ -165,7 +167,7 @@ class _Chains:
     """A chain for every simulated data set, all moved together.
 
     Attributes:
-        setup: of one chain.
+        run: of one chain.
         quantities: what is ranked.
         num_draws: draws that a rank counts.
         at_once: simulations that run side by side on a device; None for all.
@@ -175,7 +177,7 @@ class _Chains:
         tuning: of every chain.
     """
 
-    setup: Setup
+    run: Run
     quantities: Quantities
     num_draws: int
     at_once: int | None
@@ -187,7 +189,7 @@ class _Chains:
     @classmethod
     def warmed_up(
         cls,
-        setup: Setup,
+        run: Run,
         quantities: Quantities,
         num_draws: int,
         at_once: int | None,
@@ -198,14 +200,14 @@ class _Chains:
         total_weight: float,
     ) -> tuple[_Chains, Any]:
         """The chains after their warmup, and the states of the kernel; the keys are of starts and of the warmup."""
-        positions, tuning, _ = setup.start(keys[0], total_weight)
-        if setup.has_control_variate or setup.has_curvature:
-            positions, tuning = centre(setup, at_once, positions, tuning, rows)
+        positions, tuning, _ = start_of(run, keys[0], total_weight)
+        if run.is_centred:
+            positions, tuning = centre(run, at_once, positions, tuning, rows)
             warn_of_no_mode(tuning, "simulations")
         rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
         warmup_keys = replicate(jax.random.split(keys[1], len(simulated.x)), mesh)
-        states, tuning = warm_up(setup.plan, setup.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
-        return cls(setup, quantities, num_draws, at_once, mesh, simulated, rows, tuning), states
+        states, tuning = warm_up(run.plan, run.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
+        return cls(run, quantities, num_draws, at_once, mesh, simulated, rows, tuning), states
 
     @property
     def num_simulations(self) -> int:
@@ -215,7 +217,7 @@ class _Chains:
     def draws(self, states: Any, key: jax.Array, thinning: int) -> tuple[Any, np.ndarray, int]:
         """States after the draws, the quantities (simulation, draw, q), and how many draws diverged."""
         found = draw(
-            self.setup.plan,
+            self.run.plan,
             self.quantities,
             self.num_draws,
             self.at_once,
@@ -231,7 +233,7 @@ class _Chains:
         if not np.all(finite):
             lost = int(np.sum(~finite))
             raise FloatingPointError(
-                f"kernel {self.setup.plan.kernel!r} left the finite numbers in {lost} of {self.num_simulations} "
+                f"kernel {self.run.kernel.name!r} left the finite numbers in {lost} of {self.num_simulations} "
                 "simulations; try a smaller step_size, a longer num_warmup, or a prior that does not ask for the "
                 "extreme"
             )
@@ -250,19 +252,19 @@ class _Chains:
 
     def metadata(self, found: dict[str, Any], key: jax.Array, started: float) -> dict[str, Any]:
         """What the ranks were made by, JSON-able."""
-        setup, plan = self.setup, self.setup.plan
+        run, plan = self.run, self.run.plan
         return {
             "model": self.quantities.model.name,
-            "kernel": plan.kernel,
-            "temperature": setup.temperature,
-            "num_warmup": setup.num_warmup,
+            "kernel": run.kernel.name,
+            "temperature": run.temperature,
+            "num_warmup": run.num_warmup,
             "thinning": found["thinning"],
             "num_data": self.simulated.x.shape[1],
             "num_given": plan.num_data,
             "total_weight": found["total_weight"],
             "batch_size": plan.batch_size,
             "num_divergences": found["num_divergences"],
-            "options": json_values(reported_options(setup.options, _of_simulations(to_host(self.tuning)))),
+            "options": json_values(run.kernel.reported(_of_simulations(to_host(self.tuning)))),
             "key": key_record(key),
             "seconds": round(time.perf_counter() - started, 1),
         }

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from pseudocoreset.inference.chains import Plan, adapt_chains, run_block
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.setup import Setup
+from pseudocoreset.inference.engine import Plan, Run
+from pseudocoreset.inference.engine.blocks import adapt_chains, run_block
 from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor
@@ -222,12 +222,12 @@ def first_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def centre(setup: Setup, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
+def centre(run: Run, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
     """Positions and tuning (S, ...) with the centres of control variates, of every simulation's own data."""
 
     def one(item: Any) -> tuple[Params, Any]:
         position, tuned, batch = item
-        return first_of(setup.centred(position, tuned, Minibatch(*first_of(batch))))
+        return first_of(run.kernel.centred(run, position, tuned, Minibatch(*first_of(batch))))
 
     return _over_simulations(one, (positions, tuning, tuple(rows)), at_once=at_once)
 
@@ -251,7 +251,7 @@ def warm_up(
         if "step_size" not in tuned:
             return adapt_chains(plan, num_warmup, key, position, tuned, data)
         split = jax.random.split(key[0])
-        state = plan.spec.init(split[0], first_of(position), first_of(tuned), plan.density(data))
+        state = plan.kernel.init(split[0], first_of(position), first_of(tuned), plan.density(data))
         state = jax.tree.map(lambda leaf: leaf[None], state)
         state, _, _ = run_block(plan, 1, False, 1, state, tuned, split[1:], 0, num_warmup, data, None)
         return state, tuned

@@ -9,7 +9,8 @@ import pytest
 
 from pseudocoreset import Experts, Pseudocoreset, experts, fit_fbpc, fit_random, train_experts
 from pseudocoreset.data import load_dataset, records
-from pseudocoreset.inference import Posterior, sample, streaming
+from pseudocoreset.inference import Posterior, sample
+from pseudocoreset.inference.engine import stored as stored_blocks
 from pseudocoreset.models import MLP, bnn
 from pseudocoreset.storage import CorruptFileError
 
@@ -139,7 +140,7 @@ def test_experts_are_those_of_data_in_memory(pair, tmp_path, monkeypatch, images
 )
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_chains_are_those_of_data_in_memory(pair, monkeypatch, kernel, options, at_once):
-    monkeypatch.setattr(streaming, "STREAMED_BYTES", at_once * 2 * 6 * 32 * 32 * 3)
+    monkeypatch.setattr(stored_blocks, "STREAMED_BYTES", at_once * 2 * 6 * 32 * 32 * 3)
     model = bnn(MLP((4,)), pair[0])
     length = dict(num_chains=2, num_warmup=5, num_samples=4, batch_size=6, step_size=1e-3)
     with warnings.catch_warnings():
@@ -159,7 +160,7 @@ def test_a_run_on_stored_data_goes_on_in_its_directory(pair, tmp_path, monkeypat
     model = bnn(MLP((4,)), pair[0])
     settings = dict(num_chains=1, num_warmup=2, num_samples=4, batch_size=6, step_size=1e-3, key=KEY, progress=False)
     whole = sample(model, pair[1], **settings)
-    advance, calls = streaming.run_stored_block, []
+    advance, calls = stored_blocks.run_stored_block, []
 
     def stopping(plan, *arguments):
         calls.append(plan)
@@ -167,7 +168,7 @@ def test_a_run_on_stored_data_goes_on_in_its_directory(pair, tmp_path, monkeypat
             raise KeyboardInterrupt
         return advance(plan, *arguments)
 
-    monkeypatch.setattr("pseudocoreset.inference.running.run_stored_block", stopping)
+    monkeypatch.setattr("pseudocoreset.inference.engine.running.run_stored_block", stopping)
     with pytest.raises(KeyboardInterrupt):
         sample(model, pair[1], directory=tmp_path / "run", **settings)
     monkeypatch.undo()

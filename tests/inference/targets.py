@@ -12,8 +12,8 @@ import numpyro
 import numpyro.distributions as dist
 
 from pseudocoreset.inference import Minibatch, sample
-from pseudocoreset.inference.chains import Plan
-from pseudocoreset.inference.kernels import Density
+from pseudocoreset.inference.engine import Density, Kernel, Plan
+from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.models import Model, linear_regression
 
 __all__ = ["CORRELATED", "REGRESSION", "GaussianTarget", "density", "evolve", "flat_likelihood"]
@@ -85,7 +85,12 @@ REGRESSION = _regression()
 
 
 def evolve(
-    target: GaussianTarget, kernel: str, temperature: float, starts: np.ndarray, num_steps: int, **settings: Any
+    target: GaussianTarget,
+    kernel: str | Kernel,
+    temperature: float,
+    starts: np.ndarray,
+    num_steps: int,
+    **settings: Any,
 ) -> np.ndarray:
     """Positions (n, d) of as many chains as starts, after some steps without warmup."""
     posterior = sample(
@@ -110,8 +115,7 @@ def density(target: GaussianTarget, kernel: str, batch_size: int | None = None) 
     num_data = len(x)
     plan = Plan(
         model=target.model,
-        kernel=kernel,
-        options=(),
+        kernel=KERNELS[kernel]().compiled_form(),
         num_data=num_data,
         batch_size=batch_size,
         preprocessing=None,
@@ -119,6 +123,5 @@ def density(target: GaussianTarget, kernel: str, batch_size: int | None = None) 
         held_out_preprocessing=None,
         held_out_chunk_size=num_data,
         keep_weights=True,
-        has_metric=False,
     )
     return plan.density(Minibatch(x, y, jnp.ones(num_data)))

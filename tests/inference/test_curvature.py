@@ -9,9 +9,10 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pseudocoreset.inference import curvature, sample
+from pseudocoreset.inference import SGHMC, sample
+from pseudocoreset.inference.adaptation import curvature
 from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.setup import set_up
+from pseudocoreset.inference.engine.prepare import set_up
 from pseudocoreset.models import MLP, Model, bnn
 
 SCALES = np.array([0.1, 1.0, 30.0, 100.0])
@@ -142,11 +143,11 @@ def test_the_noise_is_that_of_minibatches(batch_size: int) -> None:
     data, _, covariance = table(SCALES)
     settings = {"num_warmup": 0, "num_samples": 1, "thinning": 1, "num_chains": 1, "temperature": 1.0}
     sizes = {"num_data": 300, "feature_shape": (4,), "batch_size": batch_size}
-    setup = set_up(bound(linear, 4), "sghmc", {}, step_size=None, **settings, **sizes)
-    density = setup.plan.density(Minibatch(*map(jnp.asarray, (*data, np.ones(300, np.float32)))))
+    asked = set_up(bound(linear, 4), SGHMC(), step_size=None, **settings, **sizes)
+    density = asked.plan.density(Minibatch(*map(jnp.asarray, (*data, np.ones(300, np.float32)))))
     factor = np.linalg.cholesky(covariance)
     points = jnp.asarray(factor @ [1.0, -1.0, 0.5, 2.0], jnp.float32)[None]
-    found = curvature._noise(setup.plan, density, lambda v: {"b": v}, jnp.asarray(factor), points, None)
+    found = curvature._noise(asked.plan, density, lambda v: {"b": v}, jnp.asarray(factor), points, None)
     gradient = jax.jit(lambda key: density.gradient({"b": points[0]}, density.minibatch(key))["b"])
     estimates = np.asarray(jax.lax.map(gradient, jax.random.split(jax.random.key(2), 20_000))) @ factor
     assert float(found) == pytest.approx(np.linalg.eigvalsh(np.cov(estimates.T))[-1], rel=0.06)

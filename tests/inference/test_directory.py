@@ -13,8 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.inference import Posterior, running, sample, sampling, stochastic
-from pseudocoreset.inference.kernels import KERNELS
+from pseudocoreset.inference import SGLD, Posterior, sample, sampling
+from pseudocoreset.inference.engine import running
 from pseudocoreset.storage import CorruptFileError, map_arrays, read_arrays, seal, write_arrays
 
 SETTINGS = {
@@ -116,7 +116,7 @@ def test_draws_after_a_damaged_checkpoint_are_made_again(regression, tmp_path: P
 
 def test_a_finished_run_is_read(regression, tmp_path: Path, monkeypatch) -> None:
     first = run(regression, "sghmc", directory=tmp_path / "run")
-    monkeypatch.setattr("pseudocoreset.inference.running.run_block", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr("pseudocoreset.inference.engine.running.run_block", lambda *_: pytest.fail("sampled again"))
     assert_same(run(regression, "sghmc", directory=tmp_path / "run"), first)
     with pytest.raises(ValueError, match=r"another run.*num_samples: saved 40, now 41"):
         run(regression, "sghmc", directory=tmp_path / "run", num_samples=41)
@@ -258,14 +258,14 @@ def test_a_stopped_run_goes_on_without_statistics_that_its_version_did_not_make(
 ) -> None:
     """As SGLD did before its configurational temperature."""
     settings = {"kernel": "sgld", "step_size": 1e-3}
-    whole, move = run(regression, "sghmc", **settings), stochastic.SGLD.step
+    whole, step = run(regression, "sghmc", **settings), SGLD.step
 
     def before(*arguments):
-        state, stats = move(*arguments)
+        state, stats = step(*arguments)
         return state, {"step_size": stats["step_size"]}
 
     with monkeypatch.context() as patch:
-        patch.setitem(KERNELS, "sgld", stochastic.SGLD._replace(step=before))
+        patch.setattr(SGLD, "step", before)
         stop_at(patch, 30, is_written=True)
         with pytest.raises(Stopped):
             run(regression.uncompiled(), "sghmc", directory=tmp_path / "run", **settings)

@@ -9,6 +9,7 @@ import pytest
 from jax.errors import KeyReuseError
 
 from pseudocoreset.inference import sample
+from pseudocoreset.inference.engine.blocks import keys_of_step
 from pseudocoreset.inference.kernels import KERNELS
 from tests.inference.targets import REGRESSION, density
 
@@ -16,19 +17,22 @@ MODEL, SITE = REGRESSION.model, REGRESSION.site
 
 
 def start_and_step(name: str) -> None:
-    spec = KERNELS[name]
-    target = density(REGRESSION, name, 5 if spec.uses_minibatches else None)
+    kernel = KERNELS[name]()
+    target = density(REGRESSION, name, 5 if kernel.uses_minibatches else None)
     numbers = {"temperature": 1.0, "step_size": 0.01, "friction": 1.0}
-    tuning = {**{name: jnp.asarray(value) for name, value in numbers.items()}, "inverse_mass_matrix": jnp.ones(4)}
+    tuning = {name: jnp.asarray(value) for name, value in numbers.items()}
 
     @jax.jit
     def one(key: jax.Array) -> jax.Array:
         position_key, init_key, step_key, adapt_key = jax.random.split(key, 4)
         position, tuned = MODEL.init(position_key), tuning
-        state = spec.init(init_key, position, tuned, target)
-        if spec.adapt is not None:
-            state, tuned = spec.adapt(adapt_key, position, tuned, target, spec.options, 20, False)
-        return spec.position(spec.step(step_key, state, {**tuned, "is_warmup": False}, target, spec.options)[0])[SITE]
+        state = kernel.init(init_key, position, tuned, target)
+        if kernel.adapts:
+            state, tuned = kernel.adapt(adapt_key, position, tuned, target, 20)
+        keys = keys_of_step(kernel, step_key, 0)
+        rows = target.minibatch(keys.rows) if kernel.uses_minibatches else target.data
+        state, _ = kernel.step(keys.move, state, {**tuned, "is_warmup": False}, target, rows)
+        return kernel.position(state)[SITE]
 
     assert np.all(np.isfinite(one(jax.random.key(0))))
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from pseudocoreset.inference import Minibatch
-from pseudocoreset.inference.kernels import KERNELS, Density
+from pseudocoreset.inference.engine import Density
+from pseudocoreset.inference.kernels import HMC, KERNELS
 from tests.inference.statistics import (
     FAILURE_RATE,
     MISTAKES,
@@ -97,7 +98,8 @@ def run(
 ) -> jax.Array:
     """Positions (chain, draw, d), ``num_steps`` apart, of chains of the kernel that the recipe makes."""
     name = "hmc" if kernel == "textbook" else kernel
-    spec, target = KERNELS[name], wrong_density(recipe, name, batch_size)
+    moves = HMC(**OPTIONS) if name == "hmc" else KERNELS[name]()
+    target = wrong_density(recipe, name, batch_size)
     heated = {**tuning, "temperature": recipe.heat * tuning["temperature"], "is_warmup": False}
 
     def step(state: Any, key: jax.Array) -> tuple[Any, None]:
@@ -105,17 +107,18 @@ def run(
             return textbook_hmc(key, state, tuning, target, recipe), None
         if kernel == "sghmc":
             key, momentum_key = jax.random.split(key)
-            fresh = spec.init(momentum_key, state.position, tuning, target)
+            fresh = moves.init(momentum_key, state.position, tuning, target)
             state = jax.tree.map(lambda a, b: jnp.where(recipe.fresh, a, b), fresh, state)
-        return spec.step(key, state, heated, target, OPTIONS)[0], None
+        rows_key, key = jax.random.split(key) if moves.uses_minibatches else (key, key)
+        return moves.step(key, state, heated, target, target.minibatch(rows_key))[0], None
 
     def draw(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         state, _ = jax.lax.scan(step, state, jax.random.split(key, num_steps))
-        return state, spec.position(state)[SITE]
+        return state, moves.position(state)[SITE]
 
     def chain(key: jax.Array, start: jax.Array) -> jax.Array:
         init_key, key = jax.random.split(key)
-        state = spec.init(init_key, {SITE: start}, tuning, target)
+        state = moves.init(init_key, {SITE: start}, tuning, target)
         return jax.lax.scan(draw, state, jax.random.split(key, num_draws))[1]
 
     return jax.vmap(chain)(jax.random.split(jax.random.key(1), len(starts)), starts)

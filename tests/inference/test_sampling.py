@@ -14,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from pseudocoreset.inference import guards, sample
+from pseudocoreset.inference import SGHMC, SGLD, sample
 from pseudocoreset.models import MLP, Model, bnn, logistic_regression
 from tests.inference.statistics import FAILURE_RATE, POWER, chain_means, chain_moments, weakest_power
 
@@ -188,16 +188,13 @@ def test_unstable_steps_of_sgld_are_warned_of() -> None:
 def test_one_chain_among_many_that_runs_hot_is_warned_of(regression, kernel: str) -> None:
     """Twice the temperature in one of forty chains, by which their mean is 1.025 times too high."""
     statistic = {"sghmc": "kinetic_temperature", "sgld": "configurational_temperature"}[kernel]
-    plan = SimpleNamespace(model=regression.model, batch_size=None)
+    asked = SimpleNamespace(plan=SimpleNamespace(model=regression.model, batch_size=None), thinning=10)
     values = {"friction": 1.0, "step_size": 0.1, "temperature": 0.5}
     tuning = {name: np.full(40, value) for name, value in values.items()}
     measured = 0.5 * (1 + 0.02 * np.random.default_rng(0).normal(size=(40, 500)))
 
     def look(values: np.ndarray) -> None:
-        if kernel == "sghmc":
-            guards.warn_of_heat({statistic: values}, plan, tuning, 10)
-        else:
-            guards.warn_of_large_steps({statistic: values}, plan, tuning)
+        {"sghmc": SGHMC, "sgld": SGLD}[kernel]().warn({statistic: values}, asked, tuning)
 
     look(measured)  # without a warning
     measured[7] *= 2

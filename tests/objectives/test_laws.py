@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from pseudocoreset import Dataset, Pseudocoreset, fit, train_experts
+from pseudocoreset import Dataset, Pseudocoreset, train_experts
 from pseudocoreset.device import DeviceData
-from pseudocoreset.fitting import Outcome
+from pseudocoreset.fitting import Outcome, optimise
 from pseudocoreset.models import MLP, bnn, linear_regression
 from pseudocoreset.objectives import (
     CoresetArrays,
@@ -193,7 +193,7 @@ def test_learned_weights_keep_a_mass_that_the_objective_does_not_determine(name,
     data = CLASSES if name in CLASSIFIERS else REALS
     start = Pseudocoreset.from_data(data, size=6, key=jax.random.key(3), mass="data")
     start = dataclasses.replace(start, weights=start.weights * np.float32([0.2, 1.0, 1.5, 0.5, 2.0, 0.8]))
-    end = fit(
+    end = optimise(
         objective, data, coreset=start, key=jax.random.key(3), steps=30, optimizer=optax.adam(2.0),
         experts=None if objective.window is None else experts, progress=False,
     ).coreset  # fmt: skip
@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name, experts, tmp_path
     optimizer = optax.adam(0.01)
 
     def run(directory=None, stop=None):
-        return fit(
+        return optimise(
             objective, data, size=4, key=jax.random.key(3), steps=4, block_size=2, optimizer=optimizer,
             experts=None if objective.window is None else experts, weights="data", checkpoint_dir=directory,
             callbacks=[lambda step, *_: step == stop], progress=False,

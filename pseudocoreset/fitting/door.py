@@ -1,0 +1,439 @@
+"""``fit``: one door for every method."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import itertools
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pseudocoreset.arguments import checked
+from pseudocoreset.batching import full_precision
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import bind_to, check_start
+from pseudocoreset.device import check_in_memory
+from pseudocoreset.experts import Experts, fingerprint, train_experts
+from pseudocoreset.fitting.keeping import keep_better
+from pseudocoreset.fitting.loop import Plan, prepare, run
+from pseudocoreset.fitting.memory import MemoryEstimate
+from pseudocoreset.fitting.outcome import FitResult, Outcome
+from pseudocoreset.levels import warn_of_missing_levels
+from pseudocoreset.meshes import check_mesh
+from pseudocoreset.methods import (
+    BACON,
+    FBPC,
+    BPCForwardKL,
+    BPCReverseKL,
+    BPCWasserstein,
+    DistributionMatching,
+    GradientMatching,
+    Learned,
+    Method,
+    Problem,
+    TrajectoryMatching,
+)
+from pseudocoreset.methods.base import EXPERT_EPOCHS, Callback
+from pseudocoreset.models import Model
+from pseudocoreset.objectives import Objective
+from pseudocoreset.objectives.posteriors import NoModeError
+from pseudocoreset.subsets import GIGA, Chosen, Herding, KCentres, Random, SparseVI
+from pseudocoreset.validation import check_key, key_record
+
+__all__ = ["METHODS", "estimate_memory", "fit", "method_class"]
+
+logger = logging.getLogger(__name__)
+# Learning rates of experts trained here: the next where columns on raw scales, or noise near zero, overflow.
+EXPERT_RATES = (0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+
+METHODS: Mapping[str, type[Method]] = {
+    cls.name: cls
+    for cls in (
+        FBPC,
+        BPCReverseKL,
+        BPCForwardKL,
+        BPCWasserstein,
+        GradientMatching,
+        TrajectoryMatching,
+        DistributionMatching,
+        BACON,
+        Random,
+        Herding,
+        KCentres,
+        GIGA,
+        SparseVI,
+    )
+}
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a fit runs, beside what it computes."""
+
+    callbacks: tuple[Callback, ...] = ()
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    progress: bool = True
+    mesh: Mesh | None = None
+    fixed: tuple[str | int, ...] = ()
+
+
+@checked
+@full_precision()
+def fit(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    method: str | Method | type[Method] = "auto",
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    coreset: Pseudocoreset | None = None,
+    experts: Experts | Sequence[Experts] | None = None,
+    num_experts: int = 10,
+    num_expert_epochs: int | None = None,
+    fixed: Sequence[str | int] = (),
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    mesh: Mesh | None = None,
+    **settings: Any,
+) -> FitResult:
+    """Learn or choose a coreset whose posterior is to match that of the data.
+
+    Args:
+        model: a model, or several (multi-architecture: their gradients are summed).
+        data: the data set.
+        method: ``"auto"``; the name of a method; or its settings as a dataclass of ``pseudocoreset.methods`` or
+            ``pseudocoreset.subsets``, ``FBPC(num_draws=50)`` say. ``"auto"`` takes ``"fbpc"`` for networks and
+            ``"bpc_rkl"`` for other models; the result says which.
+        images_per_class: points of each class.
+        size: number of points in all; give this or ``images_per_class``.
+        key: one typed key.
+        coreset: where to start instead of random real data.
+        experts: trajectories from ``train_experts``, one set for each model; trained here if None and the method
+            needs them.
+        num_experts: experts to train if none are given.
+        num_expert_epochs: their epochs; 50, or the number that the method needs.
+        fixed: inputs to hold as they are at the start: arrays of a dictionary by name, or columns of inputs (n, p) by
+            position. Integers and booleans in a dictionary never move. Of models that are no networks, a column whose
+            data are all positive stays at or above half of its least datum, one that is nowhere negative at or above
+            zero, and either at or above the least value of the start if that is smaller; columns that are nowhere
+            positive likewise, from above.
+        callbacks: called between blocks of steps as ``callback(step, coreset, info)``; True stops.
+        checkpoint_dir: where to keep checkpoints, and the experts trained here. The same call goes on there.
+        progress: show progress bars.
+        mesh: devices that share the work of a step, ``jax.make_mesh((4,), ("devices",))``: the draws (and chains) of
+            the forward and reverse KL divergence, the classes of matching methods and BACON, the networks of FBPC
+            (``num_networks``), else the draws of a linearised proxy; with an axis called ``"data"``,
+            ``jax.make_mesh((4,), ("data",))``, the data of every batch of FBPC; and the experts trained here. What
+            remains each device does for itself. A run with checkpoints may go on with another mesh, or without.
+        **settings: of the method, by name; ``help(FBPC)`` says what there is.
+
+    Returns:
+        ``FitResult``.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range or that do not go together.
+        MemoryError: for a fit that needs more memory than its device has (see ``estimate_memory``).
+
+    Example:
+        >>> result = fit(model, data, "fbpc", images_per_class=10, key=jax.random.key(0))  # doctest: +SKIP
+    """
+    given = {
+        "coreset": coreset is not None,
+        "experts": experts is not None,
+        "num_experts": num_experts != 10,
+        "num_expert_epochs": num_expert_epochs is not None,
+        "fixed": len(fixed) > 0,
+        "callbacks": len(callbacks) > 0,
+        "checkpoint_dir": checkpoint_dir is not None,
+        "mesh": mesh is not None,
+    }
+    problem = _posed(model, data, key, images_per_class, size, coreset, experts, num_experts, num_expert_epochs)
+    chosen = _with_settings(method, settings, problem)
+    useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
+    if useless:
+        raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
+    way = _Way(tuple(callbacks), checkpoint_dir, progress, check_mesh(mesh), tuple(fixed))
+    if coreset is not None and isinstance(chosen, Learned):
+        check_start(coreset, data, weights=chosen.weights)
+    chosen = chosen.resolved(problem)
+    if isinstance(chosen, Learned):
+        return _learn(chosen, problem, way)
+    if isinstance(chosen, Chosen):
+        return _choose(chosen, problem, way)
+    raise TypeError(f"method must be a Learned or a Chosen method; got {type(chosen).__name__}")
+
+
+@checked
+@full_precision()
+def estimate_memory(
+    model: Any,
+    data: Any,
+    method: Any = "auto",
+    *,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    coreset: Pseudocoreset | None = None,
+    fixed: Sequence[str | int] = (),
+    mesh: Mesh | None = None,
+    **settings: Any,
+) -> MemoryEstimate:
+    """What a fit will need on its device: its block of steps is compiled, and the compiler asked. Nothing runs.
+
+    Compilation takes as long as it does in the fit; with JAX's persistent cache (``jax_compilation_cache_dir``) only
+    once. Experts are not trained and need not be given; the memory of training them is not counted, nor that of the
+    full-data posterior that some objectives compute before the first step. Off the device the data lie in memory a
+    second time.
+
+    Args:
+        model: as in ``fit``. ``estimate_memory(fit_fbpc, model, data, ...)`` is understood too.
+        data: as in ``fit``.
+        method: as in ``fit``; one that learns.
+        images_per_class: as in ``fit``.
+        size: as in ``fit``.
+        coreset: as in ``fit``.
+        fixed: as in ``fit``.
+        mesh: as in ``fit``.
+        **settings: whatever else ``fit`` would be given.
+
+    Returns:
+        ``MemoryEstimate``; printed it reads as a sentence.
+
+    Raises:
+        ValueError: for a method that runs no compiled block, as those that choose real data.
+        MemoryError: if the compiler itself runs out of memory.
+
+    Example:
+        >>> print(estimate_memory(model, data, "fbpc", images_per_class=10))  # doctest: +SKIP
+        31 MB: 24 MB of temporaries, ...
+    """
+    if hasattr(model, "method"):
+        model, data, method = data, method, model.method
+    for name in ("callbacks", "checkpoint_dir", "progress"):
+        settings.pop(name, None)
+    key = settings.pop("key", jax.random.key(0))
+    trained = [settings.pop(name, default) for name, default in (("num_experts", 10), ("num_expert_epochs", None))]
+    problem = _posed(model, data, key, images_per_class, size, coreset, settings.pop("experts", None), *trained)
+    chosen = _with_settings(method, settings, problem).resolved(problem)
+    if not isinstance(chosen, Learned):
+        raise ValueError(f"method={chosen.name!r} runs no compiled block of steps whose memory could be estimated")
+    check_in_memory(problem.data.train)
+    return _planned(chosen, problem, _Way(mesh=check_mesh(mesh), fixed=tuple(fixed))).memory()
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of this name, or the class at ``"package.module:Class"``.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        known = ", ".join(map(repr, METHODS))
+        raise ValueError(f"method={name!r} is unknown; use one of {known}, 'auto', or 'package.module:Class'")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method={name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"method={name!r} must name a class of Method; got {found!r}")
+    return found
+
+
+def _with_settings(method: str | Method | type[Method], settings: dict[str, Any], problem: Problem) -> Method:
+    """The method as an instance, with the settings that were given by name."""
+    if method == "auto":
+        method = FBPC if problem.are_networks else BPCReverseKL
+    if isinstance(method, str):
+        method = method_class(method)
+    known = [field.name for field in fields(method)]
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"the method {method.name!r} has no setting {name!r}; it has {', '.join(known)}")
+    return replace(method, **settings) if isinstance(method, Method) else method(**settings)
+
+
+def _posed(
+    model: Model | Sequence[Model],
+    data: Dataset,
+    key: jax.Array,
+    images_per_class: int | None,
+    size: int | None,
+    coreset: Pseudocoreset | None,
+    experts: Experts | Sequence[Experts] | None,
+    num_experts: int,
+    num_expert_epochs: int | None,
+) -> Problem:
+    """The problem, checked.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    check_key(key)
+    if isinstance(model, Objective):
+        raise TypeError("model must be a Model; for an objective of your own use pseudocoreset.fitting.optimise")
+    models = (model,) if isinstance(model, Model) else tuple(model)
+    if not models or not all(isinstance(m, Model) for m in models):
+        raise TypeError(f"model must be a Model or a sequence of them; got {model!r}")
+    if coreset is None and (images_per_class is None) == (size is None):
+        raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
+    bound = tuple(bind_to(m, data) for m in models)
+    if coreset is not None:
+        check_start(coreset, data, images_per_class=images_per_class, size=size)
+    sets = (experts,) if isinstance(experts, Experts) else experts
+    return Problem(
+        models=bound,
+        data=data,
+        key=key,
+        images_per_class=images_per_class,
+        size=size,
+        start=coreset,
+        experts=None if sets is None else tuple(sets),
+        num_experts=num_experts,
+        num_expert_epochs=num_expert_epochs,
+    )
+
+
+def _learn(method: Learned, problem: Problem, way: _Way) -> FitResult:
+    """The result of a method that learns; of what stands in for it where there is no mode."""
+    check_in_memory(problem.data.train)
+    try:
+        return _learned(method, problem, way)
+    except NoModeError as error:
+        instead = method.without_mode(problem, way.progress)
+        if instead is None:
+            raise
+        words, other = instead
+        logger.warning("%s. %s", str(error).split(". Take ")[0], words)
+        return _learned(other, problem, way)
+
+
+def _planned(method: Learned, problem: Problem, way: _Way) -> Plan:
+    start = problem.start
+    if start is None:
+        start = method.first_start(problem)
+    fit_key = jax.random.split(problem.key)[1]
+    if start is None:
+        start = Pseudocoreset.from_data(
+            problem.data,
+            images_per_class=problem.images_per_class,
+            size=problem.size,
+            key=jax.random.fold_in(fit_key, 0),
+            mass="ones" if method.weights == "ones" else "data",
+        )
+    assert method.steps is not None
+    return prepare(
+        [method.objective(m, problem) for m in problem.models],
+        problem.data,
+        coreset=start,
+        key=fit_key,
+        steps=method.steps,
+        optimizer=method.default_optimizer(problem) if method.optimizer is None else method.optimizer,
+        fixed=way.fixed,
+        mesh=way.mesh,
+    )
+
+
+def _learned(method: Learned, problem: Problem, way: _Way) -> FitResult:
+    plan = _planned(method, problem, way)
+    wants_experts = any(objective.window is not None for objective in plan.objectives)
+    experts: Sequence[Experts] | None = problem.experts if wants_experts else None
+    if wants_experts and experts is None:
+        experts = _train(method, problem, way)
+    result = run(
+        plan,
+        experts=experts,
+        callbacks=way.callbacks,
+        checkpoint_dir=way.checkpoint_dir,
+        progress=way.progress,
+    )
+    extra: dict[str, Any] = {"objective": method.name, "images_per_class": problem.images_per_class}
+    if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
+        extra["learned_step_size"] = float(result.history["step_size"][-1])
+    result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
+    start = plan.coreset
+    # With the mass of ones the posterior is not to be that of all data.
+    if method.weights != "ones" or not np.isclose(start.mass, start.size):
+        result = keep_better(result, problem.models, problem.data, start)
+    return replace(result, coreset=method.finished(result.coreset))
+
+
+def _train(method: Learned, problem: Problem, way: _Way) -> list[Experts]:
+    expert_key = jax.random.split(problem.key)[0]
+    epochs = problem.num_expert_epochs or max(EXPERT_EPOCHS, method.least_epochs())
+    logger.info("no experts given: training %d of %d epochs for each model", problem.num_experts, epochs)
+    mesh = way.mesh
+    if mesh is not None and problem.num_experts >= mesh.size:
+        # Enough for every device: none has to share its minibatches, whatever the axes are called.
+        mesh = Mesh(mesh.devices.ravel(), ("experts",))
+
+    def train(i: int, one: Model, rate: float) -> Experts:
+        # The first rate is that of ``train_experts``, in the directory that it has always had.
+        place = f"experts-{i}" if rate == EXPERT_RATES[0] else f"experts-{i}-rate-{rate:g}"
+        return train_experts(
+            one,
+            problem.data,
+            num_experts=problem.num_experts,
+            num_epochs=epochs,
+            key=jax.random.fold_in(expert_key, i),
+            learning_rate=rate,
+            batch_size=min(256, problem.data.train.num_data),
+            augment=method.augmentation,
+            directory=None if way.checkpoint_dir is None else os.path.join(way.checkpoint_dir, place),
+            progress=way.progress,
+            mesh=mesh,
+        )
+
+    def trained(i: int, one: Model) -> Experts:
+        for rate, following in itertools.pairwise(EXPERT_RATES):
+            try:
+                return train(i, one, rate)
+            except FloatingPointError:
+                logger.info("experts left the finite numbers at the learning rate %g: trying %g", rate, following)
+        return train(i, one, EXPERT_RATES[-1])
+
+    return [trained(i, m) for i, m in enumerate(problem.models)]
+
+
+def _choose(method: Chosen, problem: Problem, way: _Way) -> FitResult:
+    """The result of a method that chooses; its coreset stays the choice, where random points are nearer it says so."""
+    began = time.perf_counter()
+    choice = method.choose(problem, way.callbacks, way.progress)
+    record = {
+        "objective": method.name,
+        "settings": choice.settings,
+        "data": problem.data.name,
+        "data_fingerprint": fingerprint(problem.data),
+        "images_per_class": problem.images_per_class,
+        "key": key_record(problem.key),
+        "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
+    }
+    coreset = replace(choice.coreset, metadata=choice.coreset.metadata | record)
+    warn_of_missing_levels(coreset, problem.data)
+    outcome = Outcome.STOPPED if choice.was_stopped else Outcome.COMPLETED
+    result = FitResult(coreset, choice.history, outcome, None, time.perf_counter() - began)
+    has_mass_of_ones = choice.settings.get("mass") == "ones"
+    if not method.is_compared or has_mass_of_ones or problem.are_networks:
+        return result
+    random = None
+    if not isinstance(method, Random):
+        random = Pseudocoreset.from_data(
+            problem.data,
+            images_per_class=problem.images_per_class,
+            size=problem.size,
+            key=jax.random.fold_in(problem.key, 1),
+            mass="data",
+        )
+    return keep_better(result, problem.models, problem.data, random, "random subset", replaces=False)

@@ -1,0 +1,560 @@
+"""The one optimisation loop."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from pseudocoreset.arguments import checked
+from pseudocoreset.batching import full_precision
+from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import check_preprocessing, check_start
+from pseudocoreset.device import DeviceData
+from pseudocoreset.experts import Experts, fingerprint
+from pseudocoreset.fitting.leaves import (
+    Box,
+    Free,
+    KeptMass,
+    from_free,
+    hold_still,
+    kept_mass,
+    project,
+    pull_back,
+    soften,
+    to_free,
+)
+from pseudocoreset.fitting.memory import MemoryEstimate, block_memory, check_memory, raise_if_exhausted
+from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
+from pseudocoreset.levels import warn_of_missing_levels
+from pseudocoreset.meshes import check_mesh, replicate
+from pseudocoreset.methods.base import Callback
+from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.progress import progress_bar
+from pseudocoreset.validation import check_integer, check_key, key_record
+
+__all__ = ["Plan", "optimise", "prepare", "run"]
+
+logger = logging.getLogger(__name__)
+
+# What learned weights keep of their mass, and where learned inputs may go.
+_Limits = tuple[KeptMass | None, Box | None]
+
+
+class _Loop(NamedTuple):
+    """Everything that is carried from step to step."""
+
+    arrays: CoresetArrays
+    free: Free
+    optimizer: Any
+    objectives: tuple[Any, ...]
+    skipped: jax.Array  # steps in a row with a gradient that was not finite
+    good: CoresetArrays  # the last arrays whose gradient and loss were finite
+    lost: Free  # where the last gradient was not finite
+
+
+class _Keys(NamedTuple):
+    """The keys of a fit."""
+
+    loop: jax.Array
+    experts: jax.Array
+    states: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A fit whose arguments and shapes are checked. Nothing has run.
+
+    Attributes:
+        objectives: one for each model.
+        optimizer: acts on a dictionary of the free leaves.
+        data: the data set.
+        coreset: where to start.
+        arrays: those of ``coreset``, as the loop has them.
+        limits: what learned weights keep of their mass, and where learned inputs may go.
+        is_soft: whether targets are class probabilities.
+        steps: number of steps.
+        block_size: steps of a compiled block, a divisor of ``steps``.
+        key: of the fit, for the record.
+        keys: split from it.
+        fixed: inputs to hold, for the record.
+        mesh: devices that share the work.
+    """
+
+    objectives: tuple[Objective, ...]
+    optimizer: optax.GradientTransformation
+    data: Dataset
+    coreset: Pseudocoreset
+    arrays: CoresetArrays
+    limits: _Limits
+    is_soft: bool
+    steps: int
+    block_size: int
+    key: jax.Array
+    keys: _Keys
+    fixed: tuple[str | int, ...]
+    mesh: Mesh | None
+
+    def begin(self, device: DeviceData) -> _Loop:
+        """The state of the loop before its first step."""
+        keys = jax.random.split(self.keys.states, len(self.objectives))
+        states = tuple(o.init(k, self.arrays, device) for o, k in zip(self.objectives, keys, strict=True))
+        free = to_free(self.arrays, self.objectives[0].free, self.is_soft)
+        nothing = {name: jnp.zeros(getattr(self.arrays, name).shape, bool) for name in self.objectives[0].free}
+        start = self.optimizer.init(free)
+        return _Loop(self.arrays, free, start, states, jnp.zeros((), jnp.int32), self.arrays, nothing)
+
+    @property
+    def run_block(self) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
+        """The compiled block."""
+        return _compile_block(self.objectives, self.optimizer, self.is_soft)
+
+    @full_precision()
+    def memory(self) -> MemoryEstimate:
+        """What the fit needs of its device. A block is compiled, and nothing runs.
+
+        Raises:
+            MemoryError: if the compiler itself runs out of memory.
+        """
+        device = DeviceData.shapes_of(self.data, self.mesh)
+        return self._memory(jax.eval_shape(self.begin, device), device)
+
+    def _memory(self, loop: _Loop, device: DeviceData) -> MemoryEstimate:
+        first = (loop, self.limits, self.keys.loop, np.arange(self.block_size))
+        return block_memory(self.run_block, first, device, self.objectives)
+
+    def record(self, experts: Sequence[Experts | None]) -> dict[str, Any]:
+        """What tells this run from others, JSON-able."""
+        run = {
+            "objectives": [{"name": o.name, "model": o.model.name, **o.settings} for o in self.objectives],
+            "data": self.data.name,
+            "data_fingerprint": fingerprint(self.data),
+            "experts": [None if e is None else e.metadata for e in experts],
+            "steps": self.steps,
+            "key": key_record(self.key),
+        }
+        return run | ({"fixed": list(self.fixed)} if self.fixed else {})
+
+    def coreset_of(self, arrays: CoresetArrays) -> Pseudocoreset:
+        """A coreset with the arrays of the loop."""
+        inputs, targets, weights = map(np.asarray, arrays)
+        metadata = {**self.coreset.metadata, "objective": "+".join(o.name for o in self.objectives)}
+        return replace(self.coreset, inputs=inputs, targets=targets, weights=weights, metadata=metadata)
+
+
+@checked
+@full_precision()
+def optimise(
+    objective: Objective | Sequence[Objective],
+    data: Dataset,
+    *,
+    coreset: Pseudocoreset | None = None,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int,
+    optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+    experts: Experts | Sequence[Experts] | None = None,
+    weights: str | None = None,
+    fixed: Sequence[str | int] = (),
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    block_size: int = 10,
+    progress: bool = True,
+    mesh: Mesh | None = None,
+) -> FitResult:
+    """Optimise the free leaves of a coreset under one objective, or under the sum of several (one for each model).
+
+    The loop under ``fit``, for objectives of your own. Steps run in compiled blocks without a return to the host. Free
+    weights are projected onto non-negative numbers after each step, and keep their mass, or that of each class, where
+    the objective does not determine it (``Objective.mass``); free class targets become probabilities, 0.9 on the label
+    at the start, learned through their logits. A step whose gradient or loss is not finite, or that leaves no weight
+    above zero, is skipped; after a fit that ends on such steps the coreset is the last whose gradient and loss were
+    finite, with advice. With a ``checkpoint_dir`` the whole state is written between blocks, and a run that was
+    stopped, called again with the same arguments, ends with the same bits as one that was not.
+
+    Args:
+        objective: from ``pseudocoreset.objectives``; a sequence adds up their gradients (multi-architecture).
+        data: the data set.
+        coreset: where to start; random real data by default, of ``images_per_class`` or ``size`` points.
+        images_per_class: points of each class.
+        size: number of points in all.
+        key: one typed key.
+        steps: number of steps.
+        optimizer: acts on a dictionary of the free leaves, ``{"inputs": array}``; or one optimiser for each of them,
+            by name.
+        experts: snapshots for objectives that take them, one set for each objective.
+        weights: mass of the weights of the start, ``"ones"`` or ``"data"``; None for ones, or for those of ``coreset``.
+        fixed: inputs to hold as they are in the points of the start; see ``fit``.
+        callbacks: called between blocks as ``callback(step, coreset, info)``; True stops.
+        checkpoint_dir: where to keep checkpoints.
+        block_size: most steps of a compiled block.
+        progress: show a progress bar.
+        mesh: devices that share the work of a step; see ``fit``.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range or that do not go together.
+        MemoryError: for a fit that needs more memory than its device has (see ``estimate_memory``).
+    """
+    plan = prepare(
+        objective,
+        data,
+        coreset=coreset,
+        images_per_class=images_per_class,
+        size=size,
+        key=key,
+        steps=steps,
+        optimizer=optimizer,
+        weights=weights,
+        fixed=fixed,
+        block_size=block_size,
+        mesh=mesh,
+    )
+    return run(plan, experts=experts, callbacks=callbacks, checkpoint_dir=checkpoint_dir, progress=progress)
+
+
+def prepare(
+    objective: Objective | Sequence[Objective],
+    data: Dataset,
+    *,
+    coreset: Pseudocoreset | None = None,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    key: jax.Array,
+    steps: int,
+    optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+    weights: str | None = None,
+    fixed: Sequence[str | int] = (),
+    block_size: int = 10,
+    mesh: Mesh | None = None,
+) -> Plan:
+    """All checks and shapes of a fit; ``optimise`` documents the arguments.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range or that do not go together.
+    """
+    check_key(key)
+    check_integer(steps, "steps")
+    check_integer(block_size, "block_size")
+    mesh = check_mesh(mesh)
+    objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
+    if not objectives:
+        raise ValueError("objective is empty; give at least one")
+    names = objectives[0].free
+    if any(o.free != names for o in objectives):
+        raise ValueError(f"objective: all must free the same leaves; got {[o.free for o in objectives]}")
+    if isinstance(optimizer, Mapping):
+        if set(optimizer) != set(names):
+            raise ValueError(f"optimizer names {sorted(optimizer)}; the free leaves are {sorted(names)}")
+        optimizer = optax.partition(dict(optimizer), {name: name for name in names})
+    init_key, *keys = jax.random.split(key, 4)
+    if coreset is None:
+        coreset = Pseudocoreset.from_data(
+            data, images_per_class=images_per_class, size=size, key=init_key, mass=weights or "ones"
+        )
+    elif images_per_class is not None or size is not None:
+        raise ValueError("give either a coreset to start from or the size of one (images_per_class, size), not both")
+    else:
+        check_start(coreset, data, weights=weights)
+        if not coreset.preprocessing.is_known:
+            coreset = replace(coreset, preprocessing=data.preprocessing)
+    warn_of_missing_levels(coreset, data)
+    if coreset.targets.ndim == 2:
+        # Said once: real targets in training may come to look like probabilities.
+        coreset = replace(coreset, holds_probabilities=coreset.is_soft)
+    arrays = CoresetArrays(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
+    if "targets" in names:
+        arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
+    kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
+    is_bounded = not any(o.model.is_network for o in objectives)
+    box = Box.of(data.train, arrays.inputs, fixed, is_bounded=is_bounded) if "inputs" in names else None
+    return Plan(
+        objectives=objectives,
+        optimizer=optimizer,
+        data=data,
+        coreset=coreset,
+        arrays=arrays,
+        limits=(kept, box),
+        is_soft=coreset.is_soft or data.num_classes is not None,
+        steps=steps,
+        block_size=max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0),
+        key=key,
+        keys=_Keys(*keys),
+        fixed=tuple(fixed),
+        mesh=mesh,
+    )
+
+
+@full_precision()
+def run(
+    plan: Plan,
+    *,
+    experts: Experts | Sequence[Experts] | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """The steps of a plan; ``optimise`` documents the arguments.
+
+    Raises:
+        ValueError: for experts that do not fit.
+        MemoryError: for a fit that needs more memory than its device has.
+    """
+    began = time.perf_counter()
+    objectives, data, steps, block = plan.objectives, plan.data, plan.steps, plan.block_size
+    expert_sets = _match_experts(objectives, experts, data)
+    device = DeviceData.from_dataset(data, plan.mesh)
+    loop = replicate(plan.begin(device), plan.mesh)
+    check_memory(plan._memory(loop, device), objectives)
+    choices = [
+        None
+        if o.window is None or e is None
+        else _snapshot_choices(jax.random.fold_in(plan.keys.experts, i), o, e, steps)
+        for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
+    ]
+    history: dict[str, list[np.ndarray]] = {}
+    outcome, done = Outcome.COMPLETED, 0
+    record = plan.record(expert_sets)
+    checkpoints = None if checkpoint_dir is None else Checkpointer(checkpoint_dir, record)
+    try:
+        saved = None if checkpoints is None else checkpoints.restore(loop)
+        if saved is not None:
+            done, loop, extra = saved
+            history = {name: [values] for name, values in extra.items()}
+            logger.info("going on from step %d of %d", done, steps)
+            loop = replicate(loop, plan.mesh)
+        with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
+            while done < steps:
+                snapshots = tuple(
+                    () if e is None or c is None else _snapshots(o, e, c[done : done + block])
+                    for o, e, c in zip(objectives, expert_sets, choices, strict=True)
+                )
+                numbers = np.arange(done, done + block)
+                loop, report = plan.run_block(loop, plan.limits, plan.keys.loop, numbers, snapshots, device)
+                info = {name: np.asarray(values) for name, values in report.items()}
+                for name, values in info.items():
+                    history.setdefault(name, []).append(values)
+                done += block
+                _log_capped(info, done)
+                advance(block, f"loss {np.mean(info['loss']):.3f}" if "loss" in info else "")
+                if int(loop.skipped) >= MOST_SKIPPED:
+                    outcome = Outcome.NON_FINITE
+                    break
+                last = {name: float(values[-1]) for name, values in info.items()}
+                if any([callback(done, plan.coreset_of(loop.arrays), last) for callback in callbacks]):
+                    outcome = Outcome.STOPPED
+                if checkpoints is not None:
+                    checkpoints.save(done, loop, {name: np.concatenate(v) for name, v in history.items()})
+                if outcome is Outcome.STOPPED:
+                    break
+    except jax.errors.JaxRuntimeError as error:
+        raise_if_exhausted(error, objectives)
+        raise
+    finally:
+        if checkpoints is not None:
+            checkpoints.__exit__()
+    series = {name: np.concatenate(parts) for name, parts in history.items()}
+    return _result(plan, loop, series, outcome, done, record, time.perf_counter() - began)
+
+
+def _result(
+    plan: Plan,
+    loop: _Loop,
+    series: dict[str, np.ndarray],
+    outcome: Outcome,
+    done: int,
+    record: dict[str, Any],
+    seconds: float,
+) -> FitResult:
+    """What the loop ended with, and what is to be said of it."""
+    rise, advice = find_rise(plan.objectives, series), ""
+    is_stuck = int(loop.skipped) > 0
+    if is_stuck:
+        if np.all(series["skipped"]):
+            outcome = Outcome.NON_FINITE
+        first = done - int(loop.skipped) + 1
+        key = jax.random.fold_in(plan.key, done)
+        advice = advise(plan.objectives, plan.coreset, loop.arrays, loop.lost, series, first, key)
+    elif rise is not None:
+        advice = (
+            "The coreset is further from the full posterior than where it started. Take a smaller step size, or use "
+            "the start."
+        )
+    if outcome is not Outcome.COMPLETED or advice:
+        worse = "" if rise is None else f"worse than its start: {rise}. "
+        logger.warning("step %d of %d: %s%s %s", done, plan.steps, worse, outcome.value, advice)
+    fitted = plan.coreset_of(loop.good if is_stuck else loop.arrays)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "numpyro", "optax")}
+    metadata = {**fitted.metadata, **record, "steps_done": done, "outcome": outcome.name, "versions": versions}
+    return FitResult(
+        coreset=replace(fitted, metadata=metadata),
+        history=series,
+        outcome=outcome,
+        state=loop,
+        seconds=seconds,
+        advice=advice,
+        rise=rise,
+    )
+
+
+def _match_experts(
+    objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None, data: Dataset
+) -> tuple[Experts | None, ...]:
+    """One set of experts an objective, checked against what it takes and the inputs that it was trained on."""
+    if experts is None:
+        sets: tuple[Experts | None, ...] = (None,) * len(objectives)
+    else:
+        sets = (experts,) if isinstance(experts, Experts) else tuple(experts)
+    if len(sets) != len(objectives):
+        raise ValueError(f"experts must be one set for each of the {len(objectives)} models; got {len(sets)}")
+    for objective, one in zip(objectives, sets, strict=True):
+        if objective.window is None:
+            continue
+        if one is None:
+            raise ValueError(f"experts: {objective.name} takes expert trajectories; make them with train_experts")
+        first, last = _epochs(objective, one)
+        ahead = objective.window.ahead or 0
+        if not first <= last <= one.num_epochs - ahead:
+            further = f" and {ahead} epochs ahead" if ahead else ""
+            raise ValueError(
+                f"first_epoch={first} and last_epoch={objective.window.last}{further} do not fit experts of "
+                f"{one.num_epochs} epochs"
+            )
+        wanted = {site.name: list(site.unconstrained_shape) for site in objective.model.sites}
+        check_preprocessing(
+            one.metadata.get("inputs"),
+            data.preprocessing.summary,
+            "what the experts were trained on",
+            "data",
+            "Load the data as they were for the experts, or train others",
+        )
+        if one.metadata["sites"] != wanted:
+            raise ValueError(
+                f"experts were trained on another model ({one.metadata['model']}, {one.metadata['num_params']} "
+                f"parameters) than {objective.model.name} ({objective.model.num_params} parameters)"
+            )
+    return sets
+
+
+def _epochs(objective: Objective, experts: Experts) -> tuple[int, int]:
+    """First and last epoch of the first snapshot that an objective takes."""
+    assert objective.window is not None
+    first, last, ahead, _ = objective.window
+    return first, experts.num_epochs - (ahead or 0) if last is None else last
+
+
+def _snapshots(objective: Objective, experts: Experts, choices: np.ndarray) -> tuple[Any, ...]:
+    """What the window names for the choices (steps, count, 2) of a block: the first, where it asks the second too."""
+    assert objective.window is not None
+    ahead, count = objective.window.ahead, objective.window.per_step
+
+    def stacked(later: int) -> Any:
+        stack = experts.stack([(expert, epoch + later) for expert, epoch in choices.reshape(-1, 2).tolist()])
+        if count is None:
+            return stack
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]), stack)
+
+    return (stacked(0),) if ahead is None else (stacked(0), stacked(ahead))
+
+
+def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, steps: int) -> np.ndarray:
+    """Experts and epochs (steps, count, 2); those of a step depend on nothing but the key and the step."""
+    assert objective.window is not None
+    first, last = _epochs(objective, experts)
+    count = objective.window.per_step or 1
+    chosen = _choose(key, steps * count, experts.num_experts, first, last)
+    return np.stack(chosen, axis=-1).reshape(steps, count, 2)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _choose(key: jax.Array, steps: int, num_experts: int, first: int, last: int) -> tuple[jax.Array, jax.Array]:
+    """So many experts, and for each an epoch from first to last."""
+
+    def choose(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        expert_key, epoch_key = jax.random.split(jax.random.fold_in(key, step))
+        expert = jax.random.randint(expert_key, (), 0, num_experts)
+        return expert, jax.random.randint(epoch_key, (), first, last + 1)
+
+    return jax.vmap(choose)(jnp.arange(steps))
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_block(
+    objectives: tuple[Objective, ...], optimizer: optax.GradientTransformation, is_soft: bool
+) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
+    """The compiled block; the same objectives and optimiser, as objects, compile once for each shape."""
+
+    def one_step(
+        loop: _Loop, item: Any, limits: _Limits, key: jax.Array, data: DeviceData
+    ) -> tuple[_Loop, dict[str, jax.Array]]:
+        (step, snapshots), (kept, box) = item, limits
+        total: dict[str, jax.Array] = {}
+        states = []
+        losses = []
+        report: dict[str, jax.Array] = {}
+        for i, objective in enumerate(objectives):
+            step_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
+            gradient, state, info = objective.gradient(step_key, loop.objectives[i], loop.arrays, data, snapshots[i])
+            total = {name: total[name] + leaf if total else leaf for name, leaf in gradient.items()}
+            losses.append(info.get("loss", jnp.zeros(())))
+            states.append(state)
+            report |= {name if len(objectives) == 1 else f"{name}_{i}": value for name, value in info.items()}
+        if box is not None:
+            total["inputs"] = box.slope(total["inputs"])
+        lost = {name: ~jnp.isfinite(leaf) for name, leaf in total.items()}
+        is_good = jnp.isfinite(optax.tree.norm((total, losses)))
+        good = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), loop.arrays, loop.good)
+        total = pull_back(loop.arrays, loop.free, total, is_soft, kept)
+        updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
+        free = project(optax.apply_updates(loop.free, updates), kept)
+        if "inputs" in free:
+            free["inputs"] = hold_still(free["inputs"], loop.free["inputs"], total["inputs"])
+        if box is not None:
+            free["inputs"] = box.enter(free["inputs"], loop.free["inputs"])
+        arrays = from_free(loop.arrays, free, is_soft)
+        proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped), good, lost)
+        finite = is_good & jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
+        finite = finite if kept is None else finite & kept.is_imposed(arrays.weights)
+        stay = loop._replace(skipped=loop.skipped + 1, good=good, lost=lost)
+        report["gradient_norm"] = optax.tree.norm(total)
+        report["inputs_rms"] = jnp.sqrt(jnp.mean(arrays.inputs**2))
+        if "weights" in free:
+            report["mass"] = jnp.sum(arrays.weights)
+        report["skipped"] = ~finite
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, stay), report
+
+    @jax.jit
+    def run_block(
+        loop: _Loop, limits: _Limits, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
+    ) -> tuple[_Loop, dict[str, jax.Array]]:
+        done = jax.lax.scan(lambda carry, item: one_step(carry, item, limits, key, data), loop, (numbers, snapshots))
+        return replicate(done, data.mesh)
+
+    return run_block
+
+
+def _log_capped(info: dict[str, np.ndarray], done: int) -> None:
+    for name, capped in info.items():
+        if name.startswith("inner_capped") and np.any(capped):
+            loss = info[name.replace("capped", "loss")]
+            logger.info(
+                "steps up to %d: the training on the coreset met its cap (inner_max_steps) in %d of %d steps, "
+                "at a mean loss of %.3g",
+                done,
+                int(np.sum(capped)),
+                len(capped),
+                float(np.mean(loss[capped])),
+            )

@@ -1,0 +1,48 @@
+"""Herding (Welling 2009): data whose mean feature is that of all."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from pseudocoreset.subsets.by_features import ByFeatures
+
+__all__ = ["Herding"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Herding(ByFeatures):
+    """Herding (Welling 2009), in the form of the distillation papers: data whose mean feature is that of all.
+
+    One after the other, without replacement, in each class on its own or in the whole,
+
+        x_t = argmin_x | mu - (phi(x) + sum_{s<t} phi(x_s)) / t |,    mu the mean of phi.
+
+    Its history has ``distance_to_mean``. The key serves the random points that the choice is held against; nothing
+    else is random.
+    """
+
+    name: ClassVar[str] = "herding"
+    measure: ClassVar[str] = "distance_to_mean"
+
+    def pick(self, features: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        return _herd(features, count)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _herd(features: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Indices (count,) in the order of choice, and the distance of their mean to that of all after each."""
+    centred = features - jnp.mean(features, axis=0)  # so that the means to match are zero, and sums stay small
+
+    def pick(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> Any:
+        total, free = carry
+        distances = jnp.sum((total + centred) ** 2, axis=1)
+        best = jnp.argmin(jnp.where(free, distances, jnp.inf))
+        return (total + centred[best], free.at[best].set(False)), (best, jnp.sqrt(distances[best]) / number)
+
+    begin = (jnp.zeros_like(centred[0]), jnp.ones(len(centred), bool))
+    return jax.lax.scan(pick, begin, jnp.arange(1, count + 1))[1]

@@ -1,0 +1,83 @@
+"""``fit`` and what is derived from it: names, signatures, documentation, ``"auto"``."""
+
+import dataclasses
+import inspect
+import pydoc
+
+import jax
+import numpy as np
+import pytest
+
+import pseudocoreset as pc
+from pseudocoreset import Dataset, fit
+from pseudocoreset.fitting import METHODS
+from pseudocoreset.methods import FBPC, BPCReverseKL
+from pseudocoreset.models import MLP, bnn, logistic_regression
+from pseudocoreset.subsets import Herding, Random
+
+RNG = np.random.default_rng(0)
+DATA = Dataset.from_arrays(RNG.normal(size=(60, 3)).astype(np.float32), (np.arange(60) % 2).astype(np.int32))
+MODEL = logistic_regression(DATA)
+QUIET = dict(key=jax.random.key(0), progress=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_alias_has_the_signature_and_the_words_of_its_method(name):
+    alias, cls = getattr(pc, f"fit_{name}"), METHODS[name]
+    parameters = inspect.signature(alias).parameters
+    assert list(parameters)[:5] == ["model", "data", "images_per_class", "size", "key"]
+    kinds = {parameter.kind for parameter in list(parameters.values())[2:]}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+    for field in dataclasses.fields(cls):
+        assert parameters[field.name].default == field.default
+    assert set(parameters) - {field.name for field in dataclasses.fields(cls)} == {
+        "model", "data", "images_per_class", "size", "key", "progress", *cls.takes
+    }  # fmt: skip
+    words = pydoc.render_doc(alias, renderer=pydoc.plaintext)
+    assert words.splitlines()[2].startswith(f"fit_{name}(model: ")
+    for parameter in parameters:
+        assert f"\n        {parameter}: " in words, f"{parameter} is not documented"
+
+
+def test_an_alias_and_its_method_are_the_same_fit():
+    settings = dict(num_draws=8, steps=3)
+    one = pc.fit_bpc_rkl(MODEL, DATA, size=4, **settings, **QUIET)
+    for method in (BPCReverseKL(**settings), BPCReverseKL(num_draws=8)):
+        other = fit(MODEL, DATA, method, size=4, **({"steps": 3} if method.steps == 500 else {}), **QUIET)
+        np.testing.assert_array_equal(one.coreset.inputs, other.coreset.inputs)
+    named = fit(MODEL, DATA, "bpc_rkl", size=4, **settings, **QUIET)
+    np.testing.assert_array_equal(one.coreset.inputs, named.coreset.inputs)
+    np.testing.assert_array_equal(one.coreset.weights, named.coreset.weights)
+
+
+def test_auto_takes_fbpc_for_networks_and_the_reverse_kl_for_other_models():
+    network = bnn(MLP((4,)), DATA)
+    fast = dict(size=4, steps=1, num_experts=1, num_expert_epochs=2, **QUIET)
+    assert fit(network, DATA, num_draws=2, **fast).coreset.metadata["objective"] == "fbpc"
+    assert fit(MODEL, DATA, size=4, steps=1, **QUIET).coreset.metadata["objective"] == "bpc_rkl"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: fit(MODEL, DATA, "fbcp", size=2, **QUIET), ValueError, "method='fbcp' is unknown; use one of 'fbpc'"),
+        (lambda: fit(MODEL, DATA, "json:loads", size=2, **QUIET), ValueError, "must name a class of Method"),
+        (lambda: fit(MODEL, DATA, "nowhere:X", size=2, **QUIET), ValueError, "No module named 'nowhere'"),
+        (lambda: fit(MODEL, DATA, "random", size=2, steps=3, **QUIET), TypeError, "'random' has no setting 'steps'"),
+        (
+            lambda: fit(MODEL, DATA, Random(), size=2, checkpoint_dir="there", **QUIET),
+            TypeError,
+            "checkpoint_dir: the method 'random' has no use for it",
+        ),
+        (lambda: pc.fit_herding(MODEL, DATA, size=2, experts=1, **QUIET), TypeError, r"fit_herding\(\) .*'experts'"),
+        (lambda: pc.fit_fbpc(MODEL, size=2, **QUIET), TypeError, r"fit_fbpc\(\) missing .*'data'"),
+        (lambda: fit(MODEL, DATA, "bpc_w", **QUIET), ValueError, "give one of images_per_class and size"),
+        (lambda: FBPC(num_draws="many"), TypeError, "num_draws must be an integer; got str 'many'"),
+        (lambda: FBPC(step_size=0.0), ValueError, "step_size must be a positive number"),
+        (lambda: Herding(weights="learned"), ValueError, "weights='learned' is unknown"),
+        (lambda: fit(DATA, MODEL, size=2, **QUIET), TypeError, "model must be a Model"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,119 @@
+"""A method in a file of its own goes through every door: no other file knows of it."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import pseudocoreset
+from pseudocoreset import Dataset, Pseudocoreset, estimate_memory, evaluate, fit
+from pseudocoreset.cli import app
+from pseudocoreset.device import DeviceData
+from pseudocoreset.fitting import Outcome
+from pseudocoreset.inference import sample
+from pseudocoreset.methods import Problem
+from pseudocoreset.models import MLP, bnn, logistic_regression
+from pseudocoreset.objectives import CoresetArrays
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from toy import MeanMatching
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(90, 3)) * [1.0, 20.0, 0.1] + [0.0, 5.0, 0.0]).astype(np.float32)
+DATA = Dataset.from_arrays(X, (np.arange(90) % 3).astype(np.int32))
+MODEL = logistic_regression(DATA)
+QUIET = dict(key=jax.random.key(0), progress=False)
+
+
+def distance(coreset):
+    """Of the mean of the points from that of the data, in standard deviations of the columns."""
+    mean = np.average(coreset.inputs, axis=0, weights=coreset.weights)
+    return np.abs((mean - X.mean(0)) / X.std(0)).max()
+
+
+def test_the_method_is_fitted_sampled_evaluated_and_saved(tmp_path):
+    result = fit(MODEL, DATA, MeanMatching(weights="data"), size=4, steps=300, **QUIET)
+    start = Pseudocoreset.from_data(DATA, size=4, key=jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0))
+    assert distance(start) > 0.1
+    assert distance(result.coreset) < 0.01
+    assert result.coreset.metadata["objective"] == "mean_matching"
+    assert result.history["loss"].shape == (300,)
+    result.coreset.save(tmp_path / "coreset")
+    loaded = Pseudocoreset.load(tmp_path / "coreset")
+    np.testing.assert_array_equal(loaded.inputs, result.coreset.inputs)
+    posterior = sample(MODEL, loaded, num_chains=1, num_samples=10, num_warmup=10, kernel="nuts", **QUIET)
+    assert posterior.num_draws == 10
+    network = bnn(MLP((4,)), DATA)
+    few = dict(protocol="distillation", num_epochs=2, num_networks=1, augment=None, split="train")
+    with pytest.raises(ValueError, match="split"):
+        evaluate(loaded, network, DATA, key=jax.random.key(1), **few)
+
+
+@pytest.mark.parametrize("size", [dict(size=4), dict(images_per_class=10)])
+def test_settings_that_are_none_follow_the_recipe(size):
+    settings = fit(MODEL, DATA, MeanMatching(), steps=2, **size, **QUIET).coreset.metadata["objectives"][0]
+    assert settings["strength"] == (2.0 if "images_per_class" in size else 1.0)
+    given = fit(MODEL, DATA, MeanMatching, steps=2, strength=0.5, **size, **QUIET).coreset.metadata["objectives"][0]
+    assert given["strength"] == 0.5
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
+    def run(directory=None, stop=None):
+        callbacks = [lambda step, *_: step == stop]
+        return fit(MODEL, DATA, MeanMatching(), size=4, checkpoint_dir=directory, callbacks=callbacks, **QUIET)
+
+    assert run(tmp_path, stop=50).outcome is Outcome.STOPPED
+    whole, resumed = run(), run(tmp_path)
+    assert resumed.outcome is Outcome.COMPLETED
+    np.testing.assert_array_equal(whole.coreset.inputs, resumed.coreset.inputs)
+
+
+def test_the_gradient_is_that_of_the_loss():
+    """D L / d u_j = 2 w_j / sum(w) * (mean of the points - mean of the data), by hand."""
+    problem = Problem((MODEL.bind(DATA.train.x, DATA.train.y),), DATA, jax.random.key(0), size=4)
+    objective = MeanMatching(strength=1.0, weights="learned").resolved(problem).objective(MODEL, problem)
+    weights = jnp.asarray([1.0, 2.0, 3.0, 4.0])
+    coreset = CoresetArrays(jnp.asarray(X[:4]), DATA.train.y[:4], weights)
+    device = DeviceData.from_dataset(DATA)
+    gradient, _, _ = objective.gradient(None, objective.init(None, coreset, device), coreset, device, ())
+    assert set(gradient) == {"inputs", "weights"}
+    off = np.average(X[:4], axis=0, weights=weights) - X.mean(0)
+    np.testing.assert_allclose(gradient["inputs"], 2 * np.outer(weights / 10, off), rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_estimated():
+    assert estimate_memory(MODEL, DATA, MeanMatching(), size=4).data == X.nbytes + 90 * 4
+
+
+def test_the_command_takes_it_by_the_place_of_its_class(tmp_path):
+    arguments = ["fit", "--method", "toy:MeanMatching", "--set", "strength=3", "--steps", "2", "--data", "digits"]
+    shape = ["--width", "2", "--depth", "1", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, *shape], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    metadata = Pseudocoreset.load(tmp_path / "out").metadata
+    assert metadata["objectives"][0]["strength"] == 3
+    assert metadata["objective"] == "mean_matching"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(strenth=1.0), TypeError, "'mean_matching' has no setting 'strenth'; it has steps, .*strength"),
+        (dict(strength="much"), TypeError, "strength must be a number or None; got str 'much'"),
+        (dict(strength=-1.0), ValueError, "strength must be a positive number"),
+        (dict(num_experts=3), TypeError, "num_experts: the method 'mean_matching' has no use for it"),
+        (dict(step_size=0.1, optimizer=None, steps=0), ValueError, "steps must be at least 1"),
+    ],
+)
+def test_what_it_cannot_take_is_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        fit(MODEL, DATA, MeanMatching, **{**dict(size=4), **QUIET, **arguments})
+
+
+def test_no_other_file_names_it():
+    root = pathlib.Path(pseudocoreset.__file__).parent
+    assert not [path for path in root.rglob("*.py") if "mean_matching" in path.read_text()]
