@@ -163,7 +163,9 @@ class Learned(Method):
         is_learned = self.learns_weights and not problem.are_networks
         weights = self.weights or ("learned" if is_learned else "ones")
         augment = resolve_augmentation(self.augment, problem.data.train.feature_shape, problem.data.name)
-        return super(Learned, replace(self, weights=weights, augment=augment)).resolved(problem)
+        # None is the method's own number: that of its class, or else of its recipe.
+        steps = type(self).steps if self.steps is None else self.steps
+        return super(Learned, replace(self, steps=steps, weights=weights, augment=augment)).resolved(problem)
 
     @property
     def augmentation(self) -> Augmentation | None:
