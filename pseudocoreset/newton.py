@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["SHRINKAGE", "Expansion", "Mode", "find_mode", "inverse_factor"]
+__all__ = ["SHRINKAGE", "Expansion", "Mode", "find_best_mode", "find_mode", "inverse_factor"]
 
 MAX_STEPS = 100
 # Newton decrement, in units of the log density, below which a point is near enough to the mode ...
@@ -143,6 +143,19 @@ def find_mode(
     decrement = _newton_step(end.expansion.gradient, end.spectrum)[1]
     is_found = (decrement < WORST_DECREMENT) & inverse_factor(end.expansion.precision)[1]
     return Mode(end.position, end.expansion, is_found & jnp.isfinite(end.expansion.value))
+
+
+def find_best_mode(expand: Callable[[jax.Array], Expansion], starts: jax.Array, *, is_exact: bool = False) -> Mode:
+    """The highest of the modes that ``find_mode`` comes to from starts (s, d); without a mode the highest point.
+
+    A search from one start may end in a lower mode, or in a saddle: at zero a product of two parameters has a gradient
+    of zero and no maximum.
+    """
+    found = jax.lax.map(lambda start: find_mode(expand, start, is_exact=is_exact), starts)
+    heights = jnp.where(jnp.isfinite(found.expansion.value), found.expansion.value, -jnp.inf)
+    is_candidate = found.is_found | ~jnp.any(found.is_found)
+    best = jnp.argmax(jnp.where(is_candidate, heights, -jnp.inf))
+    return jax.tree.map(lambda leaf: leaf[best], found)
 
 
 def inverse_factor(precision: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,8 @@
 """Defaults on tables: steps in units of columns, columns without gradient, and no worse than random points."""
 
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import pseudocoreset as pc
 from pseudocoreset import Dataset, Pseudocoreset
 from pseudocoreset.methods.optimizers import column_scales, in_units
-from pseudocoreset.models import Model, poisson_regression
+from pseudocoreset.models import Model, logistic_regression, poisson_regression
 from pseudocoreset.proxies import divergence_at_mode
 
 SCALES = np.array([0.1, 1.0, 100.0])
@@ -86,14 +89,14 @@ def test_defaults_say_how_near_they_end_and_those_that_learn_end_no_worse_than_r
 
 @pytest.mark.parametrize("method", [pc.fit_herding])
 def test_a_method_that_chooses_returns_its_choice_and_warns_where_random_points_are_nearer(method, caplog) -> None:
-    """The points are those without the comparison, whose history they have; over keys, so that both cases are there."""
+    """The points are those without the comparison, whose history they have: by columns alone, points near the mean."""
     data = counts()
     model = poisson_regression(data, prior_scale=10.0)
-    chosen = fit(method, model, data, size=4, weights="data").coreset
+    chosen = fit(method, model, data, size=4, weights="data", features=lambda x: x / SCALES).coreset
     warned = []
     for seed in range(4):
         caplog.clear()
-        result = fit(method, model, data, size=4, key=jax.random.key(seed))
+        result = fit(method, model, data, size=4, key=jax.random.key(seed), features=lambda x: x / SCALES)
         np.testing.assert_array_equal(result.coreset.inputs, chosen.inputs)
         found = result.coreset.metadata["at_mode"]
         is_farther = found["other"] is not None and found["nats"] > found["other"] + 1e-3
@@ -156,3 +159,58 @@ def test_a_column_of_group_codes_keeps_its_bits(name: str) -> None:
     assert set(learned[:, 2].tolist()) <= set(range(5))
     assert len(start) == 12
     assert not np.isin(learned[:, 1], x[:, 1]).all()
+
+
+def test_herding_of_a_table_has_the_spread_of_the_data() -> None:
+    """Of columns alone the best match of the mean are points beside it, whose posterior is far off and far too wide."""
+    data = counts()
+    model = poisson_regression(data, prior_scale=10.0)
+    chosen = fit(pc.fit_herding, model, data, weights="data").coreset
+    np.testing.assert_allclose(np.std(chosen.inputs / SCALES, axis=0), 1.0, atol=0.25)
+    columns = fit(pc.fit_herding, model, data, weights="data", features=lambda x: x / SCALES).coreset
+    assert np.all(np.std(columns.inputs / SCALES, axis=0) < 0.6)
+    others = [
+        divergence_at_mode(model, data, Pseudocoreset.from_data(data, size=12, key=jax.random.key(i), mass="data")).nats
+        for i in range(3)
+    ]
+    assert divergence_at_mode(model, data, chosen).nats < max(others)
+
+
+def test_fbpc_of_a_model_that_is_no_network_has_the_mass_of_the_data_and_ends_no_worse_than_its_start() -> None:
+    random = np.random.default_rng(0)
+    z = random.normal(size=(300, 3))
+    data = Dataset.from_arrays((z * SCALES).astype(np.float32), (z[:, 0] > 0.5 * random.normal(size=300)).astype(int))
+    result = fit(pc.fit_fbpc, logistic_regression(data), data, steps=5, num_experts=1, num_expert_epochs=3)
+    assert result.coreset.mass == pytest.approx(300, rel=1e-5)
+    found = result.coreset.metadata["at_mode"]
+    assert found["nats"] <= found["other"] + 1e-3
+    ones = fit(
+        pc.fit_fbpc, logistic_regression(data), data, steps=5, num_experts=1, num_expert_epochs=3, weights="ones"
+    )
+    assert ones.coreset.mass == pytest.approx(12, rel=1e-5)
+    assert "at_mode" not in ones.coreset.metadata
+
+
+def with_features(x, y=None):
+    """A logistic regression with the sites that every method can use."""
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    scaled = numpyro.deterministic("features", x / SCALES)
+    f = numpyro.deterministic("f", scaled @ slopes)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Bernoulli(logits=f), obs=y)
+
+
+@pytest.mark.parametrize("name", [name for name in pc.__all__ if name.startswith("fit_")])
+def test_every_fit_of_a_table_says_how_far_it_is(name: str) -> None:
+    random = np.random.default_rng(0)
+    z = random.normal(size=(300, 3))
+    data = Dataset.from_arrays((z * SCALES).astype(np.float32), (z[:, 0] > random.normal(size=300)).astype(int))
+    method = getattr(pc, name)
+    quick = {"num_weight_steps": 20, "steps": 5, "num_experts": 1, "num_expert_epochs": 3}
+    taken = {k: v for k, v in quick.items() if k in inspect.signature(method).parameters}
+    result = fit(method, Model.from_numpyro(with_features), data, **taken)
+    assert re.search(r"It is \S+ nats from the posterior of all data|is kept, for the fit ended farther", repr(result))
+    found = result.coreset.metadata["at_mode"]
+    assert found["nats"] == pytest.approx(
+        divergence_at_mode(Model.from_numpyro(with_features), data, result.coreset).nats, rel=1e-3
+    )

@@ -1,14 +1,17 @@
 """The front doors of the divergences, on data of their own kind."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 
 from pseudocoreset import Dataset, Pseudocoreset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, fit_fbpc, train_experts
 from pseudocoreset.fitting import Outcome
 from pseudocoreset.inference import sample
-from pseudocoreset.models import MLP, bnn, linear_regression, logistic_regression
+from pseudocoreset.models import MLP, Model, bnn, linear_regression, logistic_regression
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 4)).astype(np.float32)
@@ -130,3 +133,47 @@ def test_networks_take_experts_and_several_architectures(fit):
 def test_bad_arguments_are_named(fit, arguments, error, message):
     with pytest.raises(error, match=message):
         fit(LINEAR, REALS, **{**dict(size=4, key=jax.random.key(0), progress=False), **arguments})
+
+
+def many(x, y=None):
+    """2,100 parameters, too many for a dense Laplace approximation, of a model that is no network."""
+    effects = numpyro.sample("effects", dist.Normal(0.0, 1.0).expand([2100]).to_event(1))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(x[:, 0] * effects[0] + jnp.mean(effects), 0.5), obs=y)
+
+
+def test_without_a_gaussian_the_wasserstein_distance_names_methods_that_do_without() -> None:
+    model = Model.from_numpyro(many)
+    with pytest.raises(
+        ValueError, match=r"at most 2000 parameters; 'many' has 2100.*fit_bpc_fkl with data_draws=sample"
+    ):
+        fit_bpc_w(model, REALS, size=4, key=jax.random.key(0), progress=False)
+    # What it says can be followed.
+    draws = {"effects": np.random.default_rng(0).normal(size=(3, 2100)).astype(np.float32)}
+    result = fit_bpc_fkl(model, REALS, size=4, steps=1, data_draws=draws, key=jax.random.key(0), progress=False)
+    assert np.all(np.isfinite(result.coreset.inputs))
+
+
+def posterior_of(data):
+    return sample(
+        LINEAR, data, kernel="hmc", step_size=0.003, num_chains=1, num_warmup=0, num_samples=4, key=jax.random.key(0),
+        progress=False, keep="weights",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        (lambda: posterior_of(Pseudocoreset.from_data(REALS, size=8, key=jax.random.key(0))), "posterior of a coreset"),
+        (lambda: posterior_of((REALS.train.x[:20], REALS.train.y[:20])), "posterior of 20 data, data has"),
+        (
+            lambda: posterior_of(Dataset.from_arrays(REALS.train.x * 3 + 1, REALS.train.y, normalize=True)),
+            "data_draws was preprocessed as",
+        ),
+        (lambda: {"coefficients": np.zeros((3, 2))}, r"data_draws must hold .* got \{'coefficients': \(3, 2\)\}"),
+        (lambda: {}, "data_draws must hold"),
+    ],
+)
+def test_draws_of_another_posterior_are_refused(draws, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_bpc_fkl(LINEAR, REALS, size=4, steps=1, data_draws=draws(), key=jax.random.key(0), progress=False)

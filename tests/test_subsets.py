@@ -66,19 +66,28 @@ def farthest_first(features, count):
     return chosen, [distances[:, chosen[: i + 1]].min(1).max() for i in range(count)]
 
 
+def moments(columns):
+    """Columns in standard units, and their products."""
+    columns = (columns - columns.mean(axis=0)) / columns.std(axis=0)
+    pairs = itertools.combinations_with_replacement(range(columns.shape[1]), 2)
+    return np.stack([*columns.T, *(columns[:, i] * columns[:, j] for i, j in pairs)], axis=1)
+
+
 @pytest.mark.parametrize(("name", "brute", "measure"), [
     ("herding", herd, "distance_to_mean"),
     ("k_centres", farthest_first, "radius"),
 ])  # fmt: skip
 def test_greedy_choices_are_those_of_brute_force(name, brute, measure):
     result = fit(FEATURE_METHODS[name], size=20, weights="data")
-    chosen, measures = brute(X / np.std(X, axis=0), 20)  # columns of a table count alike
+    # Columns of a table count alike; herding matches second moments too, those with the label among them.
+    features = X / np.std(X, axis=0) if name == "k_centres" else moments(np.c_[X, Y == 1, Y == 2].astype(float))
+    chosen, measures = brute(features, 20)
     assert indices_of(result.coreset).tolist() == chosen
     np.testing.assert_allclose(result.history[measure], measures, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(result.coreset.inputs, X[chosen])
 
     balanced = fit(FEATURE_METHODS[name], images_per_class=4, weights="data")
-    wanted = [np.flatnonzero(label == Y)[brute((X / np.std(X, axis=0))[label == Y], 4)[0]] for label in range(3)]
+    wanted = [np.flatnonzero(label == Y)[brute(features[label == Y], 4)[0]] for label in range(3)]
     np.testing.assert_array_equal(indices_of(balanced.coreset), np.concatenate(wanted))
     assert balanced.history[measure].shape == (12,)
 
@@ -166,6 +175,22 @@ def test_geodesic_ascent_finds_a_sum_in_the_cone_of_a_few():
     assert np.all(np.diff(errors) <= 0)
     assert errors[-1] < 0.05 * errors[1]
     assert weights.min() >= 0
+
+
+def test_geodesic_ascent_in_single_precision_is_that_of_double():
+    """Gradients that cancel, as at a mode, and are much longer than the sum that is left."""
+    rng = np.random.default_rng(3)
+    gradients = rng.normal(size=(300, 2))
+    vectors = 1e5 * (gradients - gradients.mean(axis=0)) @ rng.normal(size=(2, 30)) + rng.normal(size=(300, 30)) + 0.3
+    vectors = vectors.astype(np.float32).astype(np.float64)
+    with jax.enable_x64(True):
+        double, errors = ascent(vectors, 80)
+    single, found = ascent(vectors.astype(np.float32), 80)
+    np.testing.assert_array_equal(np.flatnonzero(single), np.flatnonzero(double))
+    np.testing.assert_allclose(single, double, rtol=1e-6)
+    np.testing.assert_allclose(found, errors, rtol=1e-6)
+    # The error of the direction, and that of the sum at the best length along it.
+    assert relative_error(vectors, single) == pytest.approx(errors[-1], rel=1e-2)
 
 
 def test_geodesic_ascent_keeps_to_its_quota_and_leaves_out_what_says_nothing():

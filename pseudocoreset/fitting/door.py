@@ -370,7 +370,7 @@ def _learned(method: Learned, problem: Problem, way: _Way) -> FitResult:
     result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
     start = plan.coreset
     # With the mass of ones the posterior is not to be that of all data.
-    if method.weights != "ones" or not np.isclose(start.mass, start.size):
+    if method.weights == "learned" or not np.isclose(start.mass, start.size):
         result = keep_better(result, problem.models, problem.data, start)
     return replace(result, coreset=method.finished(result.coreset))
 

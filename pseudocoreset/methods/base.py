@@ -160,8 +160,9 @@ class Learned(Method):
             check_choice(self.weights, "weights", ("ones", "data", "learned"))
 
     def resolved(self, problem: Problem) -> Self:
-        is_learned = self.learns_weights and not problem.are_networks
-        weights = self.weights or ("learned" if is_learned else "ones")
+        # Models that are no networks are fitted for the posterior of all data, whether or not weights are learned.
+        default = "ones" if problem.are_networks else "learned" if self.learns_weights else "data"
+        weights = self.weights or default
         augment = resolve_augmentation(self.augment, problem.data.train.feature_shape, problem.data.name)
         # None is the method's own number: that of its class, or else of its recipe.
         steps = type(self).steps if self.steps is None else self.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.data import Dataset
+from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.methods.base import Optimizer, Problem
 from pseudocoreset.methods.inner import PUBLISHED_STEP_SIZE, FromExperts
 from pseudocoreset.methods.optimizers import distillation_sgd
@@ -30,7 +33,8 @@ class BPCForwardKL(FromExperts):
     Attributes:
         proxy: as in ``BPCReverseKL``; ``"chains"`` takes the draws of the full data from ``data_draws``.
         data_draws: draws of the full-data posterior instead of the proxy's: a ``Posterior`` that kept its weights, or
-            unconstrained parameters with a leading axis over draws.
+            unconstrained parameters with a leading axis over draws. A ``Posterior`` of a coreset, of another number of
+            data or of inputs with another preprocessing is refused.
         optimizer: SGD with momentum 0.5 on the images of networks by default, Adam elsewhere as in ``BPCReverseKL``.
         step_size: of the optimiser; 1,000 for networks, 0.1 elsewhere.
         augment: of the coreset, in the training of networks and, one per draw, in both terms of the gradient.
@@ -51,7 +55,7 @@ class BPCForwardKL(FromExperts):
         return forward_kl(
             model,
             proxy=self.proxy,
-            data_draws=_stacked(self.data_draws),
+            data_draws=_stacked(self.data_draws, problem.data, model),
             num_draws=self.num_draws,
             estimator=self.estimator,
             augment=self.augmentation if model.is_network else None,
@@ -72,19 +76,40 @@ class BPCForwardKL(FromExperts):
         draw_key = jax.random.fold_in(problem.key, 1)
         draws = sample(problem.models[0], problem.data, kernel="nuts", key=draw_key, progress=progress)
         words = "Draws by NUTS of both posteriors take its place."
-        return words, replace(self, proxy="chains", data_draws=_stacked(draws))
+        return words, replace(self, proxy="chains", data_draws=_stacked(draws, problem.data, problem.models[0]))
 
 
-def _stacked(draws: Any) -> Params | None:
-    """Unconstrained draws with one leading axis, from a ``Posterior`` or as they are."""
+def _stacked(draws: Any, data: Dataset, model: Model) -> Params | None:
+    """Unconstrained draws of the posterior of ``data`` with one leading axis, from a ``Posterior`` or as they are."""
     if draws is None:
         return None
     if isinstance(draws, dict):
-        return draws
-    unconstrained = getattr(draws, "unconstrained", None)
-    if unconstrained is None:
+        stacked = {name: jnp.asarray(leaf) for name, leaf in draws.items()}
+    else:
+        unconstrained = getattr(draws, "unconstrained", None)
+        if unconstrained is None:
+            raise ValueError(
+                "data_draws must be a Posterior that kept its weights (keep='weights'), or unconstrained parameters "
+                f"with a leading axis over draws; got {draws!r}"
+            )
+        _check_is_of(data, draws.metadata)
+        stacked = {name: jnp.asarray(np.reshape(a, (-1, *a.shape[2:]))) for name, a in unconstrained.items()}
+    wanted = {site.name: tuple(site.unconstrained_shape) for site in model.sites}
+    shapes = {name: leaf.shape[1:] for name, leaf in stacked.items()}
+    if shapes != wanted or len({leaf.shape[0] for leaf in stacked.values()}) != 1:
         raise ValueError(
-            "data_draws must be a Posterior that kept its weights (keep='weights'), or unconstrained parameters with "
-            f"a leading axis over draws; got {draws!r}"
+            f"data_draws must hold a leading axis over draws and then the unconstrained shapes of {model.name!r}, "
+            f"{wanted}; got { ({name: leaf.shape for name, leaf in stacked.items()}) }"
         )
-    return {name: jnp.asarray(np.reshape(a, (-1, *a.shape[2:]))) for name, a in unconstrained.items()}
+    return stacked
+
+
+def _check_is_of(data: Dataset, metadata: Mapping[str, Any]) -> None:
+    """Refuse draws whose metadata say that their posterior is of something other than all the training data."""
+    remedy = "Take sample(model, data, kernel='nuts', keep='weights', ...) of the data that the coreset is learned from"
+    if metadata.get("coreset") is not None:
+        raise ValueError(f"data_draws are of the posterior of a coreset, not of all data. {remedy}")
+    count = metadata.get("num_data", data.train.num_data)
+    if count != data.train.num_data:
+        raise ValueError(f"data_draws are of the posterior of {count} data, data has {data.train.num_data}. {remedy}")
+    check_preprocessing(metadata.get("preprocessing"), data.preprocessing.summary, "data_draws", "data", remedy)

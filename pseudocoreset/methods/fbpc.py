@@ -82,8 +82,10 @@ class FBPC(Learned):
         optimizer: acts on the free leaves, or one for each leaf by name. By default SGD of step ``step_size``, and
             Adam of step 0.01 on targets and weights where they are learned; for tables Adam in units of each column.
         step_size: alpha; of Adam for tables, 0.1, and 0.01 with networks.
-        weights: mass of the weights, ``"ones"`` (as published; the default, but for a ``coreset``, which keeps its
-            own) or ``"data"``, which is carried by the coreset into its posterior. The fit itself, whose gradient is
+        weights: mass of the weights, ``"ones"`` (as published) or ``"data"``, n, which is carried by the coreset into
+            its posterior; None takes ones for networks and n elsewhere, and keeps that of a ``coreset``. With n, of
+            models that are no networks, the start comes back where it is nearer to the posterior of all data: points
+            whose functions are right under experts need not have the right posterior. The fit itself, whose gradient is
             divided by the mass, does not depend on it, but for a covariance from the curvature
             (``proxy="linearized"``, Laplace), which narrows as the mass grows. Or ``"learned"`` from n / m each, which
             keeps their mass n: the objective does not determine it.

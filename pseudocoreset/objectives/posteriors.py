@@ -29,7 +29,14 @@ from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.objectives.base import CoresetArrays, Gradient, GradientFn, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.proxies import BatchFn, Covariance, Isotropic, Laplace, Side, Trajectory, descend
-from pseudocoreset.proxies.laplace import best_mode, coreset_potential, data_potential, laplace
+from pseudocoreset.proxies.laplace import (
+    NUM_STARTS,
+    best_mode,
+    coreset_potential,
+    data_potential,
+    laplace,
+    starts_of_search,
+)
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
@@ -45,7 +52,6 @@ __all__ = [
 ]
 
 PROXIES = ("conjugate", "laplace", "chains", "isotropic", "trajectory")
-NUM_STARTS = 4  # of the search for a mode of the full data, zero among them
 NO_REMEDY = "tighter priors, or fit_bpc_rkl(proxy='chains'), which needs no mode"
 WEIGHT_SCALE = 0.01  # sigma of Kim et al. 2022
 
@@ -259,8 +265,7 @@ def _laplace(model: Model, remedy: str) -> Posteriors:
         return laplace(potential, found), is_mode
 
     def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[Gaussian, jax.Array]:
-        others = [model.flatten(model.init(k)) for k in jax.random.split(key, NUM_STARTS - 1)]
-        full, is_mode = jax.jit(around)(jnp.stack([jnp.zeros_like(others[0]), *others]), data)
+        full, is_mode = jax.jit(around)(starts_of_search(model, key), data)
         if not isinstance(is_mode, jax.core.Tracer) and not (is_mode and bool(jnp.all(jnp.isfinite(full.scale)))):
             raise NoModeError(
                 f"the posterior of {model.name!r} on all data has no mode with a positive definite curvature that "

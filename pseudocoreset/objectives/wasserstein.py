@@ -22,6 +22,7 @@ from pseudocoreset.objectives.gaussian import squared_wasserstein
 from pseudocoreset.objectives.posteriors import InnerTraining, bind_posteriors, closed_form
 from pseudocoreset.objectives.unrolled import KEPT, descend_through
 from pseudocoreset.proxies import mean_loss
+from pseudocoreset.proxies.laplace import DENSE_LIMIT
 from pseudocoreset.validation import check_choice
 
 __all__ = ["trajectory_matching", "wasserstein"]
@@ -65,6 +66,14 @@ def wasserstein(
     """
     free = check_free(free)
     training = InnerTraining() if inner is None else inner
+    has_gaussian = model.is_network or model.conjugate is not None or model.num_params <= DENSE_LIMIT
+    if proxy == "chains" or (proxy is None and not has_gaussian):
+        raise ValueError(
+            "proxy: the Wasserstein distance is taken between Gaussians, by a conjugate posterior or a dense Laplace "
+            f"approximation of at most {DENSE_LIMIT} parameters; {model.name!r} has {model.num_params}, or was asked "
+            "for chains. Take fit_bpc_rkl, whose chains are of the coreset's posterior alone, or fit_bpc_fkl with "
+            "data_draws=sample(model, data, kernel='nuts', keep='weights', ...)"
+        )
     posteriors = bind_posteriors(model, proxy, training)
     if posteriors.gaussians is not None:
         exact = closed_form(posteriors, free, squared_wasserstein)

@@ -14,21 +14,24 @@ from jax.tree_util import Partial
 
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
-from pseudocoreset.newton import Expansion, find_mode, inverse_factor
+from pseudocoreset.newton import Expansion, find_best_mode, find_mode, inverse_factor
 from pseudocoreset.proxies.training import Batch
 
 __all__ = [
     "DENSE_LIMIT",
+    "NUM_STARTS",
     "Potential",
     "best_mode",
     "coreset_potential",
     "data_potential",
     "diagonal_laplace",
     "laplace",
+    "starts_of_search",
 ]
 
 DENSE_LIMIT = 2000  # parameters; a dense Hessian in float32 is then 16 MB
 DATA_CHUNK = 4096
+NUM_STARTS = 4  # of the search for a mode of the full data, zero among them
 
 # (vector of parameters) -> negative log posterior density, up to a constant.
 Potential = Callable[[jax.Array], jax.Array]
@@ -88,15 +91,14 @@ def best_mode(potential: Potential, starts: jax.Array) -> tuple[jax.Array, jax.A
     Returns:
         The mode (p,), and a boolean; without a mode the lowest point that was found.
     """
+    found = find_best_mode(lambda vector: _expansion(potential, vector), starts, is_exact=True)
+    return found.position, found.is_found
 
-    def of_start(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = find_mode(lambda vector: _expansion(potential, vector), start, is_exact=True)
-        return found.position, -found.expansion.value, found.is_found
 
-    found, values, are_modes = jax.lax.map(of_start, starts)
-    rank = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    best = jnp.argmin(jnp.where(jnp.any(are_modes), jnp.where(are_modes, rank, jnp.inf), rank))
-    return found[best], are_modes[best]
+def starts_of_search(model: Model, key: jax.Array) -> jax.Array:
+    """Where searches for a mode of a model's posterior start, (s, p): zero, and initial parameters."""
+    others = [model.flatten(model.init(k)) for k in jax.random.split(key, NUM_STARTS - 1)]
+    return jnp.stack([jnp.zeros_like(others[0]), *others])
 
 
 def laplace(potential: Callable[..., jax.Array], start: jax.Array, *arguments: Any) -> Gaussian:

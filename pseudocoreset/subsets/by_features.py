@@ -29,7 +29,7 @@ class ByFeatures(Subset):
     """A method that chooses by features phi of the inputs, in each class on its own or in the whole.
 
     Attributes:
-        features: phi: None for the flattened model inputs (tables: columns over their standard deviation), a function
+        features: phi: None for the flattened model inputs (tables: what ``of_table`` makes of them), a function
             of inputs (b, *feature_shape) that returns (b, d), row by row, or an array (n, d) for the training data in
             their order.
     """
@@ -42,9 +42,16 @@ class ByFeatures(Subset):
         """Indices (count,) of features (n, d) in the order of choice, and the measure after each."""
         raise NotImplementedError(f"{type(self).__name__} must define pick(features, count)")
 
+    def of_table(self, data: Dataset) -> np.ndarray | None:
+        """Features (n, d) of a table where none are given; None for columns over their standard deviation."""
+        return None
+
     def choose(self, problem: Problem, callbacks: tuple[Callback, ...], progress: bool) -> Choice:
         data, features, mass = problem.data, self.features, self.mass(problem)
         groups, quota = quota_of(problem)
+        kind = "inputs" if features is None else "function" if callable(features) else "array"
+        if features is None and problem.is_table:
+            features = self.of_table(data)
         if features is not None and not callable(features):
             features = _checked_features(features, data.train.num_data)
         indices, measures = [], []
@@ -60,7 +67,6 @@ class ByFeatures(Subset):
         is_balanced = problem.images_per_class is not None
         points = class_weights(data, chosen) if is_balanced else np.ones(parts * quota, np.float32)
         coreset = subset_of(data, chosen, points).with_mass(mass)
-        kind = "inputs" if features is None else "function" if callable(features) else "array"
         return Choice(coreset, {self.measure: np.concatenate(measures)}, {"mass": mass, "features": kind})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
 from pseudocoreset.objectives import CoresetArrays
-from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, ratio, subset_of
+from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, subset_of
 from pseudocoreset.validation import check_integer
 
 __all__ = ["GIGA", "geodesic_ascent"]
 
 CHUNK = 4096  # data whose log-likelihoods are computed together
-SMALLEST_SINE = 1e-3  # of the angle to the coreset, below which a direction in float32 is noise
+SMALLEST_SINE = 1e-3  # of the angle to the coreset, below which a direction is noise: log-likelihoods are float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,16 +58,16 @@ class GIGA(Chosen):
         init_key, draw_key = jax.random.split(problem.key)
         gaussian, settings = self._source(model, device, init_key)
         draws = jax.vmap(gaussian.sample)(jax.random.split(draw_key, self.num_draws))
-        vectors = _project(model, draws, device)
+        rows = np.asarray(_project(model, draws, device))
+        vectors = (rows - np.mean(rows, axis=1, keepdims=True, dtype=np.float64)) / math.sqrt(self.num_draws)
         steps = quota * (int(groups.max()) + 1)
-        total = float(jnp.linalg.norm(jnp.sum(vectors, axis=0)))
+        total = float(np.linalg.norm(np.sum(vectors, axis=0)))
         if not 0 < total < math.inf:
             raise ValueError(f"posterior: the log-likelihood of the data must vary over its draws; its norm is {total}")
-        found, errors = geodesic_ascent(vectors, jnp.asarray(groups), quota, steps)
-        weights = np.asarray(found)
+        weights, errors = geodesic_ascent(vectors, groups, quota, steps)
         indices = np.flatnonzero(weights > 0)
         coreset = subset_of(data, indices, weights[indices])
-        return Choice(coreset, {"error": np.asarray(errors)}, {**settings, "num_draws": self.num_draws})
+        return Choice(coreset, {"error": errors}, {**settings, "num_draws": self.num_draws})
 
     def _source(self, model: Model, device: DeviceData, key: jax.Array) -> tuple[Gaussian, dict[str, Any]]:
         """The Gaussian that draws come from, and what to record of it."""
@@ -87,7 +87,7 @@ class GIGA(Chosen):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _project(model: Model, draws: jax.Array, data: DeviceData) -> jax.Array:
-    """L (n, S): log-likelihoods at draws (S, p), centred over them, over sqrt(S)."""
+    """Log-likelihoods (n, S) at draws (S, p)."""
     size = min(CHUNK, data.num_data)
 
     def of_chunk(start: jax.Array) -> jax.Array:
@@ -95,51 +95,48 @@ def _project(model: Model, draws: jax.Array, data: DeviceData) -> jax.Array:
         return map_stack(lambda draw: model.log_likelihood(model.unflatten(draw), x, y), draws).T
 
     starts = jnp.arange(math.ceil(data.num_data / size)) * size
-    rows = jax.lax.map(of_chunk, starts).reshape(-1, len(draws))[: data.num_data]
-    return (rows - jnp.mean(rows, axis=1, keepdims=True)) / jnp.sqrt(jnp.asarray(len(draws), rows.dtype))
+    return jax.lax.map(of_chunk, starts).reshape(-1, len(draws))[: data.num_data]
 
 
-class _Ascent(NamedTuple):
-    weights: jax.Array  # (n,), of the unit vectors
-    direction: jax.Array  # (S,), their weighted sum: a unit vector, zero at the start
-    error: jax.Array  # distance of the target to the line along ``direction``
+def geodesic_ascent(vectors: Any, groups: Any, quota: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (n,) and the relative error after each step, with at most ``quota`` points of each group (n,).
 
+    On the host in double precision: at a mode gradients cancel, so that the sum of all vectors is far shorter than they
+    are, and what is left of it to reach is lost in single precision after some steps.
+    """
+    units = np.asarray(vectors, np.float64)
+    norms = np.linalg.norm(units, axis=1)
+    units = np.divide(units, norms[:, None], out=np.zeros_like(units), where=norms[:, None] > 0)
+    groups = np.asarray(groups)
+    total = norms @ units
+    target = total / np.linalg.norm(total)
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def geodesic_ascent(vectors: jax.Array, groups: jax.Array, quota: int, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Weights (n,) and the relative error after each step, with at most ``quota`` points of each group (n,)."""
-    total = jnp.sum(vectors, axis=0)
-    target = total / jnp.linalg.norm(total)
-    norms = jnp.linalg.norm(vectors, axis=1)
-    units = ratio(vectors, norms[:, None])
-
-    def off(vector: jax.Array, direction: jax.Array) -> jax.Array:
+    def off(vector: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """The part of a vector at right angles to a unit vector; as a difference of vectors, which keeps digits."""
         return vector - (vector @ direction) * direction
 
-    def step(state: _Ascent, _: None) -> tuple[_Ascent, jax.Array]:
-        tangent = off(target, state.direction)
-        cosines = units @ state.direction
-        sines = jnp.sqrt(jnp.maximum(1.0 - cosines**2, 0.0))
-        taken = state.weights > 0
-        full = jnp.zeros(len(groups), jnp.int32).at[groups].add(taken) >= quota
+    weights, direction, error = np.zeros(len(norms)), np.zeros_like(target), math.inf  # of the unit vectors
+    errors = []
+    for _ in range(steps):
+        tangent = off(target, direction)
+        sines = np.sqrt(np.maximum(1.0 - (units @ direction) ** 2, 0.0))
+        taken = weights > 0
+        full = np.bincount(groups[taken], minlength=int(groups.max()) + 1) >= quota
         usable = (norms > 0) & (sines > SMALLEST_SINE) & (taken | ~full[groups])
-        best = jnp.argmax(jnp.where(usable, (units @ tangent) / jnp.maximum(sines, SMALLEST_SINE), -jnp.inf))
+        best = int(np.argmax(np.where(usable, (units @ tangent) / np.maximum(sines, SMALLEST_SINE), -np.inf)))
         towards = tangent @ units[best]
-        back = off(target, units[best]) @ state.direction
-        share = towards / (towards + back)
-        moved = (1.0 - share) * state.direction + share * units[best]
-        length = jnp.linalg.norm(moved)
-        weights = ((1.0 - share) * state.weights).at[best].add(share) / length
-        error = jnp.linalg.norm(off(target, moved / length))
+        back = off(target, units[best]) @ direction
         # Where rounding is all that is left a step does harm.
-        better = usable[best] & (towards > 0) & (back >= 0) & (error < state.error)
-        proposal = _Ascent(weights, moved / length, error)
-        state = jax.tree.map(lambda new, old: jnp.where(better, new, old), proposal, state)
-        return state, state.error
-
-    begin = _Ascent(jnp.zeros_like(norms), jnp.zeros_like(target), jnp.full_like(norms[0], jnp.inf))
-    state, errors = jax.lax.scan(step, begin, None, length=steps)
-    weights = ratio(state.weights, norms)
-    reached = weights @ vectors
-    return weights * (reached @ total) / (reached @ reached), errors
+        if usable[best] and towards > 0 and back >= 0:
+            share = towards / (towards + back)
+            moved = (1.0 - share) * direction + share * units[best]
+            length = np.linalg.norm(moved)
+            proposed = float(np.linalg.norm(off(target, moved / length)))
+            if proposed < error:
+                weights *= 1.0 - share
+                weights[best] += share
+                weights, direction, error = weights / length, moved / length, proposed
+        errors.append(error)
+    reached = weights @ units
+    weights = np.divide(weights, norms, out=np.zeros_like(weights), where=norms > 0)
+    return weights * (reached @ total) / (reached @ reached), np.asarray(errors)

@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pseudocoreset.data import Dataset
 from pseudocoreset.subsets.by_features import ByFeatures
 
 __all__ = ["Herding"]
+
+PRODUCTS_UP_TO = 20  # columns and targets of a table, all of whose products have their means matched
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,13 +28,32 @@ class Herding(ByFeatures):
 
     Its history has ``distance_to_mean``. The key serves the random points that the choice is held against; nothing
     else is random.
+
+    Features of a table are its columns and targets in standard units and the products of any two (beyond 20 columns
+    their squares): data that match the means of columns alone are all near the mean, and say next to nothing.
     """
 
     name: ClassVar[str] = "herding"
     measure: ClassVar[str] = "distance_to_mean"
 
+    def of_table(self, data: Dataset) -> np.ndarray:
+        return _moments(data)
+
     def pick(self, features: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         return _herd(features, count)
+
+
+def _moments(data: Dataset) -> np.ndarray:
+    """Columns and targets of a table in standard units, and the products of any two, (n, d); beyond 20 the squares."""
+    y = np.asarray(data.train.y)
+    targets = y.reshape(len(y), -1) if data.num_classes is None or y.ndim > 1 else np.eye(data.num_classes)[y][:, 1:]
+    columns = np.concatenate([data.train.packed, targets], axis=1, dtype=np.float64)
+    deviations = np.std(columns, axis=0)
+    columns = (columns - np.mean(columns, axis=0)) / np.where(deviations > 0, deviations, 1.0)
+    first, second = np.triu_indices(columns.shape[1])
+    if columns.shape[1] > PRODUCTS_UP_TO:
+        first = second = np.arange(columns.shape[1])
+    return np.concatenate([columns, columns[:, first] * columns[:, second]], axis=1).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -81,3 +81,55 @@ def test_what_is_not_known_is_said() -> None:
     found = divergence_at_mode(Model.from_numpyro(two_modes), flat, far)
     assert found.nats is None
     assert "not positive definite" in str(found)
+
+
+def two_groups(centre):
+    """Errors of Cauchy's law around ``a``: a mode at each of two groups of data, the higher at the larger group."""
+
+    def program(x, y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 10.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Cauchy(a * jnp.ones(x.shape[0]), 0.05), obs=y)
+
+    random = np.random.default_rng(0)
+    y = np.r_[centre + 0.05 * random.normal(size=55), -centre + 0.05 * random.normal(size=45)]
+    return Model.from_numpyro(program), Dataset.from_arrays(np.zeros((100, 1), np.float32), y.astype(np.float32))
+
+
+@pytest.mark.parametrize("centre", [3.0, -3.0])
+def test_it_is_at_the_highest_mode_of_those_that_four_starts_lead_to(centre: float) -> None:
+    """One start leads to the lower mode for one of the two signs, whatever it is."""
+    model, data = two_groups(centre)
+    y = np.asarray(data.train.y, float)
+    larger = np.flatnonzero(np.sign(y) == np.sign(centre))
+    coreset = coreset_of(data, data.train.x[larger], data.train.y[larger], np.full(55, 0.8, np.float32))
+    scale = 0.05
+
+    def derivatives(a, y, weight):
+        z = (y - a) / scale
+        slope = weight * np.sum(2 * z / (1 + z**2)) / scale - a / 100
+        return slope, weight * np.sum(2 * (1 - z**2) / (1 + z**2) ** 2) / scale**2 + 1 / 100
+
+    mode = centre
+    for _ in range(20):
+        slope, precision = derivatives(mode, y, 1.0)
+        mode += slope / precision
+    slope, their = derivatives(mode, y[larger], 0.8)
+    ratio = their / precision
+    wanted = 0.5 * (1 / ratio - 1 + np.log(ratio) + slope**2 / (precision * ratio**2))
+    assert divergence_at_mode(model, data, coreset).nats == pytest.approx(wanted, rel=0.1)  # as near as the search goes
+
+
+def test_a_saddle_at_a_start_does_not_hide_the_mode() -> None:
+    """At zero, one of the starts, the product of two parameters is stationary; modes are where it is what was seen."""
+
+    def program(x, y=None):
+        u = numpyro.sample("u", dist.Normal(0.0, 1.0))
+        v = numpyro.sample("v", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal(u * v * jnp.ones(x.shape[0]), 0.3), obs=y)
+
+    data = Dataset.from_arrays(np.zeros((20, 1), np.float32), np.full(20, 2.0, np.float32))
+    everything = coreset_of(data, data.train.x, data.train.y, np.ones(20, np.float32))
+    found = divergence_at_mode(Model.from_numpyro(program), data, everything)
+    assert found.nats == pytest.approx(0.0, abs=1e-4)
