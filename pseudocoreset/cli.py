@@ -290,7 +290,9 @@ def sample(
     ] = None,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
-    kernel: Annotated[str, typer.Option(help="sghmc, sgld, hmc or nuts")] = "sghmc",
+    kernel: Annotated[
+        str, typer.Option(help="sghmc, sgld, nuts, hmc, network_hmc, mclmc, adjusted_mclmc or blackjax_sghmc")
+    ] = "sghmc",
     num_chains: Annotated[int, typer.Option(help="chains")] = 4,
     num_warmup: Annotated[int, typer.Option(help="steps before the first draw")] = 500,
     num_samples: Annotated[int, typer.Option(help="draws of each chain")] = 50,
