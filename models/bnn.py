@@ -206,7 +206,11 @@ def _as_network(network: Any, input_shape: tuple[int, ...], num_outputs: int | N
                 "network must be a flax linen, flax nnx or equinox module, or a function key -> module; got "
                 f"{type(network).__name__}"
             )
-        factory, module = network, network(jax.random.key(0))
+        factory = network
+        try:
+            module = network(jax.random.key(0))
+        except Exception as error:  # whatever a function of the user raises
+            raise TypeError(f"network(jax.random.key(0)) failed, with {type(error).__name__}: {error}") from error
         # The factory may be what imported its framework.
         nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
     if nnx is not None and isinstance(module, nnx.Module):

@@ -290,7 +290,9 @@ def sample(
     ] = None,
     data: DataName = "cifar10",
     data_dir: DataDir = None,
-    kernel: Annotated[str, typer.Option(help="sghmc, sgld, hmc or nuts")] = "sghmc",
+    kernel: Annotated[
+        str, typer.Option(help="sghmc, sgld, nuts, hmc, network_hmc, mclmc, adjusted_mclmc or blackjax_sghmc")
+    ] = "sghmc",
     num_chains: Annotated[int, typer.Option(help="chains")] = 4,
     num_warmup: Annotated[int, typer.Option(help="steps before the first draw")] = 500,
     num_samples: Annotated[int, typer.Option(help="draws of each chain")] = 50,
@@ -411,11 +413,12 @@ def _compared(posteriors: list[str], reference: str, dataset: Any, model: Any) -
     """The comparison on the test images, and the posteriors by name."""
     from pseudocoreset.diagnostics import compare_posteriors
     from pseudocoreset.inference import Posterior
+    from pseudocoreset.inference.posterior.model import attached
 
     pairs = [item.partition("=") for item in posteriors]
     if not all(name and folder for name, _, folder in pairs):
         raise typer.BadParameter("write each posterior as NAME=FOLDER")
-    loaded = {name: Posterior.load(folder, model=model) for name, _, folder in pairs}
+    loaded = attached(model, {name: Posterior.load(folder) for name, _, folder in pairs})
     return compare_posteriors(loaded, dataset.test, reference=reference), loaded
 
 

@@ -112,6 +112,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     or (between two renames) the old one beside it under ``.<name>.replaced``, never a mixture.
     """
     target = pathlib.Path(path)
+    if not target.name:
+        raise ValueError(f"path must name a folder to make; got {os.fspath(path)!r}")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     if not is_writer():
         yield temporary

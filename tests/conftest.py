@@ -1,9 +1,11 @@
 """What all tests share."""
 
 import atexit
+import ctypes
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,15 +33,35 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def few_compiled_programs():
-    """Let go of the compiled programs of a file after it: they take memory, and memory maps, which Linux counts.
+MOST_RESIDENT = 2_200_000_000  # bytes of a worker, beyond which it gives back what can be made again
 
-    What other files compile again comes from the folder of compiled programs.
+
+def give_memory_back() -> None:
+    """Let go of compiled programs: they take memory, and memory maps, which Linux counts.
+
+    What is compiled again comes from the folder of compiled programs.
     """
-    yield
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux":
+        # What the compiler freed stays with the process, unless it is asked for.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Compiled programs go after each file."""
+    yield
+    give_memory_back()
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """And within a file that compiles many."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+        give_memory_back()
 
 
 @pytest.fixture(scope="session")

@@ -110,10 +110,6 @@ class Posterior:
         """
         return attached(model, self)
 
-    def of_model(self, model: Model) -> Posterior:
-        """The same draws with a model that is known to be theirs; ``with_model`` checks it."""
-        return replace(self, model=model)
-
     @accepts_model
     @checked
     def evaluate(self, split: Any) -> Posterior:

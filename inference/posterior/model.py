@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -57,25 +58,25 @@ def model_of(posterior: Posterior, called: str = "this posterior") -> Model:
 
 
 def check_is_of(posterior: Posterior, model: Model, called: str = "the posterior") -> None:
-    """Refuse a bound model that draws are not of, by its name and its sites.
+    """Refuse a model that draws are not of, by its name and, where it is bound, by its sites.
 
     Args:
         posterior: The draws.
-        model: A bound model.
+        model: The model.
         called: How the error calls the posterior.
 
     Raises:
         ValueError: It is of another model.
     """
-    wanted = {site.name: list(site.unconstrained_shape) for site in model.sites}
+    wanted = {site.name: list(site.unconstrained_shape) for site in model.sites} if model.is_bound else None
     made = posterior.metadata.get("model", model.name)
     kept = posterior.unconstrained
     sites = None if kept is None else {site: list(array.shape[2:]) for site, array in kept.items()}
     sites = posterior.metadata.get("sites", sites)
-    if made != model.name or sites not in (None, wanted):
+    if made != model.name or not (sites is None or wanted is None or sites == wanted):
         raise ValueError(
             f"{called} is of the model {made!r} with the sites {sites or 'not known'}; it is taken as one of "
-            f"{model.name!r} with the sites {wanted}. Give the model that it was sampled from"
+            f"{model.name!r} with the sites {wanted or 'not known'}. Give the model that it was sampled from"
         )
 
 
@@ -87,9 +88,8 @@ def attached(model: Model, value: Any, called: str = "the posterior") -> Any:
         return value
     if value.predict_on is not None:
         model = bound(model, value.predict_on)
-    if model.is_bound:
-        check_is_of(value, model, called)
-    return value.of_model(model)
+    check_is_of(value, model, called)
+    return dataclasses.replace(value, model=model)
 
 
 def accepts_model(function: F) -> F:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pseudocoreset.arguments import checked
+from pseudocoreset.arguments import checked, described
 from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -254,7 +254,10 @@ def method_class(name: str) -> type[Method]:
 
 def _with_settings(method: str | Method | type[Method], settings: dict[str, Any], problem: Problem) -> Method:
     """The method as an instance, with the settings that were given by name."""
-    if method == "auto":
+    is_class = isinstance(method, type) and issubclass(method, Method)
+    if not (is_class or isinstance(method, str | Method)):
+        raise TypeError(f"method must be a name, a Method or a class of Method; got {described(method)}")
+    if isinstance(method, str) and method == "auto":
         method = FBPC if problem.are_networks else BPCReverseKL
     if isinstance(method, str):
         method = method_class(method)
@@ -284,9 +287,11 @@ def _posed(
     check_key(key)
     if isinstance(model, Objective):
         raise TypeError("model must be a Model; for an objective of your own use pseudocoreset.fitting.optimise")
-    models = (model,) if isinstance(model, Model) else tuple(model)
+    models = (model,) if isinstance(model, Model) else tuple(model) if isinstance(model, Sequence) else ()
     if not models or not all(isinstance(m, Model) for m in models):
-        raise TypeError(f"model must be a Model or a sequence of them; got {model!r}")
+        raise TypeError(f"model must be a Model or a sequence of them; got {described(model)}")
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data must be a Dataset; got {described(data)}")
     if coreset is None and (images_per_class is None) == (size is None):
         raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
     bound = tuple(bind_to(m, data) for m in models)

@@ -164,7 +164,9 @@ class Learned(Method):
         default = "ones" if problem.are_networks else "learned" if self.learns_weights else "data"
         weights = self.weights or default
         augment = resolve_augmentation(self.augment, problem.data.train.feature_shape, problem.data.name)
-        return super(Learned, replace(self, weights=weights, augment=augment)).resolved(problem)
+        # None is the method's own number: that of its class, or else of its recipe.
+        steps = type(self).steps if self.steps is None else self.steps
+        return super(Learned, replace(self, steps=steps, weights=weights, augment=augment)).resolved(problem)
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -11,7 +11,7 @@ from pseudocoreset.methods.recipes import closest
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective, SnapshotWindow
 from pseudocoreset.objectives.gradient_matching import gradient_matching
-from pseudocoreset.validation import check_integer
+from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["FromSnapshots", "GradientMatching", "gradient_matching_recipe"]
 
@@ -82,6 +82,12 @@ class GradientMatching(FromSnapshots):
     num_outer: int | None = None
     batch_size: int = 256
     by_class: bool | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.num_inner_steps is not None:
+            check_integer(self.num_inner_steps, "num_inner_steps")
+        check_positive(self.inner_learning_rate, "inner_learning_rate")
 
     def recipe(self, problem: Problem) -> dict[str, Any]:
         outer, inner = gradient_matching_recipe(problem.points_per_class)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from pseudocoreset.methods.base import Learned, Problem
 from pseudocoreset.methods.recipes import closest
 from pseudocoreset.objectives import InnerTraining
-from pseudocoreset.validation import check_integer
+from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["PUBLISHED_STEP_SIZE", "BPCRecipe", "FromExperts", "bpc_recipe"]
 
@@ -66,6 +66,10 @@ class FromExperts(Learned):
     last_epoch: int | None = None
 
     def check(self) -> None:
+        if self.num_inner_steps is not None:
+            check_integer(self.num_inner_steps, "num_inner_steps")
+        if self.inner_learning_rate is not None:
+            check_positive(self.inner_learning_rate, "inner_learning_rate")
         if self.expert_epochs is not None:
             check_integer(self.expert_epochs, "expert_epochs")
         check_integer(self.first_epoch, "first_epoch", minimum=0)

@@ -32,7 +32,7 @@ from pseudocoreset.objectives.by_class import (
 )
 from pseudocoreset.objectives.posteriors import InnerTraining
 from pseudocoreset.proxies import mean_loss
-from pseudocoreset.validation import check_choice, check_integer
+from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = ["cosine_distance", "gradient_matching", "squared_distance"]
 
@@ -136,6 +136,8 @@ def gradient_matching(
     Raises:
         ValueError: for arguments out of range or that do not suit the model.
     """
+    check_integer(num_inner_steps, "num_inner_steps")
+    check_positive(inner_learning_rate, "inner_learning_rate")
     check_integer(num_outer, "num_outer")
     check_integer(batch_size, "batch_size")
     _check(model, distance, by_class, window)

@@ -78,8 +78,8 @@ class InnerTraining:
     augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        check_integer(self.num_steps, "num_inner_steps")
-        check_positive(self.learning_rate, "inner_learning_rate")
+        check_integer(self.num_steps, "num_steps")
+        check_positive(self.learning_rate, "learning_rate")
         check_integer(self.expert_epochs, "expert_epochs")
         check_integer(self.first_epoch, "first_epoch", minimum=0)
 

@@ -100,6 +100,19 @@ def test_another_model_is_refused(other: Model, message: str, posterior: Posteri
         compare_posteriors({"full": posterior}, other, DATA.test)
 
 
+def test_another_model_is_refused_before_it_is_bound(tmp_path: Path) -> None:
+    few = {"kernel": "nuts", "num_chains": 1, "num_warmup": 5, "num_samples": 30, "progress": False}
+    sample(MODEL, (X, np.arange(60) % 2), key=jax.random.key(0), **few).save(tmp_path / "no_test_split")
+    loaded = Posterior.load(tmp_path / "no_test_split")
+    with pytest.raises(ValueError, match="is taken as one of 'linear_regression' with the sites not known"):
+        loaded.with_model(linear_regression())
+    wider = {"source": (X[:, :2], np.arange(60) % 2), "target": (X[:, :2], np.arange(60) % 2)}
+    with pytest.raises(
+        ValueError, match=r"with the sites \{'coefficients': \[3.* with the sites \{'coefficients': \[2"
+    ):
+        diagnostics.reweight(loaded.with_model(MODEL), **wider)
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two results are of one kind and print alike; trees and figures hold times and addresses."""
     is_shown = hasattr(one, "viz") or hasattr(one, "children")

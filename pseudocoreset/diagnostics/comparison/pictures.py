@@ -141,6 +141,8 @@ def plot_comparison(comparison: Findings | Mapping[str, Findings]) -> Figure:
         A matplotlib ``Figure``.
     """
     by_split = {"": comparison} if isinstance(comparison, Findings) else dict(comparison)
+    if not by_split:
+        raise ValueError("comparison is empty; give what compare_posteriors returned")
     first = next(iter(by_split.values()))
     panels = [panel for panel in _PANELS if _has(first, *panel[:2])]
     names = list(first.metrics)

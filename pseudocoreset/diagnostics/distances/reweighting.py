@@ -14,7 +14,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.formatting import json_values, number, with_error
 from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
-from pseudocoreset.inference.posterior.model import accepts_model, model_of
+from pseudocoreset.inference.posterior.model import accepts_model, check_is_of, model_of
 from pseudocoreset.inference.validation import resolve_data
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def reweight(posterior: Posterior, *, source: Any, target: Any) -> Reweighting:
     def log_density(name: str) -> np.ndarray:
         rows = sides[name]
         bound, targets = rows.bind(model_of(posterior), name)
+        check_is_of(posterior, bound)
         estimate = log_density_estimator(
             bound,
             len(rows.inputs),

@@ -98,6 +98,8 @@ def held_out_elpd(predictions: Mapping[str, Predictive]) -> Any:
     import xarray
     from arviz_stats.utils import ELPDData
 
+    if not predictions:
+        raise ValueError("predictions is empty; give those of at least one posterior")
     infinite = [name for name, row in predictions.items() if not np.isfinite(row.log_likelihood).all()]
     if infinite:
         raise ValueError(

@@ -74,7 +74,7 @@ SIZES = {
 }
 
 
-SLOW = ("independent, five times as many",)
+SLOW = ("independent, five times as many", "autocorrelated, three times as many")
 
 
 @pytest.mark.parametrize("size", [pytest.param(size, marks=pytest.mark.slow if size in SLOW else ()) for size in SIZES])
