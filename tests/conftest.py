@@ -64,6 +64,14 @@ def little_memory():
         give_memory_back()
 
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Figures that a test left open are closed: pyplot keeps them, and warns of many."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of prepared public datasets beside the checkout; the test is skipped where there is none."""
