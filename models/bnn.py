@@ -79,14 +79,7 @@ def bnn(
     classes = getattr(data, "num_classes", None)
     if likelihood is None:
         likelihood = "gaussian" if data is not None and classes is None else "categorical"
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood={likelihood!r} is unknown; use one of {', '.join(map(repr, LIKELIHOODS))}")
-    if isinstance(prior_scale, str) and prior_scale != "fan_in":
-        raise ValueError(f"prior_scale={prior_scale!r} is unknown; use 'fan_in', a positive number or a function")
-    if isinstance(prior_scale, int | float) and not prior_scale > 0:
-        raise ValueError(f"prior_scale must be positive; got {prior_scale}")
-    if noise_scale is not None and not noise_scale > 0:
-        raise ValueError(f"noise_scale must be positive; got {noise_scale}")
+    _check_settings(likelihood, prior_scale, noise_scale)
     if input_shape is None:
         if data is None:
             raise ValueError("give data, or input_shape and num_outputs: the shape of an input is not known")
@@ -102,18 +95,9 @@ def bnn(
     shapes = jax.eval_shape(pure.init, jax.random.key(0))
     batch = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     output, _ = jax.eval_shape(pure.apply, shapes, batch)
-    if output.shape != (2, output.shape[-1]) or (num_outputs is not None and output.shape[-1] != num_outputs):
-        raise ValueError(
-            f"the network maps inputs {batch.shape} to {output.shape}; wanted (n, {num_outputs or 'outputs'})"
-        )
-    if data is None and likelihood == "gaussian" and output.shape[-1] > 1:
+    if data is None and likelihood == "gaussian" and output.ndim and output.shape[-1] > 1:
         target_shape = (output.shape[-1],)
-    if likelihood == "gaussian" and output.shape[-1] != math.prod(target_shape):
-        raise ValueError(f"the network has {output.shape[-1]} outputs for targets (n, {math.prod(target_shape)})")
-    if likelihood == "categorical" and target_shape:
-        raise ValueError(
-            f"likelihood='categorical' takes one label a datum; each target of data has shape {target_shape}"
-        )
+    _check_outputs(output.shape, batch.shape, num_outputs, likelihood, target_shape)
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     names = ["network/" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
@@ -167,6 +151,36 @@ def bnn(
     )
     target = jax.ShapeDtypeStruct((1, *target_shape), jnp.int32 if likelihood == "categorical" else jnp.float32)
     return model.bind(batch, target)
+
+
+def _check_settings(likelihood: str, prior_scale: PriorScale, noise_scale: float | None) -> None:
+    """Refuse settings that are out of range, by name."""
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood={likelihood!r} is unknown; use one of {', '.join(map(repr, LIKELIHOODS))}")
+    if isinstance(prior_scale, str) and prior_scale != "fan_in":
+        raise ValueError(f"prior_scale={prior_scale!r} is unknown; use 'fan_in', a positive number or a function")
+    if isinstance(prior_scale, int | float) and not prior_scale > 0:
+        raise ValueError(f"prior_scale must be positive; got {prior_scale}")
+    if noise_scale is not None and not noise_scale > 0:
+        raise ValueError(f"noise_scale must be positive; got {noise_scale}")
+
+
+def _check_outputs(
+    outputs: tuple[int, ...],
+    inputs: tuple[int, ...],
+    num_outputs: int | None,
+    likelihood: str,
+    target_shape: tuple[int, ...],
+) -> None:
+    """Refuse outputs of a network that do not fit its inputs, or the targets."""
+    if outputs != (2, outputs[-1]) or (num_outputs is not None and outputs[-1] != num_outputs):
+        raise ValueError(f"the network maps inputs {inputs} to {outputs}; wanted (n, {num_outputs or 'outputs'})")
+    if likelihood == "gaussian" and outputs[-1] != math.prod(target_shape):
+        raise ValueError(f"the network has {outputs[-1]} outputs for targets (n, {math.prod(target_shape)})")
+    if likelihood == "categorical" and target_shape:
+        raise ValueError(
+            f"likelihood='categorical' takes one label a datum; each target of data has shape {target_shape}"
+        )
 
 
 def _at_least(x: jax.Array, values: jax.Array) -> jax.Array:

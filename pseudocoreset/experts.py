@@ -312,14 +312,7 @@ def train_experts(
     check_integer(num_experts, "num_experts")
     check_integer(num_epochs, "num_epochs")
     check_integer(experts_per_group, "experts_per_group")
-    check_integer(batch_size, "batch_size")
-    check_positive(learning_rate, "learning_rate")
-    if batch_size > data.train.num_data:
-        raise ValueError(f"batch_size={batch_size} is more than the {data.train.num_data} training data")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1); got {momentum}")
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
+    _check_training(data, learning_rate, momentum, weight_decay, batch_size)
     mesh = check_mesh(mesh)
     model = bind_to(model, data)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
@@ -377,6 +370,18 @@ def train_experts(
             write_json(folder / RECORD_FILE, record)
         wait_for_all("experts are written")
     return Experts(num_experts, num_epochs, metadata, groups, directory=root, memory=memory)
+
+
+def _check_training(data: Dataset, learning_rate: float, momentum: float, weight_decay: float, batch_size: int) -> None:
+    """Refuse settings of SGD that are out of range, by name."""
+    check_integer(batch_size, "batch_size")
+    check_positive(learning_rate, "learning_rate")
+    if batch_size > data.train.num_data:
+        raise ValueError(f"batch_size={batch_size} is more than the {data.train.num_data} training data")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1); got {momentum}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
 
 
 def _nearer(model: Model, params: Params, x: jax.Array, y: jax.Array) -> Params:
