@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 __all__ = ["SHRINKAGE", "Expansion", "Mode", "find_best_mode", "find_mode", "inverse_factor"]
 
-MAX_STEPS = 100
+MAX_STEPS = 300  # networks of a few units take 100 to 300 in single precision
 # Newton decrement, in units of the log density, below which a point is near enough to the mode ...
 DECREMENT = 1e-3
 # ... and below which it still serves.
 WORST_DECREMENT = 0.1
+NEARLY_AS_HIGH = 1.0  # nats that a mode may lie below the highest point of all searches
 # Of the start: on raw scales one of order one can be far outside, or overflow.
 SHRINKAGE = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 
@@ -149,13 +150,18 @@ def find_best_mode(expand: Callable[[jax.Array], Expansion], starts: jax.Array, 
     """The highest of the modes that ``find_mode`` comes to from starts (s, d); without a mode the highest point.
 
     A search from one start may end in a lower mode, or in a saddle: at zero a product of two parameters has a gradient
-    of zero and no maximum.
+    of zero and no maximum, and a product of three a poor mode. A mode far below a point that another search reached is
+    none that a Gaussian may stand around.
     """
     found = jax.lax.map(lambda start: find_mode(expand, start, is_exact=is_exact), starts)
     heights = jnp.where(jnp.isfinite(found.expansion.value), found.expansion.value, -jnp.inf)
-    is_candidate = found.is_found | ~jnp.any(found.is_found)
+    highest = jnp.max(heights)
+    slack = NEARLY_AS_HIGH + 1e-4 * jnp.abs(highest)  # for the rounding of a sum over the data
+    is_candidate = found.is_found & (heights >= highest - slack)
+    is_candidate |= ~jnp.any(is_candidate)
     best = jnp.argmax(jnp.where(is_candidate, heights, -jnp.inf))
-    return jax.tree.map(lambda leaf: leaf[best], found)
+    mode = jax.tree.map(lambda leaf: leaf[best], found)
+    return mode._replace(is_found=mode.is_found & (heights[best] >= highest - slack))
 
 
 def inverse_factor(precision: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,8 +10,9 @@ import numpyro.distributions as dist
 import pytest
 
 from pseudocoreset import Dataset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_sparse_vi
+from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
-from pseudocoreset.proxies.laplace import best_mode, diagonal_laplace
+from pseudocoreset.proxies.laplace import best_mode, data_potential, diagonal_laplace, starts_of_search
 
 
 def test_a_saddle_is_no_mode():
@@ -121,3 +122,38 @@ def test_the_mode_does_not_depend_on_units():
             found, is_mode = best_mode(potential, jnp.asarray([[0.5, -1.0, 2.0, 1.0]]))
             assert bool(is_mode)
             np.testing.assert_allclose(found / units, wanted, rtol=1e-3)
+
+
+def test_a_mode_far_below_what_another_search_reached_is_none():
+    """exp(-50 v^2) and, far away, a density that grows without end: zero is a mode, and not that of the posterior."""
+
+    def potential(vector):
+        v = vector[0]
+        return -jnp.logaddexp(-50.0 * v**2, v - 5.0)
+
+    found, is_mode = best_mode(potential, jnp.asarray([[0.0]]))
+    assert is_mode
+    assert abs(float(found[0])) < 0.01
+    found, is_mode = best_mode(potential, jnp.asarray([[0.0], [20.0]]))
+    assert not is_mode
+    assert float(found[0]) > 5
+
+
+def test_a_small_network_has_the_mode_that_fits_and_not_the_one_at_zero():
+    """At zero a product of three layers has no first and no second derivative: with its prior it is a mode there."""
+    rng = np.random.default_rng(13)
+    x = rng.uniform(-1, 1, size=(100, 1)).astype(np.float32)
+    y = (np.sin(4 * x[:, 0]) + 0.1 * rng.normal(size=100)).astype(np.float32)
+
+    def program(x, y=None):
+        w1 = numpyro.sample("w1", dist.Normal(0, 1).expand([1, 5]).to_event(2))
+        w2 = numpyro.sample("w2", dist.Normal(0, 1).expand([5, 5]).to_event(2))
+        w3 = numpyro.sample("w3", dist.Normal(0, 1).expand([5, 1]).to_event(2))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Normal((jnp.tanh(jnp.tanh(x @ w1) @ w2) @ w3)[:, 0], 0.1), obs=y)
+
+    model = Model.from_numpyro(program).bind(x, y)
+    potential = data_potential(model, DeviceData.from_dataset(Dataset.from_arrays(x, y)))
+    found, is_mode = best_mode(potential, starts_of_search(model, jax.random.key(0)))
+    assert is_mode
+    assert float(potential(found)) < float(potential(jnp.zeros_like(found))) - 1000
