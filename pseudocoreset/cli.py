@@ -216,7 +216,8 @@ def _number(text: str, option: str) -> float:
 def fit(
     out: Annotated[pathlib.Path, typer.Option(help="folder for the coreset")],
     method: Annotated[
-        str, typer.Option(help="name of a method (fbpc, bpc_fkl, herding, ...), or package.module:Class of your own")
+        str,
+        typer.Option(help="name of a method (fbpc, bpc_fkl, herding, ...), auto, or package.module:Class of your own"),
     ] = "fbpc",
     experts_dir: Annotated[
         pathlib.Path | None, typer.Option("--experts", help="folder of `pseudocoreset experts`; trained if not given")
@@ -252,7 +253,8 @@ def fit(
     from pseudocoreset.fitting.door import fit as fit_coreset
     from pseudocoreset.fitting.door import method_class
 
-    chosen = method_class(method)
+    if method != "auto":
+        method_class(method)
     _check_free("--out", out, overwrite, "coreset.json", checkpoint_dir)
     if checkpoint_dir is not None and checkpoint_dir.resolve() == out.resolve():
         raise typer.BadParameter("--checkpoint-dir and --out must be two folders; give --checkpoint-dir another")
@@ -264,7 +266,7 @@ def fit(
     result = fit_coreset(
         model,
         dataset,
-        chosen,
+        method,
         images_per_class=images_per_class,
         key=jax.random.key(seed),
         checkpoint_dir=checkpoint_dir,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import itertools
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked, described
@@ -22,12 +19,10 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
-from pseudocoreset.experts import Experts, fingerprint, train_experts
-from pseudocoreset.fitting.keeping import keep_better
-from pseudocoreset.fitting.loop import Plan, prepare, run
+from pseudocoreset.experts import Experts
 from pseudocoreset.fitting.memory import MemoryEstimate
-from pseudocoreset.fitting.outcome import FitResult, Outcome
-from pseudocoreset.levels import warn_of_missing_levels
+from pseudocoreset.fitting.outcome import FitResult
+from pseudocoreset.fitting.running import Way, choose, learn, planned
 from pseudocoreset.meshes import check_mesh
 from pseudocoreset.methods import (
     BACON,
@@ -42,19 +37,15 @@ from pseudocoreset.methods import (
     Problem,
     TrajectoryMatching,
 )
-from pseudocoreset.methods.base import EXPERT_EPOCHS, Callback
+from pseudocoreset.methods.base import NUM_EXPERTS, Callback
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
-from pseudocoreset.objectives.posteriors import NoModeError
 from pseudocoreset.subsets import GIGA, Chosen, Herding, KCentres, Random, SparseVI
-from pseudocoreset.validation import check_key, key_record
+from pseudocoreset.validation import check_key
 
 __all__ = ["METHODS", "estimate_memory", "fit", "method_class"]
 
 logger = logging.getLogger(__name__)
-# Learning rates of experts trained here: the next where columns on raw scales, or noise near zero, overflow.
-EXPERT_RATES = (0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-
 METHODS: Mapping[str, type[Method]] = {
     cls.name: cls
     for cls in (
@@ -75,17 +66,6 @@ METHODS: Mapping[str, type[Method]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How a fit runs, beside what it computes."""
-
-    callbacks: tuple[Callback, ...] = ()
-    checkpoint_dir: str | os.PathLike[str] | None = None
-    progress: bool = True
-    mesh: Mesh | None = None
-    fixed: tuple[str | int, ...] = ()
-
-
 @checked
 @full_precision()
 def fit(
@@ -98,7 +78,7 @@ def fit(
     key: jax.Array,
     coreset: Pseudocoreset | None = None,
     experts: Experts | Sequence[Experts] | None = None,
-    num_experts: int = 10,
+    num_experts: int = NUM_EXPERTS,
     num_expert_epochs: int | None = None,
     fixed: Sequence[str | int] = (),
     callbacks: Sequence[Callback] = (),
@@ -151,7 +131,7 @@ def fit(
     given = {
         "coreset": coreset is not None,
         "experts": experts is not None,
-        "num_experts": num_experts != 10,
+        "num_experts": num_experts != NUM_EXPERTS,
         "num_expert_epochs": num_expert_epochs is not None,
         "fixed": len(fixed) > 0,
         "callbacks": len(callbacks) > 0,
@@ -163,14 +143,14 @@ def fit(
     useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
-    way = _Way(tuple(callbacks), checkpoint_dir, progress, check_mesh(mesh), tuple(fixed))
+    way = Way(tuple(callbacks), checkpoint_dir, progress, check_mesh(mesh), tuple(fixed))
     if coreset is not None and isinstance(chosen, Learned):
         check_start(coreset, data, weights=chosen.weights)
     chosen = chosen.resolved(problem)
     if isinstance(chosen, Learned):
-        return _learn(chosen, problem, way)
+        return learn(chosen, problem, way)
     if isinstance(chosen, Chosen):
-        return _choose(chosen, problem, way)
+        return choose(chosen, problem, way)
     raise TypeError(f"method must be a Learned or a Chosen method; got {type(chosen).__name__}")
 
 
@@ -222,13 +202,15 @@ def estimate_memory(
     for name in ("callbacks", "checkpoint_dir", "progress"):
         settings.pop(name, None)
     key = settings.pop("key", jax.random.key(0))
-    trained = [settings.pop(name, default) for name, default in (("num_experts", 10), ("num_expert_epochs", None))]
+    trained = [
+        settings.pop(name, default) for name, default in (("num_experts", NUM_EXPERTS), ("num_expert_epochs", None))
+    ]
     problem = _posed(model, data, key, images_per_class, size, coreset, settings.pop("experts", None), *trained)
     chosen = _with_settings(method, settings, problem).resolved(problem)
     if not isinstance(chosen, Learned):
         raise ValueError(f"method={chosen.name!r} runs no compiled block of steps whose memory could be estimated")
     check_in_memory(problem.data.train)
-    return _planned(chosen, problem, _Way(mesh=check_mesh(mesh), fixed=tuple(fixed))).memory()
+    return planned(chosen, problem, Way(mesh=check_mesh(mesh), fixed=tuple(fixed))).memory()
 
 
 def method_class(name: str) -> type[Method]:
@@ -309,136 +291,3 @@ def _posed(
         num_experts=num_experts,
         num_expert_epochs=num_expert_epochs,
     )
-
-
-def _learn(method: Learned, problem: Problem, way: _Way) -> FitResult:
-    """The result of a method that learns; of what stands in for it where there is no mode."""
-    check_in_memory(problem.data.train)
-    try:
-        return _learned(method, problem, way)
-    except NoModeError as error:
-        instead = method.without_mode(problem, way.progress)
-        if instead is None:
-            raise
-        words, other = instead
-        logger.warning("%s. %s", str(error).split(". Take ")[0], words)
-        return _learned(other, problem, way)
-
-
-def _planned(method: Learned, problem: Problem, way: _Way) -> Plan:
-    start = problem.start
-    if start is None:
-        start = method.first_start(problem)
-    fit_key = jax.random.split(problem.key)[1]
-    if start is None:
-        start = Pseudocoreset.from_data(
-            problem.data,
-            images_per_class=problem.images_per_class,
-            size=problem.size,
-            key=jax.random.fold_in(fit_key, 0),
-            mass="ones" if method.weights == "ones" else "data",
-        )
-    assert method.steps is not None
-    return prepare(
-        [method.objective(m, problem) for m in problem.models],
-        problem.data,
-        coreset=start,
-        key=fit_key,
-        steps=method.steps,
-        optimizer=method.default_optimizer(problem) if method.optimizer is None else method.optimizer,
-        fixed=way.fixed,
-        mesh=way.mesh,
-    )
-
-
-def _learned(method: Learned, problem: Problem, way: _Way) -> FitResult:
-    plan = _planned(method, problem, way)
-    wants_experts = any(objective.window is not None for objective in plan.objectives)
-    experts: Sequence[Experts] | None = problem.experts if wants_experts else None
-    if wants_experts and experts is None:
-        experts = _train(method, problem, way)
-    result = run(
-        plan,
-        experts=experts,
-        callbacks=way.callbacks,
-        checkpoint_dir=way.checkpoint_dir,
-        progress=way.progress,
-    )
-    extra: dict[str, Any] = {"objective": method.name, "images_per_class": problem.images_per_class}
-    if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
-        extra["learned_step_size"] = float(result.history["step_size"][-1])
-    result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
-    start = plan.coreset
-    # With the mass of ones the posterior is not to be that of all data.
-    if method.weights == "learned" or not np.isclose(start.mass, start.size):
-        result = keep_better(result, problem.models, problem.data, start)
-    return replace(result, coreset=method.finished(result.coreset))
-
-
-def _train(method: Learned, problem: Problem, way: _Way) -> list[Experts]:
-    expert_key = jax.random.split(problem.key)[0]
-    epochs = problem.num_expert_epochs or max(EXPERT_EPOCHS, method.least_epochs())
-    logger.info("no experts given: training %d of %d epochs for each model", problem.num_experts, epochs)
-    mesh = way.mesh
-    if mesh is not None and problem.num_experts >= mesh.size:
-        # Enough for every device: none has to share its minibatches, whatever the axes are called.
-        mesh = Mesh(mesh.devices.ravel(), ("experts",))
-
-    def train(i: int, one: Model, rate: float) -> Experts:
-        # The first rate is that of ``train_experts``, in the directory that it has always had.
-        place = f"experts-{i}" if rate == EXPERT_RATES[0] else f"experts-{i}-rate-{rate:g}"
-        return train_experts(
-            one,
-            problem.data,
-            num_experts=problem.num_experts,
-            num_epochs=epochs,
-            key=jax.random.fold_in(expert_key, i),
-            learning_rate=rate,
-            batch_size=min(256, problem.data.train.num_data),
-            augment=method.augmentation,
-            directory=None if way.checkpoint_dir is None else os.path.join(way.checkpoint_dir, place),
-            progress=way.progress,
-            mesh=mesh,
-        )
-
-    def trained(i: int, one: Model) -> Experts:
-        for rate, following in itertools.pairwise(EXPERT_RATES):
-            try:
-                return train(i, one, rate)
-            except FloatingPointError:
-                logger.info("experts left the finite numbers at the learning rate %g: trying %g", rate, following)
-        return train(i, one, EXPERT_RATES[-1])
-
-    return [trained(i, m) for i, m in enumerate(problem.models)]
-
-
-def _choose(method: Chosen, problem: Problem, way: _Way) -> FitResult:
-    """The result of a method that chooses; its coreset stays the choice, where random points are nearer it says so."""
-    began = time.perf_counter()
-    choice = method.choose(problem, way.callbacks, way.progress)
-    record = {
-        "objective": method.name,
-        "settings": choice.settings,
-        "data": problem.data.name,
-        "data_fingerprint": fingerprint(problem.data),
-        "images_per_class": problem.images_per_class,
-        "key": key_record(problem.key),
-        "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
-    }
-    coreset = replace(choice.coreset, metadata=choice.coreset.metadata | record)
-    warn_of_missing_levels(coreset, problem.data)
-    outcome = Outcome.STOPPED if choice.was_stopped else Outcome.COMPLETED
-    result = FitResult(coreset, choice.history, outcome, None, time.perf_counter() - began)
-    has_mass_of_ones = choice.settings.get("mass") == "ones"
-    if not method.is_compared or has_mass_of_ones or problem.are_networks:
-        return result
-    random = None
-    if not isinstance(method, Random):
-        random = Pseudocoreset.from_data(
-            problem.data,
-            images_per_class=problem.images_per_class,
-            size=problem.size,
-            key=jax.random.fold_in(problem.key, 1),
-            mass="data",
-        )
-    return keep_better(result, problem.models, problem.data, random, "random subset", replaces=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import logging
 import os
@@ -22,23 +21,19 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
-from pseudocoreset.data.doors import check_preprocessing, check_start
+from pseudocoreset.data.doors import check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
+from pseudocoreset.fitting.block import Limits, Loop, compile_block
 from pseudocoreset.fitting.leaves import (
     Box,
-    Free,
-    KeptMass,
-    from_free,
-    hold_still,
     kept_mass,
-    project,
-    pull_back,
     soften,
     to_free,
 )
 from pseudocoreset.fitting.memory import MemoryEstimate, block_memory, check_memory, raise_if_exhausted
 from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
+from pseudocoreset.fitting.snapshots import match_experts, snapshot_choices, snapshots_of
 from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.methods.base import Callback
@@ -49,21 +44,6 @@ from pseudocoreset.validation import check_integer, check_key, key_record
 __all__ = ["Plan", "optimise", "prepare", "run"]
 
 logger = logging.getLogger(__name__)
-
-# What learned weights keep of their mass, and where learned inputs may go.
-_Limits = tuple[KeptMass | None, Box | None]
-
-
-class _Loop(NamedTuple):
-    """Everything that is carried from step to step."""
-
-    arrays: CoresetArrays
-    free: Free
-    optimizer: Any
-    objectives: tuple[Any, ...]
-    skipped: jax.Array  # steps in a row with a gradient that was not finite
-    good: CoresetArrays  # the last arrays whose gradient and loss were finite
-    lost: Free  # where the last gradient was not finite
 
 
 class _Keys(NamedTuple):
@@ -99,7 +79,7 @@ class Plan:
     data: Dataset
     coreset: Pseudocoreset
     arrays: CoresetArrays
-    limits: _Limits
+    limits: Limits
     is_soft: bool
     steps: int
     block_size: int
@@ -108,19 +88,19 @@ class Plan:
     fixed: tuple[str | int, ...]
     mesh: Mesh | None
 
-    def begin(self, device: DeviceData) -> _Loop:
+    def begin(self, device: DeviceData) -> Loop:
         """The state of the loop before its first step."""
         keys = jax.random.split(self.keys.states, len(self.objectives))
         states = tuple(o.init(k, self.arrays, device) for o, k in zip(self.objectives, keys, strict=True))
         free = to_free(self.arrays, self.objectives[0].free, self.is_soft)
         nothing = {name: jnp.zeros(getattr(self.arrays, name).shape, bool) for name in self.objectives[0].free}
         start = self.optimizer.init(free)
-        return _Loop(self.arrays, free, start, states, jnp.zeros((), jnp.int32), self.arrays, nothing)
+        return Loop(self.arrays, free, start, states, jnp.zeros((), jnp.int32), self.arrays, nothing)
 
     @property
-    def run_block(self) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
+    def run_block(self) -> Callable[..., tuple[Loop, dict[str, jax.Array]]]:
         """The compiled block."""
-        return _compile_block(self.objectives, self.optimizer, self.is_soft)
+        return compile_block(self.objectives, self.optimizer, self.is_soft)
 
     @full_precision()
     def memory(self) -> MemoryEstimate:
@@ -132,7 +112,7 @@ class Plan:
         device = DeviceData.shapes_of(self.data, self.mesh)
         return self._memory(jax.eval_shape(self.begin, device), device)
 
-    def _memory(self, loop: _Loop, device: DeviceData) -> MemoryEstimate:
+    def _memory(self, loop: Loop, device: DeviceData) -> MemoryEstimate:
         first = (loop, self.limits, self.keys.loop, np.arange(self.block_size))
         return block_memory(self.run_block, first, device, self.objectives)
 
@@ -315,14 +295,14 @@ def run(
     """
     began = time.perf_counter()
     objectives, data, steps, block = plan.objectives, plan.data, plan.steps, plan.block_size
-    expert_sets = _match_experts(objectives, experts, data)
+    expert_sets = match_experts(objectives, experts, data)
     device = DeviceData.from_dataset(data, plan.mesh)
     loop = replicate(plan.begin(device), plan.mesh)
     check_memory(plan._memory(loop, device), objectives)
     choices = [
         None
         if o.window is None or e is None
-        else _snapshot_choices(jax.random.fold_in(plan.keys.experts, i), o, e, steps)
+        else snapshot_choices(jax.random.fold_in(plan.keys.experts, i), o, e, steps)
         for i, (o, e) in enumerate(zip(objectives, expert_sets, strict=True))
     ]
     history: dict[str, list[np.ndarray]] = {}
@@ -339,7 +319,7 @@ def run(
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(
-                    () if e is None or c is None else _snapshots(o, e, c[done : done + block])
+                    () if e is None or c is None else snapshots_of(o, e, c[done : done + block])
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
                 numbers = np.arange(done, done + block)
@@ -372,7 +352,7 @@ def run(
 
 def _result(
     plan: Plan,
-    loop: _Loop,
+    loop: Loop,
     series: dict[str, np.ndarray],
     outcome: Outcome,
     done: int,
@@ -408,142 +388,6 @@ def _result(
         advice=advice,
         rise=rise,
     )
-
-
-def _match_experts(
-    objectives: tuple[Objective, ...], experts: Experts | Sequence[Experts] | None, data: Dataset
-) -> tuple[Experts | None, ...]:
-    """One set of experts an objective, checked against what it takes and the inputs that it was trained on."""
-    if experts is None:
-        sets: tuple[Experts | None, ...] = (None,) * len(objectives)
-    else:
-        sets = (experts,) if isinstance(experts, Experts) else tuple(experts)
-    if len(sets) != len(objectives):
-        raise ValueError(f"experts must be one set for each of the {len(objectives)} models; got {len(sets)}")
-    for objective, one in zip(objectives, sets, strict=True):
-        if objective.window is None:
-            continue
-        if one is None:
-            raise ValueError(f"experts: {objective.name} takes expert trajectories; make them with train_experts")
-        first, last = _epochs(objective, one)
-        ahead = objective.window.ahead or 0
-        if not first <= last <= one.num_epochs - ahead:
-            further = f" and {ahead} epochs ahead" if ahead else ""
-            raise ValueError(
-                f"first_epoch={first} and last_epoch={objective.window.last}{further} do not fit experts of "
-                f"{one.num_epochs} epochs"
-            )
-        wanted = {site.name: list(site.unconstrained_shape) for site in objective.model.sites}
-        check_preprocessing(
-            one.metadata.get("inputs"),
-            data.preprocessing.summary,
-            "what the experts were trained on",
-            "data",
-            "Load the data as they were for the experts, or train others",
-        )
-        if one.metadata["sites"] != wanted:
-            raise ValueError(
-                f"experts were trained on another model ({one.metadata['model']}, {one.metadata['num_params']} "
-                f"parameters) than {objective.model.name} ({objective.model.num_params} parameters)"
-            )
-    return sets
-
-
-def _epochs(objective: Objective, experts: Experts) -> tuple[int, int]:
-    """First and last epoch of the first snapshot that an objective takes."""
-    assert objective.window is not None
-    first, last, ahead, _ = objective.window
-    return first, experts.num_epochs - (ahead or 0) if last is None else last
-
-
-def _snapshots(objective: Objective, experts: Experts, choices: np.ndarray) -> tuple[Any, ...]:
-    """What the window names for the choices (steps, count, 2) of a block: the first, where it asks the second too."""
-    assert objective.window is not None
-    ahead, count = objective.window.ahead, objective.window.per_step
-
-    def stacked(later: int) -> Any:
-        stack = experts.stack([(expert, epoch + later) for expert, epoch in choices.reshape(-1, 2).tolist()])
-        if count is None:
-            return stack
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]), stack)
-
-    return (stacked(0),) if ahead is None else (stacked(0), stacked(ahead))
-
-
-def _snapshot_choices(key: jax.Array, objective: Objective, experts: Experts, steps: int) -> np.ndarray:
-    """Experts and epochs (steps, count, 2); those of a step depend on nothing but the key and the step."""
-    assert objective.window is not None
-    first, last = _epochs(objective, experts)
-    count = objective.window.per_step or 1
-    chosen = _choose(key, steps * count, experts.num_experts, first, last)
-    return np.stack(chosen, axis=-1).reshape(steps, count, 2)
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _choose(key: jax.Array, steps: int, num_experts: int, first: int, last: int) -> tuple[jax.Array, jax.Array]:
-    """So many experts, and for each an epoch from first to last."""
-
-    def choose(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        expert_key, epoch_key = jax.random.split(jax.random.fold_in(key, step))
-        expert = jax.random.randint(expert_key, (), 0, num_experts)
-        return expert, jax.random.randint(epoch_key, (), first, last + 1)
-
-    return jax.vmap(choose)(jnp.arange(steps))
-
-
-@functools.lru_cache(maxsize=16)
-def _compile_block(
-    objectives: tuple[Objective, ...], optimizer: optax.GradientTransformation, is_soft: bool
-) -> Callable[..., tuple[_Loop, dict[str, jax.Array]]]:
-    """The compiled block; the same objectives and optimiser, as objects, compile once for each shape."""
-
-    def one_step(
-        loop: _Loop, item: Any, limits: _Limits, key: jax.Array, data: DeviceData
-    ) -> tuple[_Loop, dict[str, jax.Array]]:
-        (step, snapshots), (kept, box) = item, limits
-        total: dict[str, jax.Array] = {}
-        states = []
-        losses = []
-        report: dict[str, jax.Array] = {}
-        for i, objective in enumerate(objectives):
-            step_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
-            gradient, state, info = objective.gradient(step_key, loop.objectives[i], loop.arrays, data, snapshots[i])
-            total = {name: total[name] + leaf if total else leaf for name, leaf in gradient.items()}
-            losses.append(info.get("loss", jnp.zeros(())))
-            states.append(state)
-            report |= {name if len(objectives) == 1 else f"{name}_{i}": value for name, value in info.items()}
-        if box is not None:
-            total["inputs"] = box.slope(total["inputs"])
-        lost = {name: ~jnp.isfinite(leaf) for name, leaf in total.items()}
-        is_good = jnp.isfinite(optax.tree.norm((total, losses)))
-        good = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), loop.arrays, loop.good)
-        total = pull_back(loop.arrays, loop.free, total, is_soft, kept)
-        updates, optimizer_state = optimizer.update(total, loop.optimizer, loop.free)
-        free = project(optax.apply_updates(loop.free, updates), kept)
-        if "inputs" in free:
-            free["inputs"] = hold_still(free["inputs"], loop.free["inputs"], total["inputs"])
-        if box is not None:
-            free["inputs"] = box.enter(free["inputs"], loop.free["inputs"])
-        arrays = from_free(loop.arrays, free, is_soft)
-        proposal = _Loop(arrays, free, optimizer_state, tuple(states), jnp.zeros_like(loop.skipped), good, lost)
-        finite = is_good & jnp.isfinite(optax.tree.norm((total, free))) & jnp.any(arrays.weights > 0)
-        finite = finite if kept is None else finite & kept.is_imposed(arrays.weights)
-        stay = loop._replace(skipped=loop.skipped + 1, good=good, lost=lost)
-        report["gradient_norm"] = optax.tree.norm(total)
-        report["inputs_rms"] = jnp.sqrt(jnp.mean(arrays.inputs**2))
-        if "weights" in free:
-            report["mass"] = jnp.sum(arrays.weights)
-        report["skipped"] = ~finite
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, stay), report
-
-    @jax.jit
-    def run_block(
-        loop: _Loop, limits: _Limits, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
-    ) -> tuple[_Loop, dict[str, jax.Array]]:
-        done = jax.lax.scan(lambda carry, item: one_step(carry, item, limits, key, data), loop, (numbers, snapshots))
-        return replicate(done, data.mesh)
-
-    return run_block
 
 
 def _log_capped(info: dict[str, np.ndarray], done: int) -> None:

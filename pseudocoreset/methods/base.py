@@ -7,7 +7,7 @@ once it is ``resolved``. ``fit`` does the rest; ``docs/add-a-method.md`` has a s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
 import jax
@@ -23,11 +23,16 @@ from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
-__all__ = ["EXPERT_EPOCHS", "Callback", "Learned", "Method", "Optimizer", "Problem"]
+__all__ = ["EXPERT_EPOCHS", "NUM_EXPERTS", "Callback", "Learned", "Method", "Optimizer", "Problem", "is_table"]
 
 Callback: TypeAlias = Callable[[int, Pseudocoreset, dict[str, float]], bool | None]
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
-EXPERT_EPOCHS = 50  # of experts that a fit trains by itself
+NUM_EXPERTS, EXPERT_EPOCHS = 10, 50  # that a fit trains by itself
+
+
+def is_table(data: Dataset) -> bool:
+    """Whether an input is a row of columns, not an image."""
+    return len(data.train.feature_shape) == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,7 @@ class Problem:
     size: int | None = None
     start: Pseudocoreset | None = None
     experts: tuple[Experts, ...] | None = None
-    num_experts: int = 10
+    num_experts: int = NUM_EXPERTS
     num_expert_epochs: int | None = None
 
     @property
@@ -64,7 +69,7 @@ class Problem:
     @property
     def is_table(self) -> bool:
         """Whether an input is a row of columns, not an image."""
-        return len(self.data.train.feature_shape) == 1
+        return is_table(self.data)
 
     @property
     def points_per_class(self) -> float | None:
@@ -117,10 +122,6 @@ class Method:
         """The same method with the settings of its recipe where none were given."""
         found = self.recipe(problem)
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
-
-    def describe(self) -> dict[str, Any]:
-        """All settings by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)

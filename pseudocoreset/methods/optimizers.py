@@ -12,7 +12,7 @@ import optax
 from pseudocoreset.data import Dataset
 from pseudocoreset.methods.base import Learned, Optimizer, Problem, mean_weight
 
-__all__ = ["adam", "column_scales", "distillation_sgd", "in_units", "is_table", "published_sgd"]
+__all__ = ["adam", "column_scales", "distillation_sgd", "in_units", "published_sgd"]
 
 MOMENTUM = 0.5  # of SGD on the inputs, in all reference codes of dataset distillation
 
@@ -57,11 +57,6 @@ def distillation_sgd(method: Learned, problem: Problem, published: float) -> Opt
     if not problem.are_networks:
         return adam(method, problem)
     return published_sgd(method, problem, published, momentum=MOMENTUM)
-
-
-def is_table(data: Dataset) -> bool:
-    """Whether an input is a row of columns, as against an image."""
-    return len(data.train.feature_shape) == 1
 
 
 def column_scales(data: Dataset) -> np.ndarray:

@@ -12,8 +12,8 @@ import numpy as np
 
 from pseudocoreset.coreset import class_weights
 from pseudocoreset.data import Dataset
-from pseudocoreset.methods.base import Callback, Problem
-from pseudocoreset.methods.optimizers import column_scales, is_table
+from pseudocoreset.methods.base import Callback, Problem, is_table
+from pseudocoreset.methods.optimizers import column_scales
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.subsets.base import Choice, Subset, quota_of, subset_of
 

@@ -7,9 +7,11 @@ import pydoc
 import jax
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import pseudocoreset as pc
 from pseudocoreset import Dataset, fit
+from pseudocoreset.cli import app
 from pseudocoreset.fitting import METHODS
 from pseudocoreset.methods import FBPC, BPCReverseKL
 from pseudocoreset.models import MLP, bnn, logistic_regression
@@ -40,14 +42,15 @@ def test_an_alias_has_the_signature_and_the_words_of_its_method(name):
 
 
 def test_an_alias_and_its_method_are_the_same_fit():
-    settings = dict(num_draws=8, steps=3)
-    one = pc.fit_bpc_rkl(MODEL, DATA, size=4, **settings, **QUIET)
-    for method in (BPCReverseKL(**settings), BPCReverseKL(num_draws=8)):
-        other = fit(MODEL, DATA, method, size=4, **({"steps": 3} if method.steps == 500 else {}), **QUIET)
+    arguments = dict(size=4, **QUIET)
+    one = pc.fit_bpc_rkl(MODEL, DATA, num_draws=8, steps=3, **arguments)
+    for other in (
+        fit(MODEL, DATA, BPCReverseKL(num_draws=8, steps=3), **arguments),
+        fit(MODEL, DATA, BPCReverseKL(num_draws=8), steps=3, **arguments),
+        fit(MODEL, DATA, "bpc_rkl", num_draws=8, steps=3, **arguments),
+    ):
         np.testing.assert_array_equal(one.coreset.inputs, other.coreset.inputs)
-    named = fit(MODEL, DATA, "bpc_rkl", size=4, **settings, **QUIET)
-    np.testing.assert_array_equal(one.coreset.inputs, named.coreset.inputs)
-    np.testing.assert_array_equal(one.coreset.weights, named.coreset.weights)
+        np.testing.assert_array_equal(one.coreset.weights, other.coreset.weights)
 
 
 def test_auto_takes_fbpc_for_networks_and_the_reverse_kl_for_other_models():
@@ -55,6 +58,12 @@ def test_auto_takes_fbpc_for_networks_and_the_reverse_kl_for_other_models():
     fast = dict(size=4, steps=1, num_experts=1, num_expert_epochs=2, **QUIET)
     assert fit(network, DATA, num_draws=2, **fast).coreset.metadata["objective"] == "fbpc"
     assert fit(MODEL, DATA, size=4, steps=1, **QUIET).coreset.metadata["objective"] == "bpc_rkl"
+
+
+def test_the_command_takes_auto(tmp_path):
+    arguments = ["fit", "--method", "auto", "--set", "typo=1", "--data", "digits", "--out", str(tmp_path / "out")]
+    failed = CliRunner().invoke(app, arguments)
+    assert "the method 'fbpc' has no setting 'typo'" in str(failed.exception)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,11 @@ def test_auto_takes_fbpc_for_networks_and_the_reverse_kl_for_other_models():
         (lambda: pc.fit_herding(MODEL, DATA, size=2, experts=1, **QUIET), TypeError, r"fit_herding\(\) .*'experts'"),
         (lambda: pc.fit_fbpc(MODEL, size=2, **QUIET), TypeError, r"fit_fbpc\(\) missing .*'data'"),
         (lambda: fit(MODEL, DATA, "bpc_w", **QUIET), ValueError, "give one of images_per_class and size"),
+        (
+            lambda: fit(bnn(MLP((4,)), DATA), DATA, size=2, num_expert_epochs=0, **QUIET),
+            ValueError,
+            "num_epochs must be at least 1; got 0",
+        ),
         (lambda: FBPC(num_draws="many"), TypeError, "num_draws must be an integer; got str 'many'"),
         (lambda: FBPC(step_size=0.0), ValueError, "step_size must be a positive number"),
         (lambda: Herding(weights="learned"), ValueError, "weights='learned' is unknown"),

@@ -24,7 +24,8 @@ from toy import MeanMatching
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(90, 3)) * [1.0, 20.0, 0.1] + [0.0, 5.0, 0.0]).astype(np.float32)
-DATA = Dataset.from_arrays(X, (np.arange(90) % 3).astype(np.int32))
+Y = (np.arange(90) % 3).astype(np.int32)
+DATA = Dataset.from_arrays(X, Y, test=(X[:30] + 0.1, Y[:30]))
 MODEL = logistic_regression(DATA)
 QUIET = dict(key=jax.random.key(0), progress=False)
 
@@ -48,9 +49,8 @@ def test_the_method_is_fitted_sampled_evaluated_and_saved(tmp_path):
     posterior = sample(MODEL, loaded, num_chains=1, num_samples=10, num_warmup=10, kernel="nuts", **QUIET)
     assert posterior.num_draws == 10
     network = bnn(MLP((4,)), DATA)
-    few = dict(protocol="distillation", num_epochs=2, num_networks=1, augment=None, split="train")
-    with pytest.raises(ValueError, match="split"):
-        evaluate(loaded, network, DATA, key=jax.random.key(1), **few)
+    few = dict(protocol="distillation", num_epochs=2, num_networks=1, augment=None, split="test")
+    assert 0 <= evaluate(loaded, network, DATA, key=jax.random.key(1), **few).metrics["accuracy"].mean <= 1
 
 
 @pytest.mark.parametrize("size", [dict(size=4), dict(images_per_class=10)])

@@ -1,0 +1,187 @@
+"""How a method runs: one that learns, with its experts and its start, and one that chooses."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import itertools
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.device import check_in_memory
+from pseudocoreset.experts import Experts, fingerprint, train_experts
+from pseudocoreset.fitting.keeping import keep_better
+from pseudocoreset.fitting.loop import Plan, prepare, run
+from pseudocoreset.fitting.outcome import FitResult, Outcome
+from pseudocoreset.levels import warn_of_missing_levels
+from pseudocoreset.methods import (
+    Learned,
+    Problem,
+)
+from pseudocoreset.methods.base import EXPERT_EPOCHS, Callback
+from pseudocoreset.models import Model
+from pseudocoreset.objectives.posteriors import NoModeError
+from pseudocoreset.subsets import Chosen, Random
+from pseudocoreset.validation import key_record
+
+__all__ = ["Way", "choose", "learn", "planned"]
+
+logger = logging.getLogger(__name__)
+# Learning rates of experts trained here: the next where columns on raw scales, or noise near zero, overflow.
+EXPERT_RATES = (0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a fit runs, beside what it computes."""
+
+    callbacks: tuple[Callback, ...] = ()
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    progress: bool = True
+    mesh: Mesh | None = None
+    fixed: tuple[str | int, ...] = ()
+
+
+def learn(method: Learned, problem: Problem, way: Way) -> FitResult:
+    """The result of a method that learns; of what stands in for it where there is no mode."""
+    check_in_memory(problem.data.train)
+    try:
+        return _learned(method, problem, way)
+    except NoModeError as error:
+        instead = method.without_mode(problem, way.progress)
+        if instead is None:
+            raise
+        words, other = instead
+        logger.warning("%s. %s", str(error).split(". Take ")[0], words)
+        return _learned(other, problem, way)
+
+
+def planned(method: Learned, problem: Problem, way: Way) -> Plan:
+    """The plan of a method that learns: start, objectives and optimiser. Nothing runs."""
+    start = problem.start
+    if start is None:
+        start = method.first_start(problem)
+    fit_key = jax.random.split(problem.key)[1]
+    if start is None:
+        start = Pseudocoreset.from_data(
+            problem.data,
+            images_per_class=problem.images_per_class,
+            size=problem.size,
+            key=jax.random.fold_in(fit_key, 0),
+            mass="ones" if method.weights == "ones" else "data",
+        )
+    assert method.steps is not None
+    return prepare(
+        [method.objective(m, problem) for m in problem.models],
+        problem.data,
+        coreset=start,
+        key=fit_key,
+        steps=method.steps,
+        optimizer=method.default_optimizer(problem) if method.optimizer is None else method.optimizer,
+        fixed=way.fixed,
+        mesh=way.mesh,
+    )
+
+
+def _learned(method: Learned, problem: Problem, way: Way) -> FitResult:
+    plan = planned(method, problem, way)
+    wants_experts = any(objective.window is not None for objective in plan.objectives)
+    experts: Sequence[Experts] | None = problem.experts if wants_experts else None
+    if wants_experts and experts is None:
+        experts = _train(method, problem, way)
+    result = run(
+        plan,
+        experts=experts,
+        callbacks=way.callbacks,
+        checkpoint_dir=way.checkpoint_dir,
+        progress=way.progress,
+    )
+    extra: dict[str, Any] = {"objective": method.name, "images_per_class": problem.images_per_class}
+    if "step_size" in result.history:  # learned with the points: that at which networks are to be trained on them
+        extra["learned_step_size"] = float(result.history["step_size"][-1])
+    result = replace(result, coreset=replace(result.coreset, metadata=result.coreset.metadata | extra))
+    start = plan.coreset
+    # With the mass of ones the posterior is not to be that of all data.
+    if method.weights == "learned" or not np.isclose(start.mass, start.size):
+        result = keep_better(result, problem.models, problem.data, start)
+    return replace(result, coreset=method.finished(result.coreset))
+
+
+def _train(method: Learned, problem: Problem, way: Way) -> list[Experts]:
+    expert_key = jax.random.split(problem.key)[0]
+    epochs = problem.num_expert_epochs
+    if epochs is None:
+        epochs = max(EXPERT_EPOCHS, method.least_epochs())
+    logger.info("no experts given: training %d of %d epochs for each model", problem.num_experts, epochs)
+    mesh = way.mesh
+    if mesh is not None and problem.num_experts >= mesh.size:
+        # Enough for every device: none has to share its minibatches, whatever the axes are called.
+        mesh = Mesh(mesh.devices.ravel(), ("experts",))
+
+    def train(i: int, one: Model, rate: float) -> Experts:
+        # The first rate is that of ``train_experts``, in the directory that it has always had.
+        place = f"experts-{i}" if rate == EXPERT_RATES[0] else f"experts-{i}-rate-{rate:g}"
+        return train_experts(
+            one,
+            problem.data,
+            num_experts=problem.num_experts,
+            num_epochs=epochs,
+            key=jax.random.fold_in(expert_key, i),
+            learning_rate=rate,
+            batch_size=min(256, problem.data.train.num_data),
+            augment=method.augmentation,
+            directory=None if way.checkpoint_dir is None else os.path.join(way.checkpoint_dir, place),
+            progress=way.progress,
+            mesh=mesh,
+        )
+
+    def trained(i: int, one: Model) -> Experts:
+        for rate, following in itertools.pairwise(EXPERT_RATES):
+            try:
+                return train(i, one, rate)
+            except FloatingPointError:
+                logger.info("experts left the finite numbers at the learning rate %g: trying %g", rate, following)
+        return train(i, one, EXPERT_RATES[-1])
+
+    return [trained(i, m) for i, m in enumerate(problem.models)]
+
+
+def choose(method: Chosen, problem: Problem, way: Way) -> FitResult:
+    """The result of a method that chooses; its coreset stays the choice, where random points are nearer it says so."""
+    began = time.perf_counter()
+    choice = method.choose(problem, way.callbacks, way.progress)
+    record = {
+        "objective": method.name,
+        "settings": choice.settings,
+        "data": problem.data.name,
+        "data_fingerprint": fingerprint(problem.data),
+        "images_per_class": problem.images_per_class,
+        "key": key_record(problem.key),
+        "versions": {library: importlib.metadata.version(library) for library in ("jax", "numpyro")},
+    }
+    coreset = replace(choice.coreset, metadata=choice.coreset.metadata | record)
+    warn_of_missing_levels(coreset, problem.data)
+    outcome = Outcome.STOPPED if choice.was_stopped else Outcome.COMPLETED
+    result = FitResult(coreset, choice.history, outcome, None, time.perf_counter() - began)
+    has_mass_of_ones = choice.settings.get("mass") == "ones"
+    if not method.is_compared or has_mass_of_ones or problem.are_networks:
+        return result
+    random = None
+    if not isinstance(method, Random):
+        random = Pseudocoreset.from_data(
+            problem.data,
+            images_per_class=problem.images_per_class,
+            size=problem.size,
+            key=jax.random.fold_in(problem.key, 1),
+            mass="data",
+        )
+    return keep_better(result, problem.models, problem.data, random, "random subset", replaces=False)
