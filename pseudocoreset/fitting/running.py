@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import itertools
 import logging
@@ -23,10 +22,7 @@ from pseudocoreset.fitting.keeping import keep_better
 from pseudocoreset.fitting.loop import Plan, prepare, run
 from pseudocoreset.fitting.outcome import FitResult, Outcome
 from pseudocoreset.levels import warn_of_missing_levels
-from pseudocoreset.methods import (
-    Learned,
-    Problem,
-)
+from pseudocoreset.methods import Learned, Problem
 from pseudocoreset.methods.base import EXPERT_EPOCHS, Callback
 from pseudocoreset.models import Model
 from pseudocoreset.objectives.posteriors import NoModeError
