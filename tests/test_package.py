@@ -109,6 +109,7 @@ def test_public_names() -> None:
         "fit_bpc_fkl",
         "fit_bpc_rkl",
         "fit_bpc_w",
+        "fit_curvature",
         "fit_distribution_matching",
         "fit_fbpc",
         "fit_giga",

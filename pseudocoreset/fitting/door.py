@@ -40,7 +40,7 @@ from pseudocoreset.methods import (
 from pseudocoreset.methods.base import NUM_EXPERTS, Callback
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
-from pseudocoreset.subsets import GIGA, Chosen, Herding, KCentres, Random, SparseVI
+from pseudocoreset.subsets import GIGA, Chosen, Curvature, Herding, KCentres, Random, SparseVI
 from pseudocoreset.validation import check_key
 
 __all__ = ["METHODS", "estimate_memory", "fit", "method_class"]
@@ -62,6 +62,7 @@ METHODS: Mapping[str, type[Method]] = {
         KCentres,
         GIGA,
         SparseVI,
+        Curvature,
     )
 }
 
@@ -140,6 +141,7 @@ def fit(
     }
     problem = _posed(model, data, key, images_per_class, size, coreset, experts, num_experts, num_expert_epochs)
     chosen = _with_settings(method, settings, problem)
+    _check_count(chosen, problem)
     useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
@@ -206,7 +208,9 @@ def estimate_memory(
         settings.pop(name, default) for name, default in (("num_experts", NUM_EXPERTS), ("num_expert_epochs", None))
     ]
     problem = _posed(model, data, key, images_per_class, size, coreset, settings.pop("experts", None), *trained)
-    chosen = _with_settings(method, settings, problem).resolved(problem)
+    chosen = _with_settings(method, settings, problem)
+    _check_count(chosen, problem)
+    chosen = chosen.resolved(problem)
     if not isinstance(chosen, Learned):
         raise ValueError(f"method={chosen.name!r} runs no compiled block of steps whose memory could be estimated")
     check_in_memory(problem.data.train)
@@ -250,6 +254,13 @@ def _with_settings(method: str | Method | type[Method], settings: dict[str, Any]
     return replace(method, **settings) if isinstance(method, Method) else method(**settings)
 
 
+def _check_count(method: Method, problem: Problem) -> None:
+    """Refuse a problem without a number of points, but for a method that finds it."""
+    given = (problem.images_per_class, problem.size, problem.start)
+    if not method.finds_size and all(one is None for one in given):
+        raise ValueError("give one of images_per_class and size; got None and None")
+
+
 def _posed(
     model: Model | Sequence[Model],
     data: Dataset,
@@ -274,7 +285,7 @@ def _posed(
         raise TypeError(f"model must be a Model or a sequence of them; got {described(model)}")
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset; got {described(data)}")
-    if coreset is None and (images_per_class is None) == (size is None):
+    if coreset is None and images_per_class is not None and size is not None:
         raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
     bound = tuple(bind_to(m, data) for m in models)
     if coreset is not None:
