@@ -57,7 +57,7 @@ def assert_matches(model: Model, data: Dataset, coreset: Pseudocoreset, toleranc
     )
 
 
-@pytest.mark.parametrize("form", ["real"])
+@pytest.mark.parametrize("form", ["real", "synthetic"])
 def test_the_posterior_of_a_conjugate_regression_is_that_of_all_data(form):
     model = linear_regression(REAL, noise_scale=0.4, prior_scale=3.0)
     coreset = fit(model, REAL, "curvature", form=form, **QUIET).coreset
@@ -75,20 +75,138 @@ def test_the_posterior_of_a_conjugate_regression_is_that_of_all_data(form):
         np.testing.assert_allclose(difference, 0, atol=1e-8)
 
 
-@pytest.mark.parametrize("form", ["real"])
 @pytest.mark.parametrize(
     ("make", "data"),
     [(logistic_regression, LOGISTIC), (poisson_regression, COUNTS), (linear_regression, REAL)],
 )
-def test_gradient_and_hessian_at_the_mode_are_those_of_all_data(make, data, form):
+def test_gradient_and_hessian_of_real_points_at_the_mode_are_those_of_all_data(make, data):
     model = make(data, prior_scale=3.0)
-    result = fit(model, data, "curvature", form=form, **QUIET)
-    settings = result.coreset.metadata["settings"]
-    assert settings["is_exact"]
-    assert settings["mismatch"] < 1e-12
+    coreset = fit(model, data, "curvature", form="real", **QUIET).coreset
+    assert coreset.metadata["settings"]["is_exact"]
+    assert coreset.metadata["settings"]["mismatch"] < 1e-12
     d = model.num_params
-    assert result.coreset.size <= d + d * (d + 1) // 2 + 1
-    assert_matches(model, data, result.coreset)
+    assert coreset.size <= d + d * (d + 1) // 2 + 1
+    assert_matches(model, data, coreset)
+
+
+def without_intercept(x, y=None):
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+    f = numpyro.deterministic("f", x @ slopes)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Poisson(jnp.exp(f)), obs=y)
+
+
+def line(x):
+    """A linear predictor of the columns ``z``, with an intercept."""
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+    return x["z"] @ slopes + numpyro.sample("intercept", dist.Normal(0.0, 3.0))
+
+
+def binomial(x, y=None):
+    f = numpyro.deterministic("f", line(x))
+    with numpyro.plate("data", f.shape[0]):
+        numpyro.sample("y", dist.Binomial(x["trials"], logits=f), obs=y)
+
+
+def negative_binomial(x, y=None):
+    f = numpyro.deterministic("f", line(x))
+    with numpyro.plate("data", f.shape[0]):
+        numpyro.sample("y", dist.NegativeBinomial2(x["exposure"] * jnp.exp(f), 2.0), obs=y)
+
+
+def overdispersed(x, y=None):
+    concentration = numpyro.sample("concentration", dist.LogNormal(0.0, 1.0))
+    f = numpyro.deterministic("f", line(x))
+    with numpyro.plate("data", f.shape[0]):
+        numpyro.sample("y", dist.NegativeBinomial2(jnp.exp(f), concentration), obs=y)
+
+
+def gamma(x, y=None):
+    shape = numpyro.sample("shape", dist.LogNormal(0.0, 1.0))
+    f = numpyro.deterministic("f", line(x) + x["offset"])
+    with numpyro.plate("data", f.shape[0]):
+        numpyro.sample("y", dist.Gamma(shape, shape * jnp.exp(-f)), obs=y)
+
+
+def student(x, y=None):
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    f = numpyro.deterministic("f", line(x))
+    with numpyro.plate("data", f.shape[0]):
+        numpyro.sample("y", dist.StudentT(5.0, f, scale), obs=y)
+
+
+def squares(x, y=None):
+    slopes = numpyro.sample("slopes", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+    f = numpyro.deterministic("f", x**2 @ slopes)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
+
+
+def positive(x, y=None):
+    slopes = numpyro.sample("slopes", dist.HalfNormal(3.0).expand([3]).to_event(1))
+    f = numpyro.deterministic("f", x @ slopes)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
+
+
+TABLE = {
+    "z": X,
+    "trials": RNG.integers(3, 9, 400),
+    "exposure": RNG.uniform(1.0, 4.0, 400).astype(np.float32),
+    "offset": RNG.normal(size=400).astype(np.float32),
+}
+RATES = np.exp(0.5 * F) * TABLE["exposure"]
+FAMILIES = {
+    "logistic": (logistic_regression(LOGISTIC), LOGISTIC, 4),
+    "Poisson": (poisson_regression(COUNTS), COUNTS, 8),
+    "Poisson, no intercept": (Model.from_numpyro(without_intercept), COUNTS, 6),
+    "normal": (linear_regression(REAL), REAL, 14),
+    "normal, known noise": (linear_regression(REAL, noise_scale=0.4), REAL, 4),
+    "binomial": (
+        Model.from_numpyro(binomial),
+        (("z", "trials"), RNG.binomial(TABLE["trials"], 1 / (1 + np.exp(-F)))),
+        8,
+    ),
+    "negative binomial": (Model.from_numpyro(negative_binomial), (("z", "exposure"), RNG.poisson(RATES)), 8),
+    "gamma": (Model.from_numpyro(gamma), (("z", "offset"), RNG.gamma(2.0, np.exp(F + TABLE["offset"]) / 2)), 14),
+    "Student": (Model.from_numpyro(student), (("z",), F + 0.4 * RNG.standard_t(5, size=400)), 14),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_synthetic_points_have_gradient_and_hessian_of_all_data(family):
+    model, data, most = FAMILIES[family]
+    if not isinstance(data, Dataset):
+        data = Dataset.from_arrays({name: TABLE[name] for name in data[0]}, data[1].astype(np.float32))
+    coreset = fit(model, data, "curvature", **QUIET).coreset
+    assert coreset.metadata["settings"]["form"] == "synthetic", coreset.metadata["settings"]["why"]
+    assert coreset.size <= most
+    assert coreset.metadata["settings"]["mismatch"] < 1e-12
+    assert coreset.metadata["at_mode"]["nats"] < 1e-4
+    # Inputs of several kinds are kept in float32.
+    assert_matches(model, data, coreset, 1e-6 if data.train.layout is None else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("program", "data", "why"),
+    [
+        (overdispersed, (TABLE["z"], RNG.poisson(RATES)), "no targets that the likelihood can have"),
+        (lambda x, y=None: flat(x, y), (X / SCALES, LOGISTIC.train.y), "no site 'f'"),
+        (squares, (X / SCALES, F), "not linear in the columns of x"),
+        (positive, (X / SCALES, F), "not linear in the parameters"),
+    ],
+)
+def test_without_synthetic_points_there_are_real_ones_and_the_reason(program, data, why):
+    x, y = data
+    inputs = {"z": x.astype(np.float32)} if program is overdispersed else x.astype(np.float32)
+    data = Dataset.from_arrays(inputs, y if y.dtype == np.int32 else y.astype(np.float32))
+    coreset = fit(Model.from_numpyro(program), data, "curvature", **QUIET).coreset
+    settings = coreset.metadata["settings"]
+    assert settings["form"] == "real"
+    assert why in settings["why"]
+    assert settings["mismatch"] < 1e-12
+    with pytest.raises(ValueError, match=f"form='synthetic': .*{why}.*take form='real'"):
+        fit(Model.from_numpyro(program), data, "curvature", form="synthetic", **QUIET)
 
 
 def test_real_points_are_data_and_keep_the_mass():
@@ -144,6 +262,17 @@ def test_too_many_numbers_are_matched_in_part_and_the_result_says_so(caplog):
     assert not settings["is_exact"]
     assert "matched along the directions that the data determine best" in caplog.text
     assert result.coreset.metadata["at_mode"]["nats"] < result.coreset.metadata["at_mode"]["other"] / 10
+
+
+def test_the_fewest_synthetic_points_are_as_many_as_the_parameters_of_the_predictor():
+    model = Model.from_numpyro(without_intercept)
+    coreset = fit(model, COUNTS, "curvature", size=3, **QUIET).coreset
+    assert coreset.size == 3
+    np.testing.assert_array_equal(coreset.targets, np.round(coreset.targets))
+    assert coreset.metadata["settings"]["form"] == "synthetic"
+    assert coreset.metadata["settings"]["mismatch"] < 1e-12
+    with pytest.raises(ValueError, match="it takes 3 points, more than size=2; take form='real'"):
+        fit(model, COUNTS, "curvature", size=2, form="synthetic", **QUIET)
 
 
 def test_fewer_points_than_it_takes_are_the_best_of_that_number(caplog):

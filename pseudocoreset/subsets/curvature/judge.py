@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.subsets.curvature.density import Density, second_order_of, values_of
+from pseudocoreset.subsets.curvature.density import Density, Points, second_order_of, values_of
 from pseudocoreset.subsets.curvature.mode import FullPosterior
 
-__all__ = ["draws_of", "mismatch", "spread"]
+__all__ = ["Judge"]
 
 NUM_DRAWS = 64
 
 
-def mismatch(density: Density, posterior: FullPosterior, coreset: Pseudocoreset) -> float:
-    """Nats to second order: |L^-1 g|^2 / 2 + |L^-1 D L^-T|^2 / 4, g and D the differences of score and curvature."""
-    own = second_order_of(density, posterior.mode, _points(coreset))
-    score = posterior.factor.T @ (own.gradient - posterior.likelihood.gradient)
-    curvature = posterior.factor.T @ (own.curvature - posterior.likelihood.curvature) @ posterior.factor
-    return float(np.sum(score**2) / 2 + np.sum(curvature**2) / 4)
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Compares points with all data.
+
+    Attributes:
+        density: of the data.
+        posterior: of all data.
+    """
+
+    density: Density
+    posterior: FullPosterior
+
+    @functools.cached_property
+    def draws(self) -> np.ndarray:
+        """Draws (s, d) of the Laplace approximation, always the same."""
+        noise = np.random.default_rng(0).normal(size=(NUM_DRAWS, len(self.posterior.mode)))
+        return self.posterior.mode + noise @ self.posterior.factor.T
+
+    @functools.cached_property
+    def values(self) -> np.ndarray:
+        """Log-likelihoods of all data at the draws, (s,)."""
+        return self.density.values(self.draws)
+
+    def mismatch(self, coreset: Pseudocoreset) -> float:
+        """Nats to second order, |L^-1 g|^2 / 2 + |L^-1 D L^-T|^2 / 4, of the differences of score and curvature."""
+        of_all, factor = self.posterior.likelihood, self.posterior.factor
+        own = second_order_of(self.density, self.posterior.mode, _points(coreset))
+        score = factor.T @ (own.gradient - of_all.gradient)
+        curvature = factor.T @ (own.curvature - of_all.curvature) @ factor
+        return float(np.sum(score**2) / 2 + np.sum(curvature**2) / 4)
+
+    def spread(self, coreset: Pseudocoreset) -> float:
+        """Standard deviation over the draws of the difference of the two log-likelihoods, in nats."""
+        return float(np.std(values_of(self.density, self.draws, _points(coreset)) - self.values))
 
 
-def draws_of(posterior: FullPosterior, count: int = NUM_DRAWS) -> np.ndarray:
-    """Draws (s, d) of the Laplace approximation, always the same."""
-    noise = np.random.default_rng(0).normal(size=(count, len(posterior.mode)))
-    return posterior.mode + noise @ posterior.factor.T
-
-
-def spread(density: Density, posterior: FullPosterior, coreset: Pseudocoreset) -> float:
-    """Standard deviation, over draws of the Laplace approximation, of the difference of the log-likelihoods in nats."""
-    draws = draws_of(posterior)
-    own = values_of(density, draws, _points(coreset))
-    return float(np.std(own - density.values(draws)))
-
-
-def _points(coreset: Pseudocoreset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _points(coreset: Pseudocoreset) -> Points:
     targets = np.asarray(coreset.targets)
     targets = targets if targets.dtype.kind in "iu" else targets.astype(np.float64)
     return np.asarray(coreset.packed, np.float64), targets, np.asarray(coreset.weights, np.float64)

@@ -9,22 +9,23 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
 from pseudocoreset.subsets.base import Choice, Chosen, one_model, subset_of
 from pseudocoreset.subsets.curvature.density import Density
-from pseudocoreset.subsets.curvature.features import Features, features_for
-from pseudocoreset.subsets.curvature.judge import mismatch, spread
+from pseudocoreset.subsets.curvature.features import features_for
+from pseudocoreset.subsets.curvature.judge import Judge
 from pseudocoreset.subsets.curvature.mode import FullPosterior, full_posterior
+from pseudocoreset.subsets.curvature.predictor import NotLinearError
 from pseudocoreset.subsets.curvature.real import SOLVED, real_points
+from pseudocoreset.subsets.curvature.synthetic import synthetic_points
 from pseudocoreset.validation import check_choice, check_integer
 
 __all__ = ["Curvature"]
 
 logger = logging.getLogger(__name__)
 MAX_PARAMS = 2000
-FORMS = ("auto", "real")
+FORMS = ("auto", "real", "synthetic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +39,25 @@ class Curvature(Chosen):
     so that both log densities agree to second order, whatever n is. The mode is found by Newton's method in float64
     on sums over chunks of rows; five or so passes over the data.
 
+    Synthetic points are for likelihoods that depend on x through one linear predictor, the site ``"f"``: one point for
+    each parameter that it has. What acts beside it (an offset, an exposure, a number of trials) is carried from a row
+    of the data. Two classes have soft labels, counts have real targets. A likelihood with parameters beside the
+    predictor, a noise scale say, has a few targets at each point. Of several arrangements the one is kept that agrees
+    best with all data at draws of the Laplace approximation.
+
     Real points come from non-negative least squares on scores and curvatures of rows: at most d (d + 3) / 2 + 1 points
     for d parameters, for any model. They agree with the full posterior beyond second order too, as far as they are
     like the data. Where that is too many for one computation, the directions that the data determine best are matched,
     and the result says so.
 
-    ``size`` may be left out: there are as many points as it takes. Fewer points are the best that were found of that
-    number; ``mismatch`` in the settings of the result says how good they are, in nats to second order.
+    ``size`` may be left out: there are as many points as it takes. Fewer real points are the best of that number that
+    were found; ``mismatch`` in the settings of the result says how good they are, in nats to second order.
 
     For one model of at most 2,000 parameters that is no network and whose posterior has one mode that matters.
 
     Attributes:
-        form: ``"real"`` points, or ``"auto"`` for what suits the model.
+        form: ``"synthetic"`` or ``"real"`` points; ``"auto"`` takes synthetic ones where the likelihood has them and
+            ``size`` is enough, and the settings of the result say why not elsewhere.
     """
 
     name: ClassVar[str] = "curvature"
@@ -61,15 +69,34 @@ class Curvature(Chosen):
         check_choice(self.form, "form", FORMS)
 
     def choose(self, problem: Problem, callbacks: tuple[Callback, ...], progress: bool) -> Choice:
-        density = Density(_suitable(one_model(problem)), problem.data)
-        size = _size(problem)
+        model, size = _suitable(one_model(problem)), _size(problem)
+        density = Density(model, problem.data)
         mode_key, key = jax.random.split(problem.key)
         posterior = full_posterior(density, mode_key)
-        features = features_for(density, posterior)
-        coreset, history, settings = _real(features, size, key)
-        settings |= _judged(density, posterior, coreset)
-        _say(settings, features.is_exact, size)
-        return Choice(coreset, history, {"form": "real", **settings})
+        judge = Judge(density, posterior)
+        seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
+        found, why = (None, "asked for") if self.form == "real" else self._synthetic(judge, size, seed)
+        if found is None:
+            found = _real(density, posterior, size, seed)
+            found.settings["form"] = "real"
+        found.settings["why"] = why
+        found.settings["mismatch"] = judge.mismatch(found.coreset)
+        found.settings["spread"] = judge.spread(found.coreset)
+        _warn(found.settings, size)
+        return found
+
+    def _synthetic(self, judge: Judge, size: int | None, seed: int) -> tuple[Choice | None, str]:
+        """Synthetic points, or why there are none."""
+        name = judge.density.model.name
+        try:
+            found = synthetic_points(judge.density, judge.posterior, judge, size, seed)
+        except NotLinearError as error:
+            if self.form == "synthetic":
+                raise ValueError(f"form='synthetic': model {name!r}: {error}; take form='real'") from error
+            return None, f"no synthetic points: {error}"
+        settings = {"form": "synthetic", "is_exact": True, "num_tried": found.num_tried, "mass": "matched"}
+        history = {"points": np.asarray([found.coreset.size])}
+        return Choice(found.coreset, history, settings), "the likelihood depends on x through one linear predictor"
 
 
 def _suitable(model: Model) -> Model:
@@ -101,36 +128,28 @@ def _size(problem: Problem) -> int | None:
     return problem.size
 
 
-def _real(
-    features: Features, size: int | None, key: jax.Array
-) -> tuple[Pseudocoreset, dict[str, np.ndarray], dict[str, Any]]:
-    seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
+def _real(density: Density, posterior: FullPosterior, size: int | None, seed: int) -> Choice:
+    features = features_for(density, posterior)
     found = real_points(features, size, np.random.default_rng(seed))
-    coreset = subset_of(features.density.data, found.indices, found.weights)
+    coreset = subset_of(density.data, found.indices, found.weights)
     settings = {
         "is_exact": features.is_exact and found.residuals[-1] <= SOLVED,
         "matched_numbers": features.size,
+        "has_all_numbers": features.is_exact,
         "num_candidates": found.num_candidates,
         "residual": found.residuals[-1],
     }
     # Weights keep their digits for those who compute in float64.
-    return replace(coreset, weights=found.weights), {"residual": np.asarray(found.residuals)}, settings
+    return Choice(replace(coreset, weights=found.weights), {"residual": np.asarray(found.residuals)}, settings)
 
 
-def _judged(density: Density, posterior: FullPosterior, coreset: Pseudocoreset) -> dict[str, Any]:
-    return {
-        "mismatch": mismatch(density, posterior, coreset),
-        "spread": spread(density, posterior, coreset),
-    }
-
-
-def _say(settings: dict[str, Any], has_all: bool, size: int | None) -> None:
-    """Warn of what does not match."""
+def _warn(settings: dict[str, Any], size: int | None) -> None:
+    """Say what does not match."""
     if settings["is_exact"]:
         return
-    if not has_all:
+    if not settings["has_all_numbers"]:
         why = "the curvature has too many numbers, and was matched along the directions that the data determine best"
-    elif size is not None and settings["residual"] > SOLVED:
+    elif size is not None:
         why = f"size={size} is fewer than it takes, up to {settings['matched_numbers']}; leave size out for that many"
     else:
         why = f"the {settings['num_candidates']} candidates have no exact solution"

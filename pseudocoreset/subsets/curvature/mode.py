@@ -16,7 +16,7 @@ GROWTH = 20  # of the rows from one search to the next
 MAX_PASSES = 60  # over all rows
 MAX_STEPS = 300  # on a few
 NEARLY_AS_HIGH = 1.0  # nats
-DECREMENT = 1e-6  # nats to gain by another step
+DECREMENT = {True: 1e-12, False: 1e-4}  # nats to gain by another step, in float64 and in float32
 WORST_DECREMENT = 1e-2  # that still serve where rounding ends the search
 LEAST_EIGENVALUE = 1e-13  # of the curvature over its diagonal
 
@@ -113,7 +113,7 @@ def _climb(
     for _ in range(most):
         both = parts[0].plus(parts[1])
         step, decrement = _newton_step(both, damping)
-        if decrement < DECREMENT or damping > 1e12:
+        if decrement < DECREMENT[density.is_double] or damping > 1e12:
             break
         tried = expand(vector + step)
         new = tried[0].plus(tried[1])
