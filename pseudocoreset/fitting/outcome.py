@@ -97,6 +97,7 @@ class FitResult:
             self.advice,
             note and f"Its {note}.",
             _at_mode(self.coreset),
+            f"{auto}." if (auto := self.coreset.metadata.get("auto")) else "",
         ]
         return "\n".join(line for line in lines if line)
 

@@ -9,7 +9,7 @@ from pseudocoreset.newton import SHRINKAGE
 from pseudocoreset.proxies.laplace import starts_of_search
 from pseudocoreset.subsets.curvature.density import Density, SecondOrder
 
-__all__ = ["FullPosterior", "full_posterior"]
+__all__ = ["FullPosterior", "NoCurvatureError", "full_posterior"]
 
 FIRST_ROWS = 5000  # on which the search starts, and tells modes apart
 GROWTH = 20  # of the rows from one search to the next
@@ -25,6 +25,10 @@ NO_MODE = (
     "there. A flat prior with a separated class, a scale that goes to zero, or too few rows for the parameters leave "
     "none: take narrower priors, or a method that needs no mode, coreset = fit_bpc_rkl or fit_random"
 )
+
+
+class NoCurvatureError(ValueError):
+    """A posterior without a mode at which it has a positive definite curvature; the text says what to do."""
 
 
 class FullPosterior:
@@ -51,7 +55,7 @@ def full_posterior(density: Density, key: jax.Array) -> FullPosterior:
     starts, on twenty times as many rows, and so on to all.
 
     Raises:
-        ValueError: if there is no mode, or the curvature there is singular.
+        NoCurvatureError: if there is no mode, or the curvature there is singular.
     """
     n, rows = density.num_data, FIRST_ROWS
     vector = _start(density, key)
@@ -65,7 +69,7 @@ def full_posterior(density: Density, key: jax.Array) -> FullPosterior:
     elif not decrement < WORST_DECREMENT:
         where = f": it ended where another step would still gain {decrement / 2:.3g} nats"
     if where:
-        raise ValueError(f"model {density.model.name!r}: " + NO_MODE.format(where=where))
+        raise NoCurvatureError(f"model {density.model.name!r}: " + NO_MODE.format(where=where))
     return FullPosterior(vector, likelihood, prior)
 
 
@@ -78,7 +82,7 @@ def _start(density: Density, key: jax.Array) -> np.ndarray:
         if shrunk is not None:
             ends.append(_climb(density, shrunk, indices, MAX_STEPS))
     if not ends:
-        raise ValueError(
+        raise NoCurvatureError(
             f"model {density.model.name!r}: the log density of the data is not finite at any start of the search for "
             "the mode. Bring columns to a like scale, or take narrower priors"
         )
