@@ -264,6 +264,18 @@ def test_too_many_numbers_are_matched_in_part_and_the_result_says_so(caplog):
     assert result.coreset.metadata["at_mode"]["nats"] < result.coreset.metadata["at_mode"]["other"] / 10
 
 
+def test_more_points_than_it_takes_are_nearer_beyond_second_order():
+    model = logistic_regression(LOGISTIC)
+    enough, more = (fit(model, LOGISTIC, "curvature", form="real", size=size, **QUIET).coreset for size in (15, 50))
+    assert 15 < more.size <= 50
+    assert more.metadata["settings"]["is_exact"]
+    assert more.metadata["settings"]["spread"] < enough.metadata["settings"]["spread"] / 2
+    assert_matches(model, LOGISTIC, more, 1e-5)
+    free = fit(model, LOGISTIC, "curvature", size=50, **QUIET).coreset
+    assert free.metadata["settings"]["form"] == "real"
+    assert "nearer at draws than 4 synthetic points" in free.metadata["settings"]["why"]
+
+
 def test_the_fewest_synthetic_points_are_as_many_as_the_parameters_of_the_predictor():
     model = Model.from_numpyro(without_intercept)
     coreset = fit(model, COUNTS, "curvature", size=3, **QUIET).coreset

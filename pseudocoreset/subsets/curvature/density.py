@@ -122,6 +122,14 @@ class Density:
                 total += np.asarray(_values(self.model, jnp.asarray(vectors), x, y, weights), np.float64)
         return total
 
+    def row_values(self, vectors: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Log-likelihoods of rows at several parameter vectors (s, d): (b, s)."""
+        size, found = min(_rows_for(len(vectors)), len(indices)), []
+        for x, y, _ in self.chunks(indices, size):
+            with self.precision():
+                found.append(np.asarray(_row_values(self.model, jnp.asarray(vectors), x, y), np.float64).T)
+        return np.concatenate(found)[: len(indices)]
+
     def scores(self, vector: np.ndarray, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Gradients of the log-likelihoods of rows, chunks (b, d)."""
         n = self.num_data if indices is None else len(indices)
@@ -189,6 +197,12 @@ def _likelihood(model: Model, vector: jax.Array, x: Any, y: Any, weights: Any) -
 @functools.partial(jax.jit, static_argnums=0)
 def _values(model: Model, vectors: jax.Array, x: Any, y: Any, weights: Any) -> jax.Array:
     return jax.lax.map(lambda v: _value(model, v, x, y, weights), vectors)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _row_values(model: Model, vectors: jax.Array, x: Any, y: Any) -> jax.Array:
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    return jax.lax.map(lambda v: model.log_likelihood(model.unflatten(v), x, y), vectors)
 
 
 def _of_row(model: Model, vector: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -29,6 +29,8 @@ class Features:
         directions: (d, d), columns in which score and curvature are told.
         pairs: places (2, k) of the numbers of the curvature that are matched, the first not above the second.
         is_exact: whether all of the curvature follows from them.
+        draws: (s, d), parameters at which log-likelihoods are matched too, up to a constant: what they have beyond
+            second order.
     """
 
     density: Density
@@ -36,35 +38,43 @@ class Features:
     directions: np.ndarray
     pairs: np.ndarray
     is_exact: bool
+    draws: np.ndarray
 
     @property
     def size(self) -> int:
         """Numbers of a row D."""
-        return self.density.num_params + self.pairs.shape[1] + 1
+        return self.density.num_params + self.pairs.shape[1] + 1 + len(self.draws)
 
     def target(self) -> np.ndarray:
         """The sum over all rows, (D,)."""
         of_all = self.posterior.likelihood
         score = of_all.gradient @ self.directions
         curvature = self.directions.T @ of_all.curvature @ self.directions
-        return self._joined(score[None], curvature[None], 1.0)[0]
+        values = self.density.values(self.draws)[None] if len(self.draws) else np.zeros((1, 0))
+        return self._joined(score[None], curvature[None], values, 1.0)[0]
 
     def columns(self, indices: np.ndarray) -> np.ndarray:
         """Those of some rows, (D, b)."""
         at = self.posterior.mode
         scores = np.concatenate(list(self.density.scores(at, indices))) @ self.directions
+        values = self.density.row_values(self.draws, indices) if len(self.draws) else np.zeros((len(indices), 0))
         found, first = np.empty((self.size, len(indices))), 0
         for curvatures in self.density.curvatures(at, indices, self.directions):
             last = first + len(curvatures)
-            found[:, first:last] = self._joined(scores[first:last], curvatures, 1 / self.density.num_data).T
+            parts = scores[first:last], curvatures, values[first:last], 1 / self.density.num_data
+            found[:, first:last] = self._joined(*parts).T
             first = last
         return found
 
-    def _joined(self, scores: np.ndarray, curvatures: np.ndarray, mass: float) -> np.ndarray:
+    def _joined(self, scores: np.ndarray, curvatures: np.ndarray, values: np.ndarray, mass: float) -> np.ndarray:
         one, two = self.pairs
         # The length of what is kept of a symmetric matrix is its own: what is off the diagonal counts twice.
         kept = curvatures[:, one, two] * np.where(one == two, OF_CURVATURE, np.sqrt(2) * OF_CURVATURE)
-        return np.concatenate([OF_SCORE * scores, kept, np.full((len(scores), 1), OF_MASS * mass)], axis=1)
+        masses = np.full((len(scores), 1), OF_MASS * mass)
+        # Half the variance of a difference of log densities is the divergence.
+        centred = (values - np.mean(values, axis=1, keepdims=True)) if values.size else values
+        centred = centred / np.sqrt(2 * max(len(self.draws), 1))
+        return np.concatenate([OF_SCORE * scores, kept, centred, masses], axis=1)
 
 
 def features_for(density: Density, posterior: FullPosterior) -> Features:
@@ -74,21 +84,22 @@ def features_for(density: Density, posterior: FullPosterior) -> Features:
     hierarchy a row has one group, and most pairs meet in none. Else the directions that the data determine best.
     """
     d, whitened = density.num_params, posterior.factor
+    none = np.zeros((0, d))
     dense = d + d * (d + 1) // 2 + 1
     if dense <= DENSE:
-        return Features(density, posterior, whitened, np.stack(np.triu_indices(d)), True)
+        return Features(density, posterior, whitened, np.stack(np.triu_indices(d)), True, none)
     scales, pairs = _pattern(density, posterior)
     if d + pairs.shape[1] + 1 <= min(MOST, 2 * dense // 3):
-        return Features(density, posterior, np.diag(scales), pairs, True)
+        return Features(density, posterior, np.diag(scales), pairs, True, none)
     if dense <= MOST:
-        return Features(density, posterior, whitened, np.stack(np.triu_indices(d)), True)
+        return Features(density, posterior, whitened, np.stack(np.triu_indices(d)), True, none)
     # Directions that the prior alone determines have no curvature of the data to match: they come last.
     shares, vectors = np.linalg.eigh(whitened.T @ posterior.likelihood.curvature @ whitened)
     directions = whitened @ vectors[:, np.argsort(-np.abs(shares))]
     leading = max(int((np.sqrt(8.0 * max(MOST - 2 * d - 1, 0) + 1) - 1) / 2), 1)
     one, two = np.triu_indices(d)
     kept = (one == two) | (two < leading)
-    return Features(density, posterior, directions, np.stack([one[kept], two[kept]]), False)
+    return Features(density, posterior, directions, np.stack([one[kept], two[kept]]), False, none)
 
 
 def _pattern(density: Density, posterior: FullPosterior) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,11 @@ class Judge:
     @functools.cached_property
     def draws(self) -> np.ndarray:
         """Draws (s, d) of the Laplace approximation, always the same."""
-        noise = np.random.default_rng(0).normal(size=(NUM_DRAWS, len(self.posterior.mode)))
+        return self.draws_of(NUM_DRAWS, 0)
+
+    def draws_of(self, count: int, seed: int) -> np.ndarray:
+        """Draws (count, d) of the Laplace approximation."""
+        noise = np.random.default_rng(seed).normal(size=(count, len(self.posterior.mode)))
         return self.posterior.mode + noise @ self.posterior.factor.T
 
     @functools.cached_property

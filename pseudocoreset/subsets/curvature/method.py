@@ -13,11 +13,11 @@ from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
 from pseudocoreset.subsets.base import Choice, Chosen, one_model, subset_of
 from pseudocoreset.subsets.curvature.density import Density
-from pseudocoreset.subsets.curvature.features import features_for
+from pseudocoreset.subsets.curvature.features import Features, features_for
 from pseudocoreset.subsets.curvature.judge import Judge
-from pseudocoreset.subsets.curvature.mode import FullPosterior, full_posterior
+from pseudocoreset.subsets.curvature.mode import full_posterior
 from pseudocoreset.subsets.curvature.predictor import NotLinearError
-from pseudocoreset.subsets.curvature.real import SOLVED, real_points
+from pseudocoreset.subsets.curvature.real import real_points
 from pseudocoreset.subsets.curvature.synthetic import synthetic_points
 from pseudocoreset.validation import check_choice, check_integer
 
@@ -25,6 +25,10 @@ __all__ = ["Curvature"]
 
 logger = logging.getLogger(__name__)
 MAX_PARAMS = 2000
+EXACT = 1e-10  # nats to second order
+ATTEMPTS = 4  # at real points, of which the nearest are kept ...
+SEVERAL = 200  # ... where at most so many numbers are matched
+MOST_DRAWS = 64  # that more points than it takes match
 FORMS = ("auto", "real", "synthetic")
 
 
@@ -50,14 +54,15 @@ class Curvature(Chosen):
     like the data. Where that is too many for one computation, the directions that the data determine best are matched,
     and the result says so.
 
-    ``size`` may be left out: there are as many points as it takes. Fewer real points are the best of that number that
-    were found; ``mismatch`` in the settings of the result says how good they are, in nats to second order.
+    ``size`` may be left out: there are as many points as it takes. More real points match the log-likelihoods at draws
+    too. Fewer are the best of that number that were found; ``mismatch`` in the settings of the result says how good
+    they are, in nats to second order.
 
     For one model of at most 2,000 parameters that is no network and whose posterior has one mode that matters.
 
     Attributes:
         form: ``"synthetic"`` or ``"real"`` points; ``"auto"`` takes synthetic ones where the likelihood has them and
-            ``size`` is enough, and the settings of the result say why not elsewhere.
+            ``size`` is enough, real ones where ``size`` has room for those and they are nearer, and the settings of the result say why not elsewhere.
     """
 
     name: ClassVar[str] = "curvature"
@@ -76,12 +81,15 @@ class Curvature(Chosen):
         judge = Judge(density, posterior)
         seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
         found, why = (None, "asked for") if self.form == "real" else self._synthetic(judge, size, seed)
+        d = density.num_params
         if found is None:
-            found = _real(density, posterior, size, seed)
-            found.settings["form"] = "real"
+            found = _real(judge, size, seed)
+        elif self.form == "auto" and size is not None and size > d + d * (d + 1) // 2 + 1:
+            # Room for real points that agree with all data beyond second order.
+            real = _real(judge, size, seed)
+            if real.settings["is_exact"] and real.settings["spread"] < found.settings["spread"]:
+                found, why = real, f"they are nearer at draws than {found.coreset.size} synthetic points"
         found.settings["why"] = why
-        found.settings["mismatch"] = judge.mismatch(found.coreset)
-        found.settings["spread"] = judge.spread(found.coreset)
         _warn(found.settings, size)
         return found
 
@@ -94,7 +102,14 @@ class Curvature(Chosen):
             if self.form == "synthetic":
                 raise ValueError(f"form='synthetic': model {name!r}: {error}; take form='real'") from error
             return None, f"no synthetic points: {error}"
-        settings = {"form": "synthetic", "is_exact": True, "num_tried": found.num_tried, "mass": "matched"}
+        settings = {
+            "form": "synthetic",
+            "is_exact": True,
+            "num_tried": found.num_tried,
+            "mass": "matched",
+            "mismatch": judge.mismatch(found.coreset),
+            "spread": judge.spread(found.coreset),
+        }
         history = {"points": np.asarray([found.coreset.size])}
         return Choice(found.coreset, history, settings), "the likelihood depends on x through one linear predictor"
 
@@ -128,19 +143,44 @@ def _size(problem: Problem) -> int | None:
     return problem.size
 
 
-def _real(density: Density, posterior: FullPosterior, size: int | None, seed: int) -> Choice:
-    features = features_for(density, posterior)
-    found = real_points(features, size, np.random.default_rng(seed))
-    coreset = subset_of(density.data, found.indices, found.weights)
-    settings = {
-        "is_exact": features.is_exact and found.residuals[-1] <= SOLVED,
-        "matched_numbers": features.size,
-        "has_all_numbers": features.is_exact,
-        "num_candidates": found.num_candidates,
-        "residual": found.residuals[-1],
-    }
-    # Weights keep their digits for those who compute in float64.
-    return Choice(replace(coreset, weights=found.weights), {"residual": np.asarray(found.residuals)}, settings)
+def _real(judge: Judge, size: int | None, seed: int) -> Choice:
+    """Real points; of several solutions the nearest at draws."""
+    features = features_for(judge.density, judge.posterior)
+    if size is not None and size > features.size:
+        # Points beyond those that second order takes match log-likelihoods at draws, other ones than the judge's.
+        draws = judge.draws_of(min(size - features.size, MOST_DRAWS), 1)
+        found = _nearest(judge, replace(features, draws=draws), size, seed)
+        if found.settings["is_exact"]:
+            return found
+    return _nearest(judge, features, size, seed)
+
+
+def _nearest(judge: Judge, features: Features, size: int | None, seed: int) -> Choice:
+    best: Choice | None = None
+    attempts = 1 if features.size > SEVERAL else ATTEMPTS // 2 if len(features.draws) else ATTEMPTS
+    for attempt in range(attempts):
+        points = real_points(features, size, np.random.default_rng([seed, attempt]))
+        coreset = subset_of(judge.density.data, points.indices, points.weights)
+        # Weights keep their digits for those who compute in float64.
+        coreset = replace(coreset, weights=points.weights)
+        mismatch, far = judge.mismatch(coreset), judge.spread(coreset)
+        settings = {
+            "form": "real",
+            "is_exact": features.is_exact and mismatch <= EXACT,
+            "matched_numbers": features.size,
+            "has_all_numbers": features.is_exact,
+            "num_candidates": points.num_candidates,
+            "residual": points.residual,
+            "mismatch": mismatch,
+            "spread": far,
+        }
+        choice = Choice(coreset, {"residual": np.asarray(points.residuals)}, settings)
+        if best is None or (settings["is_exact"], -far) > (best.settings["is_exact"], -best.settings["spread"]):
+            best = choice
+        if points.num_candidates == judge.density.num_data:
+            break  # the candidates were no choice: another attempt is the same
+    assert best is not None
+    return best
 
 
 def _warn(settings: dict[str, Any], size: int | None) -> None:
@@ -149,7 +189,7 @@ def _warn(settings: dict[str, Any], size: int | None) -> None:
         return
     if not settings["has_all_numbers"]:
         why = "the curvature has too many numbers, and was matched along the directions that the data determine best"
-    elif size is not None:
+    elif size is not None and size < settings["matched_numbers"]:
         why = f"size={size} is fewer than it takes, up to {settings['matched_numbers']}; leave size out for that many"
     else:
         why = f"the {settings['num_candidates']} candidates have no exact solution"

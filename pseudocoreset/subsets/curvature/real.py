@@ -14,7 +14,8 @@ __all__ = ["RealPoints", "real_points"]
 FIRST_CANDIDATES, GROWTH = 1000, 4
 CANDIDATES_EACH = 3  # for every number to match
 MOST_ELEMENTS = 2**25  # of the columns of all candidates: 256 MB
-SOLVED = 1e-9  # a residual of nothing but rounding
+TOLERANCE = 1e-10  # a residual to stop at
+SOLVED = 1e-7  # a residual of nothing but rounding: its square are nats
 
 
 class RealPoints(NamedTuple):
@@ -24,14 +25,17 @@ class RealPoints(NamedTuple):
         (m,), increasing.
     weights
         (m,), positive.
+    residual
+        What is left.
     residuals
         After each round, of more candidates each.
     num_candidates
-        Of the last.
+        Among which they were found.
     """
 
     indices: np.ndarray
     weights: np.ndarray
+    residual: float
     residuals: list[float]
     num_candidates: int
 
@@ -53,18 +57,20 @@ def real_points(features: Features, most: int | None, rng: np.random.Generator) 
     count = min(largest, max(FIRST_CANDIDATES, CANDIDATES_EACH * features.size))
     lengths = None if count == n else _lengths(features)
     residuals: list[float] = []
-    kept = np.zeros(0, int)
+    best, kept = None, np.zeros(0, int)
     while True:
         candidates = np.union1d(kept, _drawn(n, count, lengths, rng))
         columns = features.columns(candidates)
-        found = non_negative_least_squares(columns, target, tolerance=SOLVED / 10, most=most)
+        found = non_negative_least_squares(columns, target, tolerance=TOLERANCE, most=most)
         residuals.append(found.residual)
         is_inside = found.weights > 0
         kept = candidates[is_inside]
+        if best is None or found.residual < best.residual:
+            best = RealPoints(kept, found.weights[is_inside], found.residual, residuals, len(candidates))
         # Of a bounded number of points more candidates make little better.
         is_bounded = most is not None and len(kept) >= most
         if found.residual <= SOLVED or count >= largest or is_bounded:
-            return RealPoints(kept, found.weights[is_inside], residuals, len(candidates))
+            return best
         count = min(largest, GROWTH * count)
 
 
