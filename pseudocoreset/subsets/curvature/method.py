@@ -62,7 +62,8 @@ class Curvature(Chosen):
 
     Attributes:
         form: ``"synthetic"`` or ``"real"`` points; ``"auto"`` takes synthetic ones where the likelihood has them and
-            ``size`` is enough, real ones where ``size`` has room for those and they are nearer, and the settings of the result say why not elsewhere.
+            ``size`` is enough, real ones elsewhere and where ``size`` has room for those and they are nearer. The
+            settings of the result say why.
     """
 
     name: ClassVar[str] = "curvature"
