@@ -16,6 +16,7 @@ __all__ = ["said", "try_curvature"]
 
 MOST_PARAMS = 1000
 MOST_NATS = 0.1  # to second order, that fewer points than it takes may leave
+MOST_SPREAD = 1.0  # nats that the log densities differ by over draws about the mode
 
 
 def try_curvature(
@@ -48,6 +49,10 @@ def try_curvature(
     found = result.coreset.metadata["settings"]
     if not found["is_exact"] and found["mismatch"] > MOST_NATS:
         return f"score and curvature of {result.coreset.size} points are {found['mismatch']:.3g} nats from all data's"
+    if not found["spread"] <= MOST_SPREAD:
+        return (
+            f"the posterior is far from a Gaussian: at its mode matched, it is {found['spread']:.3g} nats off about it"
+        )
     return said(result, "the posterior has a mode, and its curvature there is matched")
 
 

@@ -167,7 +167,7 @@ def choose(method: Chosen, problem: Problem, way: Way) -> FitResult:
     coreset = replace(choice.coreset, metadata=choice.coreset.metadata | record)
     warn_of_missing_levels(coreset, problem.data)
     outcome = Outcome.STOPPED if choice.was_stopped else Outcome.COMPLETED
-    result = FitResult(coreset, choice.history, outcome, None, time.perf_counter() - began)
+    result = FitResult(coreset, choice.history, outcome, None, time.perf_counter() - began, choice.advice)
     has_mass_of_ones = choice.settings.get("mass") == "ones"
     if not method.is_compared or has_mass_of_ones or problem.are_networks:
         return result

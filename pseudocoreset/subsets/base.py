@@ -32,12 +32,15 @@ class Choice(NamedTuple):
         For the record, JSON-able.
     was_stopped
         By a callback.
+    advice
+        What is wrong with the choice and what to do about it; empty if nothing is.
     """
 
     coreset: Pseudocoreset
     history: dict[str, np.ndarray]
     settings: dict[str, Any]
     was_stopped: bool = False
+    advice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

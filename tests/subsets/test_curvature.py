@@ -287,6 +287,16 @@ def test_the_fewest_synthetic_points_are_as_many_as_the_parameters_of_the_predic
         fit(model, COUNTS, "curvature", size=2, form="synthetic", **QUIET)
 
 
+def test_a_posterior_far_from_a_gaussian_is_told_of(caplog):
+    data = Dataset.from_arrays(LINE, (LINE[:, 0] > 0).astype(int))  # separated
+    result = fit(logistic_regression(data, prior_scale=1e4), data, "curvature", **QUIET)
+    assert not result.coreset.metadata["settings"]["spread"] < 1
+    assert "the posterior is far from a Gaussian there" in caplog.text
+    assert "the points may be far from it. Give a larger size" in repr(result)
+    automatic = fit(logistic_regression(data, prior_scale=1e4), data, size=10, steps=None, **QUIET)
+    assert automatic.coreset.metadata["objective"] == "bpc_rkl"
+
+
 def test_fewer_points_than_it_takes_are_the_best_of_that_number(caplog):
     model = logistic_regression(LOGISTIC)
     few, some = (fit(model, LOGISTIC, "curvature", form="real", size=size, **QUIET).coreset for size in (5, 9))

@@ -26,6 +26,7 @@ __all__ = ["Curvature"]
 logger = logging.getLogger(__name__)
 MAX_PARAMS = 2000
 EXACT = 1e-10  # nats to second order
+FAR = 1.0  # nats that the log densities of matched points differ by over draws
 ATTEMPTS = 4  # at real points, of which the nearest are kept ...
 SEVERAL = 200  # ... where at most so many numbers are matched
 MOST_DRAWS = 64  # that more points than it takes match
@@ -91,8 +92,10 @@ class Curvature(Chosen):
             if real.settings["is_exact"] and real.settings["spread"] < found.settings["spread"]:
                 found, why = real, f"they are nearer at draws than {found.coreset.size} synthetic points"
         found.settings["why"] = why
-        _warn(found.settings, size)
-        return found
+        advice = _advice(found.settings, size)
+        if advice:
+            logger.warning(advice)
+        return found._replace(advice=advice)
 
     def _synthetic(self, judge: Judge, size: int | None, seed: int) -> tuple[Choice | None, str]:
         """Synthetic points, or why there are none."""
@@ -184,16 +187,22 @@ def _nearest(judge: Judge, features: Features, size: int | None, seed: int) -> C
     return best
 
 
-def _warn(settings: dict[str, Any], size: int | None) -> None:
-    """Say what does not match."""
+def _advice(settings: dict[str, Any], size: int | None) -> str:
+    """What is not matched, and what to do; empty where all is."""
     if settings["is_exact"]:
-        return
+        if settings["spread"] <= FAR:
+            return ""
+        return (
+            f"Score and curvature are matched, but the log densities differ by {settings['spread']:.3g} nats over "
+            "draws about the mode: the posterior is far from a Gaussian there, and the points may be far from it. "
+            "Give a larger size, which matches draws too, or narrower priors."
+        )
     if not settings["has_all_numbers"]:
         why = "the curvature has too many numbers, and was matched along the directions that the data determine best"
     elif size is not None and size < settings["matched_numbers"]:
         why = f"size={size} is fewer than it takes, up to {settings['matched_numbers']}; leave size out for that many"
     else:
         why = f"the {settings['num_candidates']} candidates have no exact solution"
-    logger.warning(
-        "score and curvature are not matched exactly: %s. %.3g nats are left to second order", why, settings["mismatch"]
+    return (
+        f"Score and curvature are not matched exactly: {why}. {settings['mismatch']:.3g} nats are left to second order."
     )
