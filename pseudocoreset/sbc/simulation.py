@@ -181,8 +181,19 @@ class Quantities:
             rows = spread_indices(x.shape[0], self.num_inputs)
             f = self.model.apply(params, x[rows])
             found |= _elements("f", f[:, 0] if f.shape[1] == 1 else f)
-        if self.more is not None:
-            found |= {name: jnp.asarray(value) for name, value in self.more(values, x, y).items()}
+        return found | self._asked_for(values, x, y)
+
+    def _asked_for(self, values: Params, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        if self.more is None:
+            return {}
+        try:
+            found = {str(name): jnp.asarray(value) for name, value in self.more(values, x, y).items()}
+        except Exception as error:
+            # Whatever a function of the user raises is said to come from it.
+            raise TypeError(f"quantities(values, x, y) must return {{name: scalar}}; it failed: {error}") from error
+        wrong = {name: value.shape for name, value in found.items() if value.shape}
+        if wrong:
+            raise ValueError(f"quantities must give scalars; got the shapes {wrong}")
         return found
 
     def names(self, params: Params, x: jax.Array, y: jax.Array) -> tuple[str, ...]:
