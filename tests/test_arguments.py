@@ -19,7 +19,7 @@ import pseudocoreset
 from pseudocoreset import Dataset, Pseudocoreset, diagnostics, objectives, train_experts
 from pseudocoreset.arguments import checked
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.models import logistic_regression
+from pseudocoreset.models import MLP, bnn, logistic_regression
 from pseudocoreset.sbc import calibrate
 
 if TYPE_CHECKING:
@@ -177,10 +177,18 @@ def test_values_that_nothing_can_be_done_with_are_refused_by_name(call, message)
 def test_a_function_of_the_user_that_fails_is_named():
     x = np.zeros((4, 2), np.float32)
     settings = dict(num_simulations=10, num_draws=5, kernel="hmc", num_warmup=5, key=KEY)
-    with pytest.raises(TypeError, match=r"quantities\(values, x, y\) must return {name: scalar}; it failed: len"):
+    with pytest.raises(TypeError, match=r"quantities\(values, x, y\), which .* failed with TypeError: len"):
         calibrate(MODEL, x, quantities=len, **settings)
     with pytest.raises(ValueError, match=r"quantities must give scalars; got the shapes {'a': \(4,\)}"):
         calibrate(MODEL, x, quantities=lambda values, x, y: {"a": y}, **settings)
+    with pytest.raises(TypeError, match=r"coreset\(key, x, y\) failed with ZeroDivisionError"):
+        calibrate(MODEL, x, coreset=lambda key, x, y: 1 // 0, **settings)
+    with pytest.raises(TypeError, match=r"prior_scale\(name, shape\) failed with TypeError"):
+        bnn(MLP(widths=(3,)), DATA, prior_scale=lambda name: 1.0)
+    with pytest.raises(ValueError, match=r"prior_scale\(name, shape\) must be positive; got -1.0"):
+        bnn(MLP(widths=(3,)), DATA, prior_scale=lambda name, shape: -1.0)
+    with pytest.raises(ValueError, match="num_outputs must be at least 1; got -1"):
+        bnn(MLP(widths=(3,)), input_shape=(2,), num_outputs=-1)
 
 
 def test_calls_made_by_chance_end_well(monkeypatch):

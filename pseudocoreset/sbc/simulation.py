@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from pseudocoreset.arguments import blaming
 from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine import Plan, Run
 from pseudocoreset.inference.engine.blocks import adapt_chains, run_block
@@ -186,11 +187,8 @@ class Quantities:
     def _asked_for(self, values: Params, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
         if self.more is None:
             return {}
-        try:
+        with blaming("quantities(values, x, y), which returns {name: scalar},"):
             found = {str(name): jnp.asarray(value) for name, value in self.more(values, x, y).items()}
-        except Exception as error:
-            # Whatever a function of the user raises is said to come from it.
-            raise TypeError(f"quantities(values, x, y) must return {{name: scalar}}; it failed: {error}") from error
         wrong = {name: value.shape for name, value in found.items() if value.shape}
         if wrong:
             raise ValueError(f"quantities must give scalars; got the shapes {wrong}")
