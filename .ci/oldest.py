@@ -5,7 +5,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-for requirement in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]:
+extras = [needed for extra, needed in project["optional-dependencies"].items() if extra != "dev"]
+for requirement in sum(extras, project["dependencies"]):
     found = re.match(r"([\w.-]+)(?:\[[^\]]*\])?>=([\w.]+)(?:[^;]*)(;.*)?$", requirement)
     if found:
         print(f"{found[1]}=={found[2]}{found[3] or ''}")
