@@ -39,7 +39,8 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
         y: draws (t, d) or (chain, draw, d), likewise.
 
     Raises:
-        ValueError: for fewer draws, or where columns determine one another: no covariance has an inverse then.
+        ValueError: for fewer draws. ``numpy.linalg.LinAlgError``, a ValueError, where columns do not move or determine
+            one another: the covariance has no inverse then.
     """
     one, other = samples(x, y)
     x, y = one.draws, other.draws
@@ -75,10 +76,12 @@ def _covariance(draws: np.ndarray, name: str) -> np.ndarray:
     deviations = np.sqrt(np.diag(covariance))
     still = np.flatnonzero(deviations <= d * np.finfo(float).eps * np.abs(draws).max(axis=0))
     if len(still):
-        raise ValueError(f"{name}: its draws do not move in columns {still.tolist()}; leave these out on both sides")
+        raise np.linalg.LinAlgError(
+            f"{name}: its draws do not move in columns {still.tolist()}; leave these out on both sides"
+        )
     smallest = np.linalg.eigvalsh(covariance / np.outer(deviations, deviations))[0]
     if smallest <= 100 * d * np.finfo(float).eps:
-        raise ValueError(
+        raise np.linalg.LinAlgError(
             f"{name}: some columns of its draws determine the others, as with probabilities that sum to one; leave one "
             "of these out on both sides"
         )
