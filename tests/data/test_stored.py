@@ -13,6 +13,7 @@ from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.inference.engine import stored as stored_blocks
 from pseudocoreset.models import MLP, bnn
 from pseudocoreset.storage import CorruptFileError
+from tests.marks import slow_but
 
 KEY = jax.random.key(0)
 
@@ -138,7 +139,7 @@ def test_experts_are_those_of_data_in_memory(pair, tmp_path, monkeypatch, images
     ],
     ids=["augmented", "cyclical", "preconditioned"],
 )
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", slow_but([1, 2], 2))
 def test_chains_are_those_of_data_in_memory(pair, monkeypatch, kernel, options, at_once):
     monkeypatch.setattr(stored_blocks, "STREAMED_BYTES", at_once * 2 * 6 * 32 * 32 * 3)
     model = bnn(MLP((4,)), pair[0])
