@@ -54,6 +54,7 @@ from pseudocoreset.inference import sample
 from pseudocoreset.meshes import has_data_axis, lay_out, replicate
 from pseudocoreset.objectives import function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
+from pseudocoreset.rows import Rows
 
 COMPILERS = concurrent.futures.ThreadPoolExecutor(max_workers=4)
 TRAINING = (
@@ -94,7 +95,7 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
 
     def one(params: Any, batches: Any) -> Any:
         def step(p: Any, batch: Any) -> tuple[Any, None]:
-            _, gradient = mean_loss_and_gradient(model, p, (*batch, jnp.ones(case.batch)), shared=shared)
+            _, gradient = mean_loss_and_gradient(model, p, Rows(*batch, jnp.ones(case.batch)), shared=shared)
             return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
 
         return jax.lax.scan(step, params, batches)[0]
@@ -130,7 +131,7 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
         num_networks=case.networks,
     )
     device = pc.device.DeviceData.from_dataset(data, case.mesh())
-    arrays = pc.objectives.base.CoresetArrays(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
+    arrays = Rows(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
     arrays = replicate(arrays, device.mesh)
     expert = jax.vmap(model.init)(jax.random.split(jax.random.key(1), case.networks))
     expert = replicate(expert if case.networks > 1 else jax.tree.map(lambda leaf: leaf[0], expert), device.mesh)

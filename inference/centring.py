@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine import Density, Plan, over_chains
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 __all__ = ["find_centres", "full_gradients"]
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
+def find_centres(plan: Plan, positions: Params, data: Rows) -> Params:
     """The point that L-BFGS comes to from the position of each chain, on the full log density, in chunks.
 
     At most 300 iterations of ``optax.lbfgs`` with its zoom line search, until the norm of the gradient, divided by
@@ -59,6 +59,6 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def full_gradients(plan: Plan, positions: Params, data: Minibatch) -> Params:
+def full_gradients(plan: Plan, positions: Params, data: Rows) -> Params:
     """The gradient of the full log density at the position of each chain."""
     return over_chains(plan, lambda position, density: density.gradient(position, density.data), positions, data)

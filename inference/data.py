@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.chunks import data_at_once, in_chunks
 from pseudocoreset.meshes import all_rows, summed_over_data
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
 __all__ = [
-    "Minibatch",
     "control_variate_estimator",
     "default_chunk_size",
     "draw_indices",
@@ -38,22 +38,6 @@ PLAIN_CHUNK_ELEMENTS = 2**23
 DEPENDENT_ROWS = 256
 # With more data than this a row of the minibatch, replacement costs no variance to speak of and saves a sort.
 REPLACEMENT_RATIO = 16
-
-
-class Minibatch(NamedTuple):
-    """Rows of a data set: inputs as they are stored, targets and weights.
-
-    inputs
-        (n, *feature_shape); raw where a preprocessing is applied on the fly.
-    targets
-        (n, ...), or class probabilities (n, num_classes).
-    weights
-        (n,) multiplicity of each datum in the log-likelihood, not negative.
-    """
-
-    inputs: jax.Array
-    targets: jax.Array
-    weights: jax.Array
 
 
 def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int | None:
@@ -84,7 +68,7 @@ def log_density_estimator(
     preprocessing: Any = None,
     chunk_size: int | None = None,
     splits_data: bool = False,
-) -> Callable[[Params, Minibatch], jax.Array]:
+) -> Callable[[Params, Rows], jax.Array]:
     """Unbiased estimate of the log density at temperature one from a minibatch.
 
     log_prior(params) + (n / B) sum_{i in batch} w_i log p(y_i | x_i, params); exact where the batch is the
@@ -101,18 +85,18 @@ def log_density_estimator(
         ``estimator(params, minibatch) -> scalar``.
     """
 
-    def log_likelihood(params: Params, rows: Minibatch) -> jax.Array:
+    def log_likelihood(params: Params, rows: Rows) -> jax.Array:
         x = rows.inputs if preprocessing is None else preprocessing.apply(rows.inputs)
         values = model.log_likelihood(params, x, rows.targets)
         # A datum of weight zero takes no part, even where its log-likelihood is minus infinity.
         return jnp.sum(jnp.where(rows.weights > 0, rows.weights * values, 0.0))
 
-    def of_rows(params: Params, rows: Minibatch) -> jax.Array:
+    def of_rows(params: Params, rows: Rows) -> jax.Array:
         if chunk_size is None or rows.weights.shape[0] <= chunk_size:
             return log_likelihood(params, rows)
         return _chunked_sum(log_likelihood, params, rows, chunk_size)
 
-    def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
+    def estimator(params: Params, minibatch: Rows) -> jax.Array:
         if splits_data:
             return model.log_prior(params) + summed_over_data(of_rows)(params, minibatch)
         return model.log_prior(params) + (num_data / minibatch.weights.shape[0]) * of_rows(params, minibatch)
@@ -120,25 +104,23 @@ def log_density_estimator(
     return estimator
 
 
-def _chunked_sum(
-    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int
-) -> jax.Array:
+def _chunked_sum(fn: Callable[[Params, Rows], jax.Array], params: Params, rows: Rows, chunk_size: int) -> jax.Array:
     """Sum of ``fn`` over chunks.
 
     Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again.
     """
 
-    def summed(of_chunk: Callable[[Params, Minibatch], Any], params: Params, rows: Minibatch) -> Any:
-        def of_rows(some: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
+    def summed(of_chunk: Callable[[Params, Rows], Any], params: Params, rows: Rows) -> Any:
+        def of_rows(some: Rows, is_new: jax.Array) -> tuple[Any, tuple[()]]:
             return of_chunk(params, some._replace(weights=jnp.where(is_new, some.weights, 0))), ()
 
         return in_chunks(of_rows, rows, chunk_size)[0]
 
     @jax.custom_vjp
-    def total(params: Params, rows: Minibatch) -> jax.Array:
+    def total(params: Params, rows: Rows) -> jax.Array:
         return summed(fn, params, rows)
 
-    def forward(params: Params, rows: Minibatch) -> tuple[jax.Array, Params]:
+    def forward(params: Params, rows: Rows) -> tuple[jax.Array, Params]:
         return summed(jax.value_and_grad(fn), params, rows)
 
     def backward(slope: Params, cotangent: jax.Array) -> tuple[Params, None]:
@@ -149,7 +131,7 @@ def _chunked_sum(
 
 
 @checked
-def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Minibatch], Params]:
+def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Rows], Params]:
     """``grad_estimator(position, minibatch)`` in BlackJAX's form: the gradient of ``log_density_estimator``.
 
     It takes the same arguments. Its mean over uniformly drawn minibatches is the gradient of the full log density,
@@ -159,8 +141,8 @@ def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Pa
 
 
 def control_variate_estimator(
-    gradient: Callable[[Params, Minibatch], Params], centre: Params, centre_gradient: Params
-) -> Callable[[Params, Minibatch], Params]:
+    gradient: Callable[[Params, Rows], Params], centre: Params, centre_gradient: Params
+) -> Callable[[Params, Rows], Params]:
     """Gradient estimates that are exact at a centre (Baker, Fearnhead, Fox and Nemeth 2019).
 
     grad(params, batch) - grad(centre, batch) + grad(centre, all data): unbiased wherever ``grad`` is, and with a
@@ -173,7 +155,7 @@ def control_variate_estimator(
         centre_gradient: the full gradient there.
     """
 
-    def estimator(params: Params, minibatch: Minibatch) -> Params:
+    def estimator(params: Params, minibatch: Rows) -> Params:
         here, there = gradient(params, minibatch), gradient(centre, minibatch)
         return jax.tree.map(lambda a, b, full: (a - b) + full, here, there, centre_gradient)
 
@@ -187,7 +169,7 @@ def log_density_terms(
     chunk_size: int | None = None,
     splits_data: bool = False,
     num_data: int | None = None,
-) -> Callable[[Params, Minibatch], dict[str, Any]]:
+) -> Callable[[Params, Rows], dict[str, Any]]:
     """The log density in terms, so that differences between two points can be taken one by one.
 
     Args:
@@ -203,12 +185,12 @@ def log_density_terms(
         full precision, which accelerators do not by default.
     """
 
-    def of_rows(params: Params, rows: Minibatch) -> jax.Array:
+    def of_rows(params: Params, rows: Rows) -> jax.Array:
         x = rows.inputs if preprocessing is None else preprocessing.apply(rows.inputs)
         values = model.log_likelihood(params, x, rows.targets)
         return jnp.where(rows.weights > 0, rows.weights * values, 0.0)
 
-    def terms(params: Params, rows: Minibatch) -> dict[str, Any]:
+    def terms(params: Params, rows: Rows) -> dict[str, Any]:
         with jax.default_matmul_precision("highest"):
             likelihood = _of_each(lambda chunk: of_rows(params, chunk), rows, chunk_size)
             if splits_data:
@@ -221,7 +203,7 @@ def log_density_terms(
 
 
 @checked
-def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatch:
+def draw_minibatch(key: jax.Array, data: Rows, batch_size: int) -> Rows:
     """Rows drawn uniformly, without replacement unless the data are more than 16 times the batch.
 
     Args:
@@ -230,7 +212,7 @@ def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatc
         batch_size: rows to draw, at most the number of data.
     """
     indices = draw_indices(key, data.weights.shape[0], batch_size)
-    return Minibatch(*(leaf[indices] for leaf in data))
+    return data.take(indices)
 
 
 def draw_indices(key: jax.Array, num_data: int, batch_size: int) -> jax.Array:

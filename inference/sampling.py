@@ -21,7 +21,6 @@ from pseudocoreset.batching import full_precision
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.guards import warn_of_augmentation
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning
 from pseudocoreset.inference.engine.plan import Plan, Run
@@ -41,6 +40,7 @@ from pseudocoreset.inference.validation import (
 )
 from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["sample"]
@@ -166,8 +166,8 @@ def sample(
     run = set_up(
         model,
         kernel,
-        num_data=len(source.inputs),
-        feature_shape=source.inputs.shape[1:],
+        num_data=len(source.rows.inputs),
+        feature_shape=source.rows.inputs.shape[1:],
         mesh=mesh,
         num_chains=num_chains,
         num_warmup=num_warmup,
@@ -183,7 +183,7 @@ def sample(
         keep_weights=resolve_keep(keep, model, held_out.split is not None),
         augment=augment,
         data_name=source.name,
-        is_on_disk=isinstance(source.inputs, StoredImages),
+        is_on_disk=isinstance(source.rows.inputs, StoredImages),
     )
     if deterministic and not run.plan.keep_weights:
         raise ValueError("deterministic=True needs the draws of all sites; take keep='weights'")
@@ -244,22 +244,22 @@ def _held_out(model: Model, source: Source, split: Any, is_coreset: bool) -> _He
     return _HeldOut(split, (inputs[:], targets), preprocessing)
 
 
-def _placed(source: Source, targets: np.ndarray, plan: Plan) -> Minibatch | StoredRows:
+def _placed(source: Source, targets: np.ndarray, plan: Plan) -> Rows | StoredRows:
     """Training data where the chains take them from."""
-    weights = np.asarray(source.weights, jnp.result_type(float))
-    if isinstance(source.inputs, StoredImages):
-        return StoredRows(source.inputs, targets, weights)
-    stored = source.inputs, targets, weights
-    return Minibatch(*(split_rows(stored, plan.mesh) if plan.splits_data else replicate(stored, plan.mesh)))
+    weights = np.asarray(source.rows.weights, jnp.result_type(float))
+    if isinstance(source.rows.inputs, StoredImages):
+        return StoredRows(source.rows.inputs, targets, weights)
+    rows = Rows(source.rows.inputs, targets, weights)
+    return split_rows(rows, plan.mesh) if plan.splits_data else replicate(rows, plan.mesh)
 
 
 def _total_weight(source: Source) -> float:
-    return float(np.sum(source.weights, dtype=np.float64))
+    return float(np.sum(source.rows.weights, dtype=np.float64))
 
 
-def _started(run: Run, key: jax.Array, source: Source, rows: Minibatch | StoredRows) -> Start:
+def _started(run: Run, key: jax.Array, source: Source, rows: Rows | StoredRows) -> Start:
     start = start_of(run, key, _total_weight(source))
-    if not (run.is_centred and isinstance(rows, Minibatch)):
+    if not (run.is_centred and isinstance(rows, Rows)):
         return start
     positions, tuning = run.kernel.centred(run, start.positions, start.tuning, rows)
     return start._replace(positions=positions, tuning=tuning)
@@ -285,7 +285,7 @@ def _identity(run: Run, start: Start, source: Source, targets: np.ndarray, held_
     """What a run in a directory is identified by, but for the key and the starting points."""
     return {
         **_settings(run),
-        "data": digest_of(_identified_inputs(source.inputs), targets, source.weights),
+        "data": digest_of(_identified_inputs(source.rows.inputs), targets, source.rows.weights),
         "predict_on": None if held_out.split is None else digest_of(*split_arrays(held_out.split).values()),
         "options": {name: _identified(value) for name, value in run.kernel.options().items()},
         "step_size": start.step_size,

@@ -37,6 +37,7 @@ from pseudocoreset.models import Model, Params
 from pseudocoreset.newton import SHRINKAGE
 from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
+from pseudocoreset.rows import Rows
 from pseudocoreset.schema import (
     COUNT,
     POSITIVE_COUNT,
@@ -250,7 +251,7 @@ class _Training:
             x, y = data.batch(indices)
             if self.augment is not None:
                 x = self.augment(k, x)
-            batch = (x, y, jnp.ones(self.batch_size))
+            batch = Rows(x, y, jnp.ones(self.batch_size))
             loss, gradient = mean_loss_and_gradient(self.model, state.params, batch, shared=shared)
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             return _State(optax.apply_updates(state.params, updates), optimizer), loss

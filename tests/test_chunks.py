@@ -11,7 +11,7 @@ import pytest
 from pseudocoreset import chunks
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
-from pseudocoreset.objectives import CoresetArrays, function_kl
+from pseudocoreset.objectives import Rows, function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
 
 RNG = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(three_at_once, norm):
     def whole(p):
         return -jnp.sum(WEIGHTS * model.log_likelihood(p, IMAGES, LABELS)) / WEIGHTS.sum()
 
-    loss, gradient = jax.jit(lambda p: mean_loss_and_gradient(model, p, (IMAGES, LABELS, WEIGHTS)))(params)
+    loss, gradient = jax.jit(lambda p: mean_loss_and_gradient(model, p, Rows(IMAGES, LABELS, WEIGHTS)))(params)
     expected, slope = jax.jit(jax.value_and_grad(whole))(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for name in params:
@@ -60,7 +60,7 @@ def test_results_come_back_in_order_and_without_what_fills_up(three_at_once):
 def test_function_kl_is_the_same_in_chunks_and_in_one_piece(three_at_once, proxy):
     model = bnn(MLP((4,)), input_shape=(5,), num_outputs=3)
     x = jnp.asarray(RNG.normal(size=(17, 5)), jnp.float32)
-    points = CoresetArrays(x[:11], jnp.asarray(LABELS[:11]), jnp.asarray(WEIGHTS[:11]))
+    points = Rows(x[:11], jnp.asarray(LABELS[:11]), jnp.asarray(WEIGHTS[:11]))
     snapshot = model.init(jax.random.key(0))
     results = []
     for one in (model, replace(model, is_separable=False)):

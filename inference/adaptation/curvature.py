@@ -25,11 +25,12 @@ from jax.flatten_util import ravel_pytree
 from pseudocoreset.chunks import in_chunks
 from pseudocoreset.inference.adaptation.mass import Factor
 from pseudocoreset.inference.adaptation.scales import friction_or_default
-from pseudocoreset.inference.data import Minibatch, draws_with_replacement
+from pseudocoreset.inference.data import draws_with_replacement
 from pseudocoreset.inference.engine.kernel import Density, Tuning
 from pseudocoreset.inference.engine.plan import Plan, over_chains
 from pseudocoreset.models import Params
 from pseudocoreset.newton import Expansion, Mode, find_mode, inverse_factor
+from pseudocoreset.rows import Rows
 
 __all__ = ["HEAT", "MAX_PARAMS", "StepRule", "tune_by_curvature"]
 
@@ -98,7 +99,7 @@ def _noise(
     terms = density.terms
     assert terms is not None
 
-    def slopes(point: jax.Array, rows: Minibatch) -> jax.Array:
+    def slopes(point: jax.Array, rows: Rows) -> jax.Array:
         """Gradients of the rows in units of L (d, rows), by directions: of the rows together each costs one pass."""
 
         def likelihoods(vector: jax.Array) -> jax.Array:
@@ -106,7 +107,7 @@ def _noise(
 
         return jax.vmap(lambda direction: jax.jvp(likelihoods, (point,), (direction,))[1])(factor.T)
 
-    def of_rows(rows: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
+    def of_rows(rows: Rows, is_new: jax.Array) -> tuple[Any, tuple[()]]:
         rows = rows._replace(weights=jnp.where(is_new, rows.weights, 0))
         there = 0.0 if centre is None else slopes(ravel_pytree(centre)[0], rows)
 

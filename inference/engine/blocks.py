@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.inference.data import Minibatch, function_summary
+from pseudocoreset.inference.data import function_summary
 from pseudocoreset.inference.engine.kernel import Density, Kernel, Stats, Tuning
 from pseudocoreset.inference.engine.plan import Plan, over_chains
 from pseudocoreset.inference.schedules import scheduled, steps_of_draw
 from pseudocoreset.meshes import to_host
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 __all__ = [
     "SMALL_SITE_ELEMENTS",
@@ -54,7 +55,7 @@ def initial_positions(plan: Plan, keys: jax.Array) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch) -> tuple[Any, jax.Array]:
+def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Rows) -> tuple[Any, jax.Array]:
     def chain(item: Any, density: Density) -> tuple[Any, jax.Array]:
         key, position, tuned = item
         state_key, batch_key = jax.random.split(key)
@@ -65,7 +66,7 @@ def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data:
 
 
 def start_chains(
-    plan: Plan, key: jax.Array, positions: Params, are_given: bool, tuning: Tuning, data: Minibatch
+    plan: Plan, key: jax.Array, positions: Params, are_given: bool, tuning: Tuning, data: Rows
 ) -> tuple[Any, Params]:
     """Kernel states and positions of finite log density; where it is not, ``model.init`` is asked again.
 
@@ -104,7 +105,7 @@ def _where(keep: np.ndarray, old: Params, new: Params) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("plan", "num_steps"))
 def adapt_chains(
-    plan: Plan, num_steps: int, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch
+    plan: Plan, num_steps: int, keys: jax.Array, positions: Params, tuning: Tuning, data: Rows
 ) -> tuple[Any, Tuning]:
     """Kernel states after ``num_steps`` of adaptation, and the tuning found, a chain each."""
 
@@ -126,7 +127,7 @@ def run_block(
     keys: jax.Array,
     first: int,
     last: int,
-    data: Minibatch,
+    data: Rows,
     held_out: HeldOut,
 ) -> tuple[Any, Any, jax.Array]:
     """Draws ``first`` to ``last`` of every chain, ``thinning`` steps each.

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.batching import map_stack
 from pseudocoreset.inference.data import (
-    Minibatch,
     draw_indices,
     draw_minibatch,
     gradient_estimator,
@@ -23,6 +22,7 @@ from pseudocoreset.inference.data import (
 from pseudocoreset.inference.engine.kernel import Density, Kernel
 from pseudocoreset.meshes import has_data_axis, spread
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
 __all__ = ["ON_DISK", "Plan", "Run", "over_chains"]
 
@@ -70,7 +70,7 @@ class Plan:
         """Whether gradients and log densities are those of all data as they are."""
         return self.batch_size is None and self.augment is None
 
-    def density(self, data: Minibatch, drawn: Minibatch | None = None) -> Density:
+    def density(self, data: Rows, drawn: Rows | None = None) -> Density:
         """The target given its data; every minibatch is ``drawn``, if that was done beforehand (``batch_indices``)."""
         augment, size = self.augment, self.batch_size
         form: dict[str, Any] = {
@@ -80,7 +80,7 @@ class Plan:
             "splits_data": self.splits_data,
         }
 
-        def minibatch(key: jax.Array) -> Minibatch:
+        def minibatch(key: jax.Array) -> Rows:
             batch_key, view_key = self._batch_and_view(key)
             rows = drawn
             if rows is None:
@@ -150,7 +150,7 @@ class Run:
         return self.kernel.is_centred(self)
 
 
-def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, data: Minibatch | None, *shared: Any) -> Any:
+def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, data: Rows | None, *shared: Any) -> Any:
     """``fn(item, density, *shared)`` of every chain, the density that of ``data``.
 
     Networks go by the way that suits the backend, other models at once; each device of a mesh takes its part so.
@@ -163,7 +163,7 @@ def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, data: Minibatch 
         *shared: arguments passed whole to every call.
     """
 
-    def of_part(part: Any, rows: Minibatch, *whole: Any) -> Any:
+    def of_part(part: Any, rows: Rows, *whole: Any) -> Any:
         density = plan.density(rows)
 
         def chain(item: Any) -> Any:

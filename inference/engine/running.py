@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.blocks import HeldOut, adapt_chains, run_block, start_chains, summarise
 from pseudocoreset.inference.engine.guards import check_finite
 from pseudocoreset.inference.engine.kernel import Tuning
@@ -21,6 +20,7 @@ from pseudocoreset.inference.posterior import flatten_groups
 from pseudocoreset.inference.posterior.draw_files import DrawFiles
 from pseudocoreset.meshes import lay_out, to_host
 from pseudocoreset.progress import progress_bar
+from pseudocoreset.rows import Rows
 
 __all__ = ["Given", "bytes_per_draw", "run_chains"]
 
@@ -37,7 +37,7 @@ class Given(NamedTuple):
         To evaluate draws on, on the device; None for nothing.
     """
 
-    rows: Minibatch | StoredRows
+    rows: Rows | StoredRows
     held_out: HeldOut
 
 
@@ -128,9 +128,9 @@ def run_chains(
     return arrays, to_host(state[1]), {**record.seconds, "earlier": earlier}
 
 
-def _some_rows(plan: Plan, rows: Minibatch | StoredRows) -> Minibatch:
+def _some_rows(plan: Plan, rows: Rows | StoredRows) -> Rows:
     """Rows to start with: all, or as many as a minibatch has."""
-    if isinstance(rows, Minibatch):
+    if isinstance(rows, Rows):
         return rows
     assert plan.batch_size is not None
     return rows.head(plan.batch_size)
@@ -215,7 +215,7 @@ def _blocks(
                 states, draws, finite = run_block(run.plan, block, *moving, given.rows, given.held_out)
             yield _Block(start, stop, states, draws, finite)
 
-    return _one_behind(computed()) if isinstance(given.rows, Minibatch) else computed()
+    return _one_behind(computed()) if isinstance(given.rows, Rows) else computed()
 
 
 def bytes_per_draw(run: Run, held_out: Any) -> int:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.blocks import (
     HeldOut,
     advance,
@@ -31,6 +30,7 @@ from pseudocoreset.inference.engine.blocks import (
 from pseudocoreset.inference.engine.kernel import Density, Stats, Tuning
 from pseudocoreset.inference.engine.plan import ON_DISK, Plan, over_chains
 from pseudocoreset.meshes import to_host
+from pseudocoreset.rows import Rows
 
 __all__ = ["StoredRows", "run_stored_block"]
 
@@ -49,14 +49,14 @@ class StoredRows:
     targets: np.ndarray
     weights: np.ndarray
 
-    def head(self, size: int) -> Minibatch:
+    def head(self, size: int) -> Rows:
         """The first rows, in memory."""
-        return Minibatch(*map(jnp.asarray, (self.inputs[:size], self.targets[:size], self.weights[:size])))
+        return Rows(*map(jnp.asarray, (self.inputs[:size], self.targets[:size], self.weights[:size])))
 
-    def batches(self, parts: list[np.ndarray]) -> Iterator[Minibatch]:
+    def batches(self, parts: list[np.ndarray]) -> Iterator[Rows]:
         """Rows of each part, indices of any shape, with the shape of the part before that of a row."""
         for part, inputs in zip(parts, self.inputs.stream([part.ravel() for part in parts]), strict=True):
-            yield Minibatch(
+            yield Rows(
                 jnp.asarray(inputs.reshape(*part.shape, *inputs.shape[1:])),
                 jnp.asarray(self.targets[part]),
                 jnp.asarray(self.weights[part]),
@@ -173,7 +173,7 @@ def _advance(
     stats: Stats | None,
     tuning: Tuning,
     keys: jax.Array,
-    rows: Minibatch,
+    rows: Rows,
     steps: _Steps,
     is_recording: bool,
 ) -> tuple[Any, Stats]:
@@ -195,7 +195,7 @@ def _advance(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _summary(
-    plan: Plan, states: Any, stats: Stats, keys: jax.Array, rows: Minibatch, draw: int, held_out: HeldOut
+    plan: Plan, states: Any, stats: Stats, keys: jax.Array, rows: Rows, draw: int, held_out: HeldOut
 ) -> dict[str, Any]:
     def chain(item: Any, _: Density, draw: jax.Array, held_out: HeldOut) -> dict[str, Any]:
         state, stats, key, drawn = item

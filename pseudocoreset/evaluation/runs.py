@@ -27,13 +27,13 @@ from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import stored_inputs
 from pseudocoreset.meshes import replicate, to_host
 from pseudocoreset.models import Params
-from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.progress import progress_bar
+from pseudocoreset.rows import Rows
 
 __all__ = ["Outcome", "Published", "run_rounds"]
 
 NUM_BLOCKS = 20
-Rows = tuple[jax.Array, jax.Array]
+HeldOut = tuple[jax.Array, jax.Array]  # inputs as stored, targets
 
 
 class Outcome(NamedTuple):
@@ -85,7 +85,7 @@ class _Plan:
     preprocessing: Any
     chunk_size: int
 
-    def predict(self, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    def predict(self, params: Params, rows: HeldOut) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities (n, C), and those of the labels (n,)."""
         model = self.task.model
         f, log_likelihood = function_summary(
@@ -131,8 +131,8 @@ def _run_block(
     carry: _Carry,
     keys: jax.Array,
     rounds: tuple[jax.Array, jax.Array],
-    coreset: CoresetArrays,
-    rows: Rows,
+    coreset: Rows,
+    rows: HeldOut,
     mesh: Mesh | None,
 ) -> tuple[_Carry, jax.Array]:
     """Rounds from the first to before the last of every repeat, and whether its parameters are finite."""
@@ -140,7 +140,7 @@ def _run_block(
 
 
 def _rounds_of_one(
-    plan: _Plan, item: tuple[_Carry, jax.Array], rounds: Any, coreset: CoresetArrays, rows: Rows
+    plan: _Plan, item: tuple[_Carry, jax.Array], rounds: Any, coreset: Rows, rows: HeldOut
 ) -> tuple[_Carry, jax.Array]:
     carry, key = item
     recorded_from = plan.protocol.rounds[1]
@@ -188,7 +188,7 @@ def run_rounds(
     """
     inputs, preprocessing = stored_inputs(split)
     plan = _Plan(protocol, task, preprocessing, held_out_chunk_size(task.model, inputs.shape[1:]))
-    arrays = CoresetArrays(*replicate((coreset.packed, coreset.targets, coreset.weights), mesh))
+    arrays = Rows(*replicate((coreset.packed, coreset.targets, coreset.weights), mesh))
     rows = replicate((inputs, split.y), mesh)
     keys = replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)), mesh)
     num_rounds, recorded_from = protocol.rounds

@@ -21,7 +21,8 @@ from pseudocoreset.fitting.leaves import (
     pull_back,
 )
 from pseudocoreset.meshes import replicate
-from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.objectives import Objective
+from pseudocoreset.rows import Rows
 
 __all__ = ["Limits", "Loop", "compile_block"]
 
@@ -32,12 +33,12 @@ Limits = tuple[KeptMass | None, Box | None]
 class Loop(NamedTuple):
     """Everything that is carried from step to step."""
 
-    arrays: CoresetArrays
+    arrays: Rows
     free: Free
     optimizer: Any
     objectives: tuple[Any, ...]
     skipped: jax.Array  # steps in a row with a gradient that was not finite
-    good: CoresetArrays  # the last arrays whose gradient and loss were finite
+    good: Rows  # the last arrays whose gradient and loss were finite
     lost: Free  # where the last gradient was not finite
 
 

@@ -37,8 +37,9 @@ from pseudocoreset.fitting.snapshots import match_experts, snapshot_choices, sna
 from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.methods.base import Callback
-from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.objectives import Objective
 from pseudocoreset.progress import progress_bar
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["Plan", "optimise", "prepare", "run"]
@@ -78,7 +79,7 @@ class Plan:
     optimizer: optax.GradientTransformation
     data: Dataset
     coreset: Pseudocoreset
-    arrays: CoresetArrays
+    arrays: Rows
     limits: Limits
     is_soft: bool
     steps: int
@@ -128,7 +129,7 @@ class Plan:
         }
         return run | ({"fixed": list(self.fixed)} if self.fixed else {})
 
-    def coreset_of(self, arrays: CoresetArrays) -> Pseudocoreset:
+    def coreset_of(self, arrays: Rows) -> Pseudocoreset:
         """A coreset with the arrays of the loop."""
         inputs, targets, weights = map(np.asarray, arrays)
         metadata = {**self.coreset.metadata, "objective": "+".join(o.name for o in self.objectives)}
@@ -255,7 +256,7 @@ def prepare(
     if coreset.targets.ndim == 2:
         # Said once: real targets in training may come to look like probabilities.
         coreset = replace(coreset, holds_probabilities=coreset.is_soft)
-    arrays = CoresetArrays(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
+    arrays = Rows(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
     if "targets" in names:
         arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None

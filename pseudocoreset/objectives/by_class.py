@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import spread
-from pseudocoreset.objectives.base import CoresetArrays, differentiate
+from pseudocoreset.objectives.base import differentiate
+from pseudocoreset.rows import Rows
 
 __all__ = ["ClassSlots", "class_batches", "class_slots", "siamese", "sum_over_classes", "weighted_mean"]
 
@@ -25,7 +26,7 @@ class ClassSlots(NamedTuple):
     mask: jax.Array  # (num_classes, k), one for points and zero for padding
 
 
-def class_slots(coreset: CoresetArrays, num_classes: int | None) -> ClassSlots:
+def class_slots(coreset: Rows, num_classes: int | None) -> ClassSlots:
     """The classes of a coreset, before the loop: a point keeps its class even if its target is learned.
 
     Args:
@@ -87,7 +88,7 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 def sum_over_classes(
     loss_fn: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
-    coreset: CoresetArrays,
+    coreset: Rows,
     free: tuple[str, ...],
     slots: ClassSlots,
     items: Any,
@@ -110,13 +111,13 @@ def sum_over_classes(
     Returns:
         Gradient in the free leaves, and ``info`` with the loss in it.
     """
-    points = jax.tree.map(lambda leaf: leaf[slots.indices], coreset)
+    points = coreset.take(slots.indices)
 
     def of_part(part: Any, *whole: Any) -> Any:
         def one_class(_: None, item: Any) -> tuple[None, Any]:
             one, mask, own = item
 
-            def masked(arrays: CoresetArrays) -> tuple[jax.Array, dict[str, jax.Array]]:
+            def masked(arrays: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
                 return loss_fn(arrays._replace(weights=arrays.weights * mask), own, *whole)
 
             (loss, info), leaves = differentiate(masked, one, free)

@@ -18,7 +18,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free
+from pseudocoreset.objectives.base import Gradient, Objective, check_free
 from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
@@ -27,6 +27,7 @@ from pseudocoreset.objectives.by_class import (
     sum_over_classes,
     weighted_mean,
 )
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer
 
 __all__ = ["distribution_matching", "require_features"]
@@ -74,18 +75,18 @@ def distribution_matching(
         raise ValueError(f"free={free}: distribution_matching has no gradient in targets, which only choose the class")
     require_features("distribution_matching", model)
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> ClassSlots:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> ClassSlots:
         return class_slots(coreset, model.num_classes)
 
     def gradient(
-        key: jax.Array, state: ClassSlots, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: ClassSlots, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         network_key, batch_key, view_key = jax.random.split(key, 3)
         params = model.init(network_key)
         indices, mask = class_batches(batch_key, data, model.num_classes, batch_size)
 
         def loss_fn(
-            points: CoresetArrays, item: Any, data: DeviceData, params: Params
+            points: Rows, item: Any, data: DeviceData, params: Params
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
 

@@ -27,14 +27,14 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import has_data_axis
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import (
-    CoresetArrays,
     Gradient,
     Objective,
     SnapshotWindow,
     check_free,
     differentiate,
 )
-from pseudocoreset.proxies import Batch, BatchFn, Covariance, Side, mean_loss_and_gradient, resolve_covariance
+from pseudocoreset.proxies import BatchFn, Covariance, Side, mean_loss_and_gradient, resolve_covariance
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["function_kl", "function_kl_surrogate"]
@@ -110,39 +110,39 @@ class View(NamedTuple):
         """Images (b, ...) after augmentation."""
         return images if self.augment is None else self.augment(key, images)
 
-    def shows_all(self, coreset: CoresetArrays) -> bool:
+    def shows_all(self, coreset: Rows) -> bool:
         """Whether every batch has all points."""
         return self.batch_size is None or self.batch_size >= coreset.inputs.shape[0]
 
-    def is_fixed(self, coreset: CoresetArrays) -> bool:
+    def is_fixed(self, coreset: Rows) -> bool:
         """Whether every batch is the same."""
         return self.augment is None and self.shows_all(coreset)
 
-    def choose(self, key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
+    def choose(self, key: jax.Array, coreset: Rows) -> Rows:
         """The points of a batch, as they are."""
         if self.shows_all(coreset):
             return coreset
         assert self.batch_size is not None
         chosen = jax.random.choice(key, coreset.inputs.shape[0], (self.batch_size,), replace=False)
-        return jax.tree.map(lambda a: a[chosen], coreset)
+        return coreset.take(chosen)
 
-    def batches(self, coreset: CoresetArrays) -> BatchFn:
+    def batches(self, coreset: Rows) -> BatchFn:
         """Batches of a coreset."""
 
-        def batch(key: jax.Array) -> Batch:
+        def batch(key: jax.Array) -> Rows:
             choice_key, view_key = jax.random.split(key)
             points = self.choose(choice_key, coreset)
-            return self.seen(view_key, points.inputs), points.targets, points.weights
+            return points._replace(inputs=self.seen(view_key, points.inputs))
 
         return batch
 
     def batches_of_data(self, data: DeviceData, size: int) -> BatchFn:
         """Batches of so many data."""
 
-        def batch(key: jax.Array) -> Batch:
+        def batch(key: jax.Array) -> Rows:
             batch_key, view_key = jax.random.split(key)
             x, y = data.sample(batch_key, size)
-            return self.seen(view_key, x), y, jnp.ones(x.shape[0], x.dtype)
+            return Rows(self.seen(view_key, x), y, jnp.ones(x.shape[0], x.dtype))
 
         return batch
 
@@ -203,11 +203,11 @@ class _FunctionKL:
     inner_max_steps: int
     free: tuple[str, ...]
 
-    def init(self, key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
+    def init(self, key: jax.Array, coreset: Rows, data: DeviceData) -> tuple[()]:
         return ()
 
     def gradient(
-        self, key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        self, key: jax.Array, state: tuple[()], coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         (snapshot,) = snapshots
         shared = has_data_axis(data.mesh) and self.model.is_separable
@@ -215,7 +215,7 @@ class _FunctionKL:
             leaves, info = self._of_network(key, snapshot, coreset, data)
             return leaves, state, info
 
-        def of_pair(item: tuple[jax.Array, Params], coreset: CoresetArrays, data: DeviceData) -> Any:
+        def of_pair(item: tuple[jax.Array, Params], coreset: Rows, data: DeviceData) -> Any:
             return self._of_network(*item, coreset, data, shared)
 
         # The devices share the pairs; of what is inside of one they share batches, where they do, and nothing else.
@@ -230,7 +230,7 @@ class _FunctionKL:
         return leaves, state, {name: jnp.mean(value) for name, value in info.items()} | {"inner_capped": capped}
 
     def _of_network(
-        self, key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData, shared: bool = False
+        self, key: jax.Array, snapshot: Params, coreset: Rows, data: DeviceData, shared: bool = False
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The gradient of one pair of networks, and what to report of it; every batch ``shared``, or not."""
         map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
@@ -239,7 +239,7 @@ class _FunctionKL:
             map_key, self.model, batch, self.inner_loss, self.inner_learning_rate, self.inner_max_steps, shared
         )
 
-        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], CoresetArrays]:
+        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Rows]:
             """The points of this step as they are seen: their free leaves, and all leaves."""
             points = self.view.choose(choice_key, coreset._replace(**leaves))
             seen = points._replace(inputs=self.view.seen(view_key, points.inputs))
@@ -275,7 +275,7 @@ class _FunctionKL:
         return leaves, info
 
     def _of_side(
-        self, params: Params, deviations: jax.Array, seen: CoresetArrays, shared: bool
+        self, params: Params, deviations: jax.Array, seen: Rows, shared: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Expected loss of the points under one of the two posteriors, and its gradient in their leaves."""
         mass = jnp.sum(seen.weights)
@@ -283,7 +283,7 @@ class _FunctionKL:
         def of_points(some: Any, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             points, their = some
 
-            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+            def loss_fn(arrays: Rows) -> tuple[jax.Array, None]:
                 # f = g(u) + Psi^(1/2) eps
                 values = self.model.apply(params, arrays.inputs)[None] + jnp.moveaxis(their, 1, 0)
                 # Each side has its own parameters of the likelihood, a noise scale say.

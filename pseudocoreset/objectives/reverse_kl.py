@@ -27,11 +27,12 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.device import DeviceData
 from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free, differentiate
+from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.objectives.gaussian import kl_divergence
 from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form, mean_over
 from pseudocoreset.proxies import Covariance
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer
 
 __all__ = ["reverse_kl"]
@@ -105,7 +106,7 @@ def reverse_kl(
         return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
     def gradient(
-        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         draw_key, batch_key = jax.random.split(key)
         fixed = jax.lax.stop_gradient(coreset)
@@ -123,10 +124,10 @@ def reverse_kl(
         if target == "tempered":
             centred = centred / jnp.mean(fixed.weights)
 
-        def leaves_of(item: Any, points: CoresetArrays, to_params: Partial) -> dict[str, jax.Array]:
+        def leaves_of(item: Any, points: Rows, to_params: Partial) -> dict[str, jax.Array]:
             params, factor = to_params(item[0]), item[1]
 
-            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+            def loss_fn(arrays: Rows) -> tuple[jax.Array, None]:
                 each = model.log_likelihood(params, arrays.inputs, arrays.targets)
                 return -factor * jnp.sum(arrays.weights * each), None
 

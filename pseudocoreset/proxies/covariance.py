@@ -246,12 +246,12 @@ class Laplace:
 
     def around(self, key: jax.Array, model: Model, side: Side) -> Gaussian:
         """N(theta, H^-1), H from one batch, scaled to the mass."""
-        x, y, weights = side.batch(key)
-        scale = side.mass / jnp.sum(weights)
+        batch = side.batch(key)
+        scale = side.mass / jnp.sum(batch.weights)
         if not self.is_dense(model):
-            return diagonal_laplace(model, side.params, (x, y, weights), scale)
+            return diagonal_laplace(model, side.params, batch, scale)
         mean = model.flatten(side.params)
-        hessian = jax.hessian(coreset_potential(model, (x, y, scale * weights)))(mean)
+        hessian = jax.hessian(coreset_potential(model, batch._replace(weights=scale * batch.weights)))(mean)
         # Away from the mode the Hessian need not be positive: its eigenvalues by their size.
         values, vectors = jnp.linalg.eigh(hessian)
         floor = jnp.finfo(mean.dtype).eps * jnp.max(jnp.abs(values))

@@ -10,26 +10,26 @@ import jax.numpy as jnp
 
 from pseudocoreset.chunks import over_data, sum_over_data
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
-__all__ = ["Batch", "BatchFn", "descend", "mean_loss", "mean_loss_and_gradient"]
+__all__ = ["BatchFn", "descend", "mean_loss", "mean_loss_and_gradient"]
 
-Batch = tuple[jax.Array, jax.Array, jax.Array]  # inputs, targets, weights
-BatchFn = Callable[[jax.Array], Batch]
+BatchFn = Callable[[jax.Array], Rows]
 
 
-def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+def mean_loss(model: Model, params: Params, batch: Rows) -> jax.Array:
     """Weighted mean negative log-likelihood of a batch."""
     x, y, weights = batch
     return -jnp.sum(weights * model.log_likelihood(params, x, y)) / jnp.sum(weights)
 
 
-def mean_loss_and_gradient(model: Model, params: Params, batch: Batch, **how: bool) -> tuple[jax.Array, Params]:
+def mean_loss_and_gradient(model: Model, params: Params, batch: Rows, **how: bool) -> tuple[jax.Array, Params]:
     """``mean_loss`` and its gradient in the parameters, a few data at a time.
 
     Args:
         model: the model.
         params: where.
-        batch: inputs, targets and weights.
+        batch: the data.
         **how: ``shared`` (``over_data``).
     """
     x, y, weights = batch
@@ -41,7 +41,7 @@ def mean_loss_and_gradient(model: Model, params: Params, batch: Batch, **how: bo
     return sum_over_data(model, part, (x, y), weights, **how)
 
 
-def gradient_and_values(model: Model, params: Params, batch: Batch, **how: bool) -> tuple[Params, jax.Array]:
+def gradient_and_values(model: Model, params: Params, batch: Rows, **how: bool) -> tuple[Params, jax.Array]:
     """The gradient of ``mean_loss``, and the function values (n, d) that it passes through, in the same way."""
     x, y, weights = batch
     mass = jnp.sum(weights)

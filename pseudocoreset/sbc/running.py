@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 from pseudocoreset.arguments import check_call, checked
 from pseudocoreset.batching import full_precision
 from pseudocoreset.formatting import json_values
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine import Kernel, Run
 from pseudocoreset.inference.engine.guards import warn_of_no_mode
 from pseudocoreset.inference.engine.prepare import set_up, start_of
@@ -30,6 +29,7 @@ from pseudocoreset.inference.kernels import resolve_kernel
 from pseudocoreset.inference.schedules import Constant
 from pseudocoreset.meshes import check_mesh, replicate, to_host
 from pseudocoreset.models import Model
+from pseudocoreset.rows import Rows
 from pseudocoreset.sbc.calibration import Calibration
 from pseudocoreset.sbc.ranks import autocorrelations, draws_to_independence, ranks_of
 from pseudocoreset.sbc.simulation import (
@@ -183,7 +183,7 @@ class _Chains:
     at_once: int | None
     mesh: Mesh | None
     simulated: Simulated
-    rows: Minibatch
+    rows: Rows
     tuning: Any
 
     @classmethod
@@ -195,7 +195,7 @@ class _Chains:
         at_once: int | None,
         mesh: Mesh | None,
         simulated: Simulated,
-        rows: Minibatch,
+        rows: Rows,
         keys: tuple[jax.Array, jax.Array],
         total_weight: float,
     ) -> tuple[_Chains, Any]:
@@ -288,7 +288,7 @@ def _number_of_inputs(num_inputs: int | None, model: Model) -> int:
 
 def _simulated(
     model: Model, x: Any, coreset: Coreset, keys: tuple[jax.Array, jax.Array], num_simulations: int
-) -> tuple[Simulated, Minibatch]:
+) -> tuple[Simulated, Rows]:
     """Parameters and data, and what the posteriors are given in their place; ``x`` is inputs, or makes them."""
     is_input = observes_inputs(model, _example(x))
     inputs: dict[str, Any] = {"inputs_of": x} if callable(x) else {"inputs": x}
@@ -296,7 +296,7 @@ def _simulated(
     _check_finite(simulated, "what was simulated")
     given = jax.jit(jax.vmap(coreset))(jax.random.split(keys[1], num_simulations), simulated.x, simulated.y)
     _check_finite(given, "what coreset returned")
-    return simulated, Minibatch(*given)
+    return simulated, Rows(*given)
 
 
 def _ranked(chains: _Chains, values: np.ndarray, key: jax.Array, metadata: dict[str, Any]) -> Calibration:

@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine import Plan, Run
 from pseudocoreset.inference.engine.blocks import adapt_chains, run_block
 from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor
-from pseudocoreset.rows import spread_indices
+from pseudocoreset.rows import Rows, spread_indices
 
 __all__ = [
     "Draws",
@@ -222,12 +221,12 @@ def first_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def centre(run: Run, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
+def centre(run: Run, at_once: int | None, positions: Params, tuning: Any, rows: Rows) -> tuple[Params, Any]:
     """Positions and tuning (S, ...) with the centres of control variates, of every simulation's own data."""
 
     def one(item: Any) -> tuple[Params, Any]:
         position, tuned, batch = item
-        return first_of(run.kernel.centred(run, position, tuned, Minibatch(*first_of(batch))))
+        return first_of(run.kernel.centred(run, position, tuned, Rows(*first_of(batch))))
 
     return _over_simulations(one, (positions, tuning, tuple(rows)), at_once=at_once)
 
@@ -241,13 +240,13 @@ def warm_up(
     keys: jax.Array,
     positions: Params,
     tuning: Any,
-    rows: Minibatch,
+    rows: Rows,
 ) -> tuple[Any, Any]:
     """Kernel states and tuning after the warmup, adapted where the step size is not given; leaves (S, 1, ...)."""
 
     def one(item: Any) -> tuple[Any, Any]:
         key, position, tuned, batch = item
-        data = Minibatch(*first_of(batch))
+        data = Rows(*first_of(batch))
         if "step_size" not in tuned:
             return adapt_chains(plan, num_warmup, key, position, tuned, data)
         split = jax.random.split(key[0])
@@ -295,7 +294,7 @@ def draw(
     keys: jax.Array,
     states: Any,
     tuning: Any,
-    rows: Minibatch,
+    rows: Rows,
     simulated: Simulated,
 ) -> Draws:
     """Draws of every simulation, ``thinning`` steps apart."""
@@ -303,7 +302,7 @@ def draw(
     def one(item: Any, thinning: jax.Array) -> Draws:
         key, state, tuned, batch, made = item
         # States and tuning have their own axis of one chain below that of simulations.
-        state, tuned, data, (_, x, y) = first_of(state), first_of(tuned), Minibatch(*first_of(batch)), first_of(made)
+        state, tuned, data, (_, x, y) = first_of(state), first_of(tuned), Rows(*first_of(batch)), first_of(made)
         state, kept, finite = run_block(plan, num_draws, True, thinning, state, tuned, key, 0, num_draws, data, None)
         values = jax.vmap(lambda params: quantities.stacked(params, x, y))(first_of(kept["unconstrained"]))
         divergent = kept["sample_stats"].get("diverging", jnp.zeros((1, num_draws), bool))

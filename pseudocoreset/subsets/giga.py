@@ -15,7 +15,7 @@ from pseudocoreset.batching import map_stack
 from pseudocoreset.device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.rows import Rows
 from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, subset_of
 from pseudocoreset.validation import check_integer
 
@@ -81,7 +81,7 @@ class GIGA(Chosen):
             return given, {"proxy": "given"}
         posteriors = gaussian_posteriors(model, given, "posterior")
         x, y = device.batch(jnp.zeros(1, jnp.int32))
-        state = posteriors.init(key, CoresetArrays(x, y, jnp.zeros(1, x.dtype)), device)
+        state = posteriors.init(key, Rows(x, y, jnp.zeros(1, x.dtype)), device)
         return state[0], posteriors.settings
 
 

@@ -8,6 +8,7 @@ import pytest
 from pseudocoreset.models import MLP, bnn, logistic_regression
 from pseudocoreset.proxies import Isotropic, Laplace, Linearized, Side, Trajectory
 from pseudocoreset.proxies.laplace import best_mode, coreset_potential, data_potential
+from pseudocoreset.rows import Rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 3))
@@ -17,7 +18,7 @@ W = RNG.uniform(0.5, 2.0, size=9)
 
 def side(model, params, is_data=False):
     def batch(key):
-        return jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)
+        return Rows(jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W))
 
     return Side(params, batch, W.sum(), is_data)
 
@@ -42,7 +43,7 @@ def test_the_diagonal_is_that_of_the_hessian_where_the_network_is_linear():
         params = model.init(jax.random.key(0))
         gaussian = around(Laplace("diagonal"), model, params)
         vector = model.flatten(params)
-        potential = coreset_potential(model, (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
+        potential = coreset_potential(model, Rows(jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
         hessian = jax.jit(jax.hessian(potential))(vector)
         np.testing.assert_allclose(gaussian.scale, 1 / np.sqrt(np.diagonal(hessian)), rtol=1e-8)
         dense = around(Laplace("dense"), model, params)
@@ -96,7 +97,7 @@ def test_the_mode_is_found_from_far_away():
         x = np.tile(X, (1000, 1)).astype(np.float32)
         y = RNG.integers(0, 2, size=9000).astype(np.int32)
         potential = data_potential(model, DeviceData(jnp.asarray(x), jnp.asarray(y)))
-        direct = coreset_potential(model, (jnp.asarray(x), jnp.asarray(y), jnp.ones(9000)))
+        direct = coreset_potential(model, Rows(jnp.asarray(x), jnp.asarray(y), jnp.ones(9000)))
         far = jnp.full(4, 20.0)
         np.testing.assert_allclose(potential(far), direct(far), rtol=1e-5)
         found, is_mode = jax.jit(lambda start: best_mode(potential, start[None]))(far)
