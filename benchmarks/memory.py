@@ -34,7 +34,7 @@ from jax import monitoring
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import convolution_form
+from pseudocoreset.compute.backends import convolution_form
 from pseudocoreset.fitting import optimise, prepare
 from pseudocoreset.models import ConvNet, Model, ResNet18, bnn
 from pseudocoreset.objectives import (

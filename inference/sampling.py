@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
@@ -38,7 +39,6 @@ from pseudocoreset.inference.validation import (
     resolve_predict_on,
     stored_inputs,
 )
-from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model
 from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_key, key_record
@@ -155,7 +155,7 @@ def sample(
     """
     started = time.perf_counter()
     check_key(key)
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     num_chains = check_integer(num_chains, "num_chains")
     num_samples = check_integer(num_samples, "num_samples")
     kernel = resolve_kernel(kernel, kernel_options)
@@ -168,7 +168,7 @@ def sample(
         kernel,
         num_data=len(source.rows.inputs),
         feature_shape=source.rows.inputs.shape[1:],
-        mesh=mesh,
+        devices=devices,
         num_chains=num_chains,
         num_warmup=num_warmup,
         num_samples=num_samples,
@@ -194,7 +194,7 @@ def sample(
     rows = _placed(source, targets, run.plan)
     init_key, run_key = jax.random.split(key)
     start = _started(run, init_key, source, rows)
-    given = Given(rows, None if held_out.arrays is None else replicate(held_out.arrays, mesh))
+    given = Given(rows, None if held_out.arrays is None else devices.replicate(held_out.arrays))
     identity = {
         **_identity(run, start, source, targets, held_out),
         "init_params": digest_of(*(init_params or {}).values()),
@@ -249,8 +249,7 @@ def _placed(source: Source, targets: np.ndarray, plan: Plan) -> Rows | StoredRow
     weights = np.asarray(source.rows.weights, jnp.result_type(float))
     if isinstance(source.rows.inputs, StoredImages):
         return StoredRows(source.rows.inputs, targets, weights)
-    rows = Rows(source.rows.inputs, targets, weights)
-    return split_rows(rows, plan.mesh) if plan.splits_data else replicate(rows, plan.mesh)
+    return plan.devices.place(Rows(source.rows.inputs, targets, weights))
 
 
 def _total_weight(source: Source) -> float:

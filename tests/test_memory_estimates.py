@@ -11,7 +11,7 @@ import pytest
 
 import pseudocoreset as pc
 from pseudocoreset import Dataset, Experts, estimate_memory
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import _Training
 from pseudocoreset.fitting import loop, memory, optimise
@@ -162,6 +162,6 @@ def test_experts_share_one_copy_of_the_data():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) - temporaries(1) < x.nbytes
-    copying = jax.jit(lambda keys: map_stack(lambda k: x + jax.random.uniform(k), keys))
+    copying = jax.jit(lambda keys: Devices().map(lambda k: x + jax.random.uniform(k), keys))
     eight = copying.lower(jax.random.split(jax.random.key(0), 8)).compile().memory_analysis()
     assert eight.temp_size_in_bytes + eight.output_size_in_bytes > 7 * x.nbytes  # what a copy for each would take

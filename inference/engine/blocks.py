@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.processes import to_host
 from pseudocoreset.inference.data import function_summary
 from pseudocoreset.inference.engine.kernel import Density, Kernel, Stats, Tuning
-from pseudocoreset.inference.engine.plan import Plan, over_chains
+from pseudocoreset.inference.engine.plan import Plan
 from pseudocoreset.inference.schedules import scheduled, steps_of_draw
-from pseudocoreset.meshes import to_host
 from pseudocoreset.models import Params
 from pseudocoreset.rows import Rows
 
@@ -51,18 +51,19 @@ HeldOut = tuple[jax.Array, jax.Array] | None
 @functools.partial(jax.jit, static_argnames="plan")
 def initial_positions(plan: Plan, keys: jax.Array) -> Params:
     """``model.init`` of every key."""
-    return over_chains(plan, lambda key, _: plan.model.init(key), keys, None)
+    return plan.devices.map(plan.model.init, keys)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Rows) -> tuple[Any, jax.Array]:
-    def chain(item: Any, density: Density) -> tuple[Any, jax.Array]:
+    def chain(item: Any, rows: Rows) -> tuple[Any, jax.Array]:
         key, position, tuned = item
+        density = plan.density(rows)
         state_key, batch_key = jax.random.split(key)
         value = density.log_density(position, density.minibatch(batch_key))
         return plan.kernel.init(state_key, position, tuned, density), jnp.isfinite(value)
 
-    return over_chains(plan, chain, (keys, positions, tuning), data)
+    return plan.devices.map(chain, (keys, positions, tuning), data)
 
 
 def start_chains(
@@ -109,11 +110,11 @@ def adapt_chains(
 ) -> tuple[Any, Tuning]:
     """Kernel states after ``num_steps`` of adaptation, and the tuning found, a chain each."""
 
-    def chain(item: Any, density: Density) -> tuple[Any, Tuning]:
+    def chain(item: Any, rows: Rows) -> tuple[Any, Tuning]:
         key, position, tuned = item
-        return plan.kernel.adapt(key, position, tuned, density, num_steps)
+        return plan.kernel.adapt(key, position, tuned, plan.density(rows), num_steps)
 
-    return over_chains(plan, chain, (keys, positions, tuning), data)
+    return plan.devices.map(chain, (keys, positions, tuning), data)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "block"))
@@ -138,8 +139,9 @@ def run_block(
         density of each chain are finite. One compilation serves warmup and sampling.
     """
 
-    def chain(item: Any, density: Density, numbers: tuple[Any, ...], held_out: HeldOut) -> tuple[Any, Any, jax.Array]:
+    def chain(item: Any, rows: Rows, numbers: tuple[Any, ...], held_out: HeldOut) -> tuple[Any, Any, jax.Array]:
         state, tuned, key = item
+        density = plan.density(rows)
         is_recording, thinning, first, last = numbers
 
         def steps_to(draw: Any, key: jax.Array, state: Any) -> tuple[Any, Stats]:
@@ -176,7 +178,7 @@ def run_block(
         return state, buffers, finite
 
     numbers = is_recording, thinning, first, last
-    return over_chains(plan, chain, (states, tuning, keys), data, numbers, held_out)
+    return plan.devices.map(chain, (states, tuning, keys), data, numbers, held_out)
 
 
 class DrawKeys(NamedTuple):

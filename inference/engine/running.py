@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pseudocoreset.compute.processes import to_host
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.inference.engine.blocks import HeldOut, adapt_chains, run_block, start_chains, summarise
 from pseudocoreset.inference.engine.guards import check_finite
 from pseudocoreset.inference.engine.kernel import Tuning
@@ -18,8 +20,6 @@ from pseudocoreset.inference.engine.prepare import Start
 from pseudocoreset.inference.engine.stored import StoredRows, run_stored_block
 from pseudocoreset.inference.posterior import flatten_groups
 from pseudocoreset.inference.posterior.draw_files import DrawFiles
-from pseudocoreset.meshes import lay_out, to_host
-from pseudocoreset.progress import progress_bar
 from pseudocoreset.rows import Rows
 
 __all__ = ["Given", "bytes_per_draw", "run_chains"]
@@ -110,7 +110,7 @@ def run_chains(
         )
     restored = record.restored(template)
     done, state = (0, state) if restored is None else restored
-    state = lay_out(state, plan.mesh, splits_data=plan.splits_data)
+    state = plan.devices.lay_out(state)
     earlier = record.seconds["warmup"] + record.seconds["sampling"]
 
     if adapts and restored is None:

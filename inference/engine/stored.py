@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.processes import to_host
 from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
 from pseudocoreset.inference.engine.blocks import (
     HeldOut,
@@ -27,9 +28,8 @@ from pseudocoreset.inference.engine.blocks import (
     steps_of,
     summary_of_state,
 )
-from pseudocoreset.inference.engine.kernel import Density, Stats, Tuning
-from pseudocoreset.inference.engine.plan import ON_DISK, Plan, over_chains
-from pseudocoreset.meshes import to_host
+from pseudocoreset.inference.engine.kernel import Stats, Tuning
+from pseudocoreset.inference.engine.plan import ON_DISK, Plan
 from pseudocoreset.rows import Rows
 
 __all__ = ["StoredRows", "run_stored_block"]
@@ -179,7 +179,7 @@ def _advance(
 ) -> tuple[Any, Stats]:
     """All chains some steps on, and what they report, with the ``stats`` of those before that lead to the same draw."""
 
-    def chain(item: Any, _: Density, steps: _Steps, is_recording: jax.Array) -> tuple[Any, Stats]:
+    def chain(item: Any, steps: _Steps, is_recording: jax.Array) -> tuple[Any, Stats]:
         state, before, tuned, key, rows = item
 
         def step(i: Any, state: Any) -> tuple[Any, Stats]:
@@ -190,21 +190,21 @@ def _advance(
 
         return advance(step, len(steps.draw), state, no_stats(step, state) if before is None else before)
 
-    return over_chains(plan, chain, (states, stats, tuning, keys, rows), None, steps, jnp.asarray(is_recording))
+    return plan.devices.map(chain, (states, stats, tuning, keys, rows), steps, jnp.asarray(is_recording))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _summary(
     plan: Plan, states: Any, stats: Stats, keys: jax.Array, rows: Rows, draw: int, held_out: HeldOut
 ) -> dict[str, Any]:
-    def chain(item: Any, _: Density, draw: jax.Array, held_out: HeldOut) -> dict[str, Any]:
+    def chain(item: Any, draw: jax.Array, held_out: HeldOut) -> dict[str, Any]:
         state, stats, key, drawn = item
         density = plan.density(drawn, drawn)
         return summary_of_state(plan, keys_of_draw(key, draw).summary, state, stats, density, held_out)
 
-    return over_chains(plan, chain, (states, stats, keys, rows), None, draw, held_out)
+    return plan.devices.map(chain, (states, stats, keys, rows), draw, held_out)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _are_finite(plan: Plan, states: Any) -> jax.Array:
-    return over_chains(plan, lambda state, _: all_finite(plan.kernel.position(state)), states, None)
+    return plan.devices.map(lambda state: all_finite(plan.kernel.position(state)), states)

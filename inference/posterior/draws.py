@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.coreset import mass_note
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
@@ -298,4 +298,4 @@ def _evaluate_block(
         )
         return None if f is None else f.astype(jnp.float32), log_likelihood
 
-    return map_stack(one, stack) if evaluation.model.is_network else jax.vmap(one)(stack)
+    return Devices().for_draws_of(evaluation.model).map(one, stack)

@@ -20,7 +20,6 @@ from pseudocoreset.fitting.leaves import (
     project,
     pull_back,
 )
-from pseudocoreset.meshes import replicate
 from pseudocoreset.objectives import Objective
 from pseudocoreset.rows import Rows
 
@@ -92,6 +91,6 @@ def compile_block(
         loop: Loop, limits: Limits, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
     ) -> tuple[Loop, dict[str, jax.Array]]:
         done = jax.lax.scan(lambda carry, item: one_step(carry, item, limits, key, data), loop, (numbers, snapshots))
-        return replicate(done, data.mesh)
+        return data.devices.replicate(done)
 
     return run_block

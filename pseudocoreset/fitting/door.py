@@ -14,7 +14,8 @@ import jax
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked, described
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
@@ -23,7 +24,6 @@ from pseudocoreset.experts import Experts
 from pseudocoreset.fitting.memory import MemoryEstimate
 from pseudocoreset.fitting.outcome import FitResult
 from pseudocoreset.fitting.running import Way, choose, learn, planned
-from pseudocoreset.meshes import check_mesh
 from pseudocoreset.methods import (
     BACON,
     FBPC,
@@ -143,7 +143,7 @@ def fit(
     useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
-    way = Way(tuple(callbacks), checkpoint_dir, progress, check_mesh(mesh), tuple(fixed))
+    way = Way(tuple(callbacks), checkpoint_dir, progress, Devices.of(mesh).mesh, tuple(fixed))
     if coreset is not None and isinstance(chosen, Learned):
         check_start(coreset, data, weights=chosen.weights)
     chosen = chosen.resolved(problem)
@@ -210,7 +210,7 @@ def estimate_memory(
     if not isinstance(chosen, Learned):
         raise ValueError(f"method={chosen.name!r} runs no compiled block of steps whose memory could be estimated")
     check_in_memory(problem.data.train)
-    return planned(chosen, problem, Way(mesh=check_mesh(mesh), fixed=tuple(fixed))).memory()
+    return planned(chosen, problem, Way(mesh=Devices.of(mesh).mesh, fixed=tuple(fixed))).memory()
 
 
 def method_class(name: str) -> type[Method]:

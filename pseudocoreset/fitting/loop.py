@@ -17,8 +17,10 @@ import optax
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
@@ -35,10 +37,8 @@ from pseudocoreset.fitting.memory import MemoryEstimate, block_memory, check_mem
 from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.fitting.snapshots import match_experts, snapshot_choices, snapshots_of
 from pseudocoreset.levels import warn_of_missing_levels
-from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.methods.base import Callback
 from pseudocoreset.objectives import Objective
-from pseudocoreset.progress import progress_bar
 from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_key, key_record
 
@@ -72,7 +72,7 @@ class Plan:
         key: of the fit, for the record.
         keys: split from it.
         fixed: inputs to hold, for the record.
-        mesh: devices that share the work.
+        devices: that share the work.
     """
 
     objectives: tuple[Objective, ...]
@@ -87,7 +87,7 @@ class Plan:
     key: jax.Array
     keys: _Keys
     fixed: tuple[str | int, ...]
-    mesh: Mesh | None
+    devices: Devices
 
     def begin(self, device: DeviceData) -> Loop:
         """The state of the loop before its first step."""
@@ -110,7 +110,7 @@ class Plan:
         Raises:
             MemoryError: if the compiler itself runs out of memory.
         """
-        device = DeviceData.shapes_of(self.data, self.mesh)
+        device = DeviceData.shapes_of(self.data, self.devices)
         return self._memory(jax.eval_shape(self.begin, device), device)
 
     def _memory(self, loop: Loop, device: DeviceData) -> MemoryEstimate:
@@ -230,7 +230,7 @@ def prepare(
     check_key(key)
     check_integer(steps, "steps")
     check_integer(block_size, "block_size")
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     if not objectives:
         raise ValueError("objective is empty; give at least one")
@@ -275,7 +275,7 @@ def prepare(
         key=key,
         keys=_Keys(*keys),
         fixed=tuple(fixed),
-        mesh=mesh,
+        devices=devices,
     )
 
 
@@ -297,8 +297,8 @@ def run(
     began = time.perf_counter()
     objectives, data, steps, block = plan.objectives, plan.data, plan.steps, plan.block_size
     expert_sets = match_experts(objectives, experts, data)
-    device = DeviceData.from_dataset(data, plan.mesh)
-    loop = replicate(plan.begin(device), plan.mesh)
+    device = DeviceData.from_dataset(data, plan.devices)
+    loop = plan.devices.replicate(plan.begin(device))
     check_memory(plan._memory(loop, device), objectives)
     choices = [
         None
@@ -316,7 +316,7 @@ def run(
             done, loop, extra = saved
             history = {name: [values] for name, values in extra.items()}
             logger.info("going on from step %d of %d", done, steps)
-            loop = replicate(loop, plan.mesh)
+            loop = plan.devices.replicate(loop)
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(

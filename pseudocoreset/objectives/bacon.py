@@ -23,8 +23,8 @@ from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
+    gradient_by_class,
     siamese,
-    sum_over_classes,
     weighted_mean,
 )
 from pseudocoreset.objectives.distribution_matching import require_features
@@ -231,8 +231,8 @@ def bacon(
             return loss, parts
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(
-            loss_fn, coreset, free, state.slots, items, data, params, state.pixel_range, percent, mesh=data.mesh
+        leaves, info = gradient_by_class(
+            loss_fn, coreset, free, state.slots, items, data, params, state.pixel_range, percent, devices=data.devices
         )
         return leaves, state, info
 

@@ -23,8 +23,8 @@ from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
+    gradient_by_class,
     siamese,
-    sum_over_classes,
     weighted_mean,
 )
 from pseudocoreset.rows import Rows
@@ -100,7 +100,7 @@ def distribution_matching(
             return jnp.where(on_both_sides, jnp.sum(difference**2), 0.0), {}
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, state, items, data, params, mesh=data.mesh)
+        leaves, info = gradient_by_class(loss_fn, coreset, free, state, items, data, params, devices=data.devices)
         return leaves, state, info
 
     settings = {"batch_size": batch_size, "augment": None if augment is None else augment.strategy}

@@ -21,7 +21,7 @@ from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.objectives.gaussian import kl_divergence
-from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form, mean_over
+from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form
 from pseudocoreset.proxies import Covariance
 from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer
@@ -119,7 +119,9 @@ def forward_kl(
             return leaves, both
 
         items = (small.items, full.items, jax.random.split(view_key, count))
-        leaves, both = mean_over(model, leaves_of, items, coreset, small.to_params, full.to_params, mesh=data.mesh)
+        devices = data.devices.for_draws_of(model)
+        total = devices.sum(leaves_of, items, coreset, small.to_params, full.to_params)
+        leaves, both = jax.tree.map(lambda leaf: leaf / count, total)
         info |= {"loss": both[0] - both[1], "data_loss": both[0], "coreset_loss": both[1]}
         return leaves, state, info
 

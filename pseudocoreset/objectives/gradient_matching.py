@@ -27,8 +27,8 @@ from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
+    gradient_by_class,
     siamese,
-    sum_over_classes,
 )
 from pseudocoreset.objectives.posteriors import InnerTraining
 from pseudocoreset.proxies import mean_loss
@@ -187,7 +187,7 @@ def gradient_matching(
             return jnp.where(on_both_sides, value, 0.0), {}
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, slots, items, data, params, mesh=data.mesh)
+        leaves, info = gradient_by_class(loss_fn, coreset, free, slots, items, data, params, devices=data.devices)
         return leaves, state, info | report
 
     mass = "kept by class" if by_class else "kept"  # gradients are those of weighted means

@@ -18,13 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import fill_up, spread
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.objectives.base import Gradient, GradientFn, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains
@@ -49,7 +47,6 @@ __all__ = [
     "WeightDraws",
     "bind_posteriors",
     "closed_form",
-    "mean_over",
 ]
 
 PROXIES = ("conjugate", "laplace", "chains", "isotropic", "trajectory")
@@ -283,11 +280,11 @@ def _laplace(model: Model, remedy: str) -> Posteriors:
 
 def _chains(model: Model, chains: Chains) -> Posteriors:
     def init(key: jax.Array, coreset: Rows, data: DeviceData) -> Any:
-        return chains.init(key, model, coreset_potential(model, coreset), data.mesh)
+        return chains.init(key, model, coreset_potential(model, coreset), data.devices)
 
     def draws(key: jax.Array, state: Any, coreset: Rows, data: Any, snapshots: Any, num_draws: int) -> Any:
         del num_draws  # as many as there are chains
-        state, info = chains.advance(key, state, coreset_potential(model, coreset), data.mesh)
+        state, info = chains.advance(key, state, coreset_potential(model, coreset), data.devices)
         return WeightDraws(state.positions, Partial(model.unflatten)), None, state, info
 
     return Posteriors(init, draws, None, None, chains.describe())
@@ -301,7 +298,7 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
         start, target = snapshots
         training_key, coreset_key, data_key, draw_key = jax.random.split(key, 4)
         solution = inner.train(training_key, model, start, coreset)
-        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False)
+        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False, data.devices)
         small = covariance.around(coreset_key, model, side)
         # The same random numbers for both, which cancel in part; the reference draws them apart.
         keys = jax.random.split(draw_key, num_draws)
@@ -314,7 +311,7 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
                 x, y = data.sample(k, covariance.batch_size)
                 return Rows(x, y, jnp.ones(x.shape[0], x.dtype))
 
-            around = covariance.around(data_key, model, Side(target, data_batch, data.num_data, True))
+            around = covariance.around(data_key, model, Side(target, data_batch, data.num_data, True, data.devices))
             full = gaussian_draws(model, around, keys)
         return gaussian_draws(model, small, keys), full, state, info
 
@@ -347,25 +344,3 @@ def closed_form(
         return leaves, (state[0], jax.lax.stop_gradient(mean)), {"loss": loss}
 
     return gradient
-
-
-def mean_over(model: Model, fn: Callable[..., Any], items: Any, *shared: Any, mesh: Mesh | None = None) -> Any:
-    """Mean of ``fn(item, *shared)`` over a stack of items.
-
-    One after the other for networks: the memory of one at any number. With a mesh each device adds up its part.
-    """
-    count = jax.tree.leaves(items)[0].shape[0]
-    shapes = jax.eval_shape(fn, jax.tree.map(lambda leaf: leaf[0], items), *shared)
-
-    def of_part(part: Any, *whole: Any) -> Any:
-        def value(item: tuple[Any, jax.Array]) -> Any:
-            return jax.tree.map(lambda leaf: jnp.where(item[1], leaf, 0), fn(item[0], *whole))
-
-        if not model.is_network:
-            return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, keepdims=True), jax.vmap(value)(part))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(lambda total, item: (jax.tree.map(jnp.add, total, value(item)), None), zeros, part)
-        return jax.tree.map(lambda leaf: leaf[None], total)
-
-    totals = spread(of_part, mesh, fill_up(items, mesh), *shared)
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / count, totals)

@@ -20,14 +20,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import check_call, checked
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.processes import to_host
 from pseudocoreset.formatting import json_values
 from pseudocoreset.inference.engine import Kernel, Run
 from pseudocoreset.inference.engine.guards import warn_of_no_mode
 from pseudocoreset.inference.engine.prepare import set_up, start_of
 from pseudocoreset.inference.kernels import resolve_kernel
 from pseudocoreset.inference.schedules import Constant
-from pseudocoreset.meshes import check_mesh, replicate, to_host
 from pseudocoreset.models import Model
 from pseudocoreset.rows import Rows
 from pseudocoreset.sbc.calibration import Calibration
@@ -122,10 +123,10 @@ def calibrate(
     """
     started = time.perf_counter()
     check_key(key)
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     num_simulations = check_integer(num_simulations, "num_simulations", 10)
     num_draws = check_integer(num_draws, "num_draws")
-    at_once = None if at_once is None else check_integer(at_once, "at_once")
+    devices = devices.taking("all" if at_once is None else check_integer(at_once, "at_once"))
     example = _example(x)
     model = bind_to_inputs(model, example)
     num_inputs = _number_of_inputs(num_inputs, model)
@@ -152,7 +153,7 @@ def calibrate(
     ranked = Quantities(model, num_inputs, quantities)
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
     chains, states = _Chains.warmed_up(
-        run, ranked, num_draws, at_once, mesh, simulated, rows, (init_key, warmup_key), total_weight
+        run, ranked, num_draws, devices, simulated, rows, (init_key, warmup_key), total_weight
     )
     apart = run.thinning
     if thinning is None:
@@ -170,8 +171,7 @@ class _Chains:
         run: of one chain.
         quantities: what is ranked.
         num_draws: draws that a rank counts.
-        at_once: simulations that run side by side on a device; None for all.
-        mesh: devices that share the simulations.
+        devices: that share the simulations, so many of them side by side.
         simulated: parameters and data.
         rows: what the posteriors are given.
         tuning: of every chain.
@@ -180,8 +180,7 @@ class _Chains:
     run: Run
     quantities: Quantities
     num_draws: int
-    at_once: int | None
-    mesh: Mesh | None
+    devices: Devices
     simulated: Simulated
     rows: Rows
     tuning: Any
@@ -192,8 +191,7 @@ class _Chains:
         run: Run,
         quantities: Quantities,
         num_draws: int,
-        at_once: int | None,
-        mesh: Mesh | None,
+        devices: Devices,
         simulated: Simulated,
         rows: Rows,
         keys: tuple[jax.Array, jax.Array],
@@ -202,12 +200,12 @@ class _Chains:
         """The chains after their warmup, and the states of the kernel; the keys are of starts and of the warmup."""
         positions, tuning, _ = start_of(run, keys[0], total_weight)
         if run.is_centred:
-            positions, tuning = centre(run, at_once, positions, tuning, rows)
+            positions, tuning = centre(run, devices.within, positions, tuning, rows)
             warn_of_no_mode(tuning, "simulations")
-        rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
-        warmup_keys = replicate(jax.random.split(keys[1], len(simulated.x)), mesh)
-        states, tuning = warm_up(run.plan, run.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
-        return cls(run, quantities, num_draws, at_once, mesh, simulated, rows, tuning), states
+        rows, simulated, positions, tuning = devices.replicate((rows, simulated, positions, tuning))
+        warmup_keys = devices.replicate(jax.random.split(keys[1], len(simulated.x)))
+        states, tuning = warm_up(run.plan, run.num_warmup, devices, warmup_keys, positions, tuning, rows)
+        return cls(run, quantities, num_draws, devices, simulated, rows, tuning), states
 
     @property
     def num_simulations(self) -> int:
@@ -220,10 +218,9 @@ class _Chains:
             self.run.plan,
             self.quantities,
             self.num_draws,
-            self.at_once,
-            self.mesh,
+            self.devices,
             thinning,
-            replicate(jax.random.split(key, self.num_simulations), self.mesh),
+            self.devices.replicate(jax.random.split(key, self.num_simulations)),
             states,
             self.tuning,
             self.rows,

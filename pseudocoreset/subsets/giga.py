@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.batching import map_stack
 from pseudocoreset.device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
@@ -92,7 +91,7 @@ def _project(model: Model, draws: jax.Array, data: DeviceData) -> jax.Array:
 
     def of_chunk(start: jax.Array) -> jax.Array:
         x, y = data.batch(jnp.minimum(start + jnp.arange(size), data.num_data - 1))
-        return map_stack(lambda draw: model.log_likelihood(model.unflatten(draw), x, y), draws).T
+        return data.devices.within.map(lambda draw: model.log_likelihood(model.unflatten(draw), x, y), draws).T
 
     starts = jnp.arange(math.ceil(data.num_data / size)) * size
     return jax.lax.map(of_chunk, starts).reshape(-1, len(draws))[: data.num_data]

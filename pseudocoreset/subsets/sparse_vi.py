@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
 from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws
-from pseudocoreset.progress import progress_bar
 from pseudocoreset.rows import Rows
 from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, ratio, subset_of
 from pseudocoreset.validation import check_integer, check_positive

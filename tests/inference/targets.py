@@ -119,7 +119,6 @@ def density(target: GaussianTarget, kernel: str, batch_size: int | None = None) 
         num_data=num_data,
         batch_size=batch_size,
         preprocessing=None,
-        chunk_size=num_data,
         held_out_preprocessing=None,
         held_out_chunk_size=num_data,
         keep_weights=True,

@@ -9,11 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.data import Dataset
 from pseudocoreset.inference import Rows, draw_minibatch, gradient_estimator, log_density_estimator, sample
 from pseudocoreset.models import MLP, ConvNet, bnn
 
 PARAMS = {"b": jnp.array([0.3, -0.2, 1.1])}
+
+
+@pytest.fixture
+def one_byte():
+    """Activations of a chunk may take next to nothing."""
+    with limited(activation_bytes=1):
+        yield
 
 
 def rows_of(regression, num_rows: int, weights: np.ndarray | None = None) -> Rows:
@@ -97,8 +105,7 @@ def test_bytes_are_preprocessed_on_the_fly() -> None:
     np.testing.assert_allclose(jax.jit(on_the_fly)(params, raw), whole, rtol=1e-5)
 
 
-def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(monkeypatch):
-    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(one_byte):
     x = np.random.default_rng(0).normal(size=(40, 4, 4, 1)).astype(np.float32)
     model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)
     common = {"kernel": "hmc", "num_chains": 1, "num_warmup": 0, "num_samples": 2, "step_size": 0.01, "keep": "weights"}
@@ -111,8 +118,7 @@ def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(monkeypatch
     assert any(np.any(draws[2].unconstrained[name] != array) for name, array in draws[1].unconstrained.items())
 
 
-def test_held_out_rows_that_depend_on_one_another_come_in_batches_of_256(monkeypatch):
-    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+def test_held_out_rows_that_depend_on_one_another_come_in_batches_of_256(one_byte):
     x = np.random.default_rng(0).normal(size=(512, 4, 4, 1)).astype(np.float32)
     y = np.arange(512) % 2
     model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 from pseudocoreset import Dataset
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.objectives import Rows, function_kl, function_kl_surrogate
@@ -143,7 +144,7 @@ def test_trajectory_scales_are_the_empirical_standard_deviations():
         def coreset(key):
             return jnp.asarray(U), jnp.asarray(V), jnp.asarray(W)
 
-        side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False)
+        side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False, Devices())
         scales = proxy.scales(jax.random.key(0), model, side, jnp.asarray(U))
         gaussian = proxy.around(jax.random.key(0), model, side)
     theta, values, thetas = start.copy(), [], []

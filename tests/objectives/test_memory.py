@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.batching import activation_bytes
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import InnerTraining, Rows, forward_kl, function_kl, reverse_kl, wasserstein
@@ -54,9 +54,12 @@ def test_function_kl_takes_the_memory_of_a_few_points(proxy):
         function_kl(one, proxy=named.get(proxy, proxy), num_draws=2, inner_max_steps=2)
         for one in (model, replace(model, is_separable=False))
     )
-    most = 4 * many.inputs.nbytes + activation_bytes()
-    assert temporaries(some, many) - temporaries(some) < most
-    assert temporaries(whole, many) > 2 * most
+    activations = 6 * 2**20
+    most = 4 * many.inputs.nbytes + activations
+    with limited(activation_bytes=activations):
+        data = DeviceData(IMAGES, LABELS)
+        assert temporaries(some, many, data) - temporaries(some, POINTS, data) < most
+        assert temporaries(whole, many, data) > 2 * most
 
 
 def test_no_jacobian_of_a_network_is_formed():

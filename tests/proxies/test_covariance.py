@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.models import MLP, bnn, logistic_regression
 from pseudocoreset.proxies import Isotropic, Laplace, Linearized, Side, Trajectory
 from pseudocoreset.proxies.laplace import best_mode, coreset_potential, data_potential
@@ -20,7 +22,7 @@ def side(model, params, is_data=False):
     def batch(key):
         return Rows(jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W))
 
-    return Side(params, batch, W.sum(), is_data)
+    return Side(params, batch, W.sum(), is_data, Devices())
 
 
 def around(proxy, model, params, mass=None, key=None):
@@ -123,10 +125,9 @@ def test_bad_arguments_are_named(make, message):
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("chunk", [9, 4])
-def test_variances_along_the_trajectory_are_equation_16(fixed, chunk, monkeypatch):
+def test_variances_along_the_trajectory_are_equation_16(fixed, chunk):
     """Steps by hand; where every batch is the same points, the values are those that the gradients pass through."""
-    monkeypatch.setattr("pseudocoreset.chunks.data_at_once", lambda model: chunk)
-    with jax.enable_x64(True):
+    with limited(rows=chunk), jax.enable_x64(True):
         model = softmax()
         params = model.init(jax.random.key(0))
         proxy = Trajectory(5, coreset_learning_rate=0.3)

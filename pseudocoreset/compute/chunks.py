@@ -11,70 +11,27 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import activation_bytes
-from pseudocoreset.meshes import all_rows, own_rows, sum_over_data_axis
-from pseudocoreset.models import Model
+from pseudocoreset.compute.backends import on_cpu
+from pseudocoreset.compute.limits import MEBIBYTE, Limits
 
-__all__ = ["data_at_once", "even_size", "in_chunks", "map_over_data", "over_data", "sum_over_data"]
+if TYPE_CHECKING:
+    from pseudocoreset.models import Model
 
-WEIGHT_COPIES = 6  # a chunk may take as much again as this many copies of the weights, which are read for each
-
-
-def over_data(
-    model: Model,
-    fn: Callable[[Any, jax.Array], tuple[Any, Any]],
-    data: Any,
-    weights: jax.Array,
-    *,
-    shared: bool = False,
-    gathered: bool = True,
-) -> tuple[Any, Any]:
-    """``fn(data, weights)``, for a function that gives sums over the data and results of each datum.
-
-    Args:
-        model: what ``fn`` evaluates; a model that is not separable gets all data at once.
-        fn: ``(data, weights) -> (sums, results)``: a pytree of arrays each a sum of one term a datum times its weight,
-            and a pytree of arrays with a leading axis over the data. Called on chunks.
-        data: pytree of arrays with leading axis n.
-        weights: (n,); zero for what a chunk has only to be as large as the others.
-        shared: whether the devices along the axis ``"data"`` share the data, inside ``spread(splits_batches=True)``;
-            all of them have the sums. For separable models.
-        gathered: whether all of them have the results of all data too, or each those of its ``own_rows``.
-    """
-    if shared:
-        sums, results = over_data(model, fn, *own_rows(data, weights))
-        return sum_over_data_axis(sums), all_rows(results, len(weights)) if gathered else results
-
-    def of_rows(rows: tuple[Any, jax.Array], is_new: jax.Array) -> tuple[Any, Any]:
-        some, their = rows
-        return fn(some, jnp.where(is_new, their, 0))
-
-    size = data_at_once(model) if model.is_separable else len(weights)
-    return in_chunks(of_rows, (data, weights), size)
-
-
-def sum_over_data(model: Model, fn: Callable[[Any, jax.Array], Any], data: Any, weights: jax.Array, **how: bool) -> Any:
-    """The sums of ``over_data``, of a function without other results."""
-    return over_data(model, lambda *chunk: (fn(*chunk), ()), data, weights, **how)[0]
-
-
-def map_over_data(model: Model, fn: Callable[[Any], Any], data: Any, **how: bool) -> Any:
-    """The results of ``over_data``, of a function of the data without sums."""
-    n = len(jax.tree.leaves(data)[0])
-    return over_data(model, lambda chunk, _: ((), fn(chunk)), data, jnp.ones(n), **how)[1]
+__all__ = ["even_size", "in_chunks", "rows_at_once"]
 
 
 def in_chunks(fn: Callable[[Any, jax.Array], tuple[Any, Any]], rows: Any, size: int) -> tuple[Any, Any]:
     """``fn(rows, is_new)`` of a few rows at a time: what it sums is added up, and what it has of each row put in order.
 
     Args:
-        fn: ``(rows, is_new) -> (sums, results)``, as in ``over_data``. ``is_new`` (size,) is False for rows that an
-            earlier chunk had, which the sums are to leave out: the last chunk is as long as the others.
+        fn: ``(rows, is_new) -> (sums, results)``: a pytree of arrays each a sum of one term a row, and a pytree of
+            arrays with a leading axis over the rows. ``is_new`` (size,) is False for rows that an earlier chunk had,
+            which the sums are to leave out: the last chunk is as long as the others.
         rows: pytree of arrays with leading axis n.
         size: rows in a chunk, at most.
     """
@@ -115,9 +72,18 @@ def even_size(n: int, most: int) -> int:
     return min(sizes, key=lambda size: (size + 1) * math.ceil(n / size))
 
 
-@functools.lru_cache(maxsize=64)
-def data_at_once(model: Model) -> int:
+def rows_at_once(model: Model, limits: Limits) -> int:
     """How many data are to pass through a bound model together."""
+    if limits.rows is not None:
+        return limits.rows
+    affordable = limits.activation_bytes
+    if affordable is None:
+        affordable = 6 * MEBIBYTE if on_cpu() else 1024 * MEBIBYTE
+    return _rows_within(model, affordable, limits.weight_copies)
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_within(model: Model, num_bytes: int, weight_copies: int) -> int:
     params = jax.eval_shape(model.init, jax.random.key(0))
 
     def kept(n: int) -> int:
@@ -130,7 +96,7 @@ def data_at_once(model: Model) -> int:
         return _bytes(jax.eval_shape(pullback, params, x, y))
 
     each = kept(2) - kept(1)
-    return max(1, (activation_bytes() + WEIGHT_COPIES * _bytes(params)) // max(each, 1))
+    return max(1, (num_bytes + weight_copies * _bytes(params)) // max(each, 1))
 
 
 def _bytes(tree: Any) -> int:
