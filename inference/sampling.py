@@ -19,6 +19,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
@@ -45,7 +46,6 @@ from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["sample"]
 
-KEEP_LIMIT_BYTES = 4 * 2**30
 REPLACE_PREPROCESSING = (
     "; if the inputs of the coreset are right, give it their preprocessing "
     "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
@@ -326,9 +326,10 @@ def _identified_inputs(inputs: Inputs) -> np.ndarray:
 
 
 def _check_size(num_bytes: int) -> None:
-    if num_bytes > KEEP_LIMIT_BYTES:
+    most = limits().kept_bytes
+    if num_bytes > most:
         raise ValueError(
             f"the draws to keep would take {num_bytes / 2**30:.1f} GiB, more than the limit of "
-            f"{KEEP_LIMIT_BYTES / 2**30:.0f}; take keep='functions', a smaller predict_on, or fewer draws "
+            f"{most / 2**30:.0f}; take keep='functions', a smaller predict_on, or fewer draws "
             "(num_samples) further apart (thinning); or give directory, which keeps them on disk"
         )

@@ -33,7 +33,7 @@ from pseudocoreset.compute.processes import to_host, wait_for_all
 from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.doors import bind_to
-from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
+from pseudocoreset.data.records import StoredImages
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.newton import SHRINKAGE
@@ -434,7 +434,7 @@ def _streamed_epoch(
     assert isinstance(split.raw, StoredImages)
     orders, step_keys = training.orders(keys, split.num_data)
     num_experts, num_steps, batch_size = orders.shape
-    affordable = STREAMED_BYTES // (num_experts * batch_size * math.prod(split.feature_shape))
+    affordable = devices.limits.streamed_bytes // (num_experts * batch_size * math.prod(split.feature_shape))
     at_once = max(d for d in range(1, max(1, min(affordable, num_steps)) + 1) if num_steps % d == 0)
     blocks = np.asarray(orders).reshape(num_experts, -1, at_once * batch_size).swapaxes(0, 1)
     losses: list[jax.Array] = []

@@ -25,7 +25,6 @@ from pseudocoreset.rows import Rows
 __all__ = ["Given", "bytes_per_draw", "run_chains"]
 
 NUM_BLOCKS = 20
-BLOCK_BYTES = 64 * 2**20
 
 
 class Given(NamedTuple):
@@ -226,7 +225,7 @@ def bytes_per_draw(run: Run, held_out: Any) -> int:
 
 def _draws_of_block(run: Run, held_out: HeldOut) -> int:
     """Few enough to show progress and bound memory, as many as make what the host does cost nothing."""
-    affordable = BLOCK_BYTES // max(1, bytes_per_draw(run, held_out))
+    affordable = run.plan.devices.limits.block_bytes // max(1, bytes_per_draw(run, held_out))
     return max(1, min(math.ceil(run.num_samples / NUM_BLOCKS), affordable))
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.compute.processes import to_host
-from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
+from pseudocoreset.data.records import StoredImages
 from pseudocoreset.inference.engine.blocks import (
     HeldOut,
     advance,
@@ -129,7 +129,7 @@ def _events(
     """Steps as many as are read at once, and after those of a draw its number, for its summary."""
     assert plan.batch_size is not None
     row_bytes = num_chains * plan.batch_size * int(np.prod(plan.model.datum_shape))
-    at_once = max(1, STREAMED_BYTES // row_bytes)
+    at_once = max(1, plan.devices.limits.streamed_bytes // row_bytes)
     # The same in every chain.
     of_chain = jax.tree.map(lambda leaf: leaf[0], {name: tuning[name] for name in ("schedule",) if name in tuning})
 

@@ -26,7 +26,8 @@ class Limits:
             longer than their launches.
         input_elements: numbers in the inputs of a chunk, of models that are no networks.
         tangent_elements: rows times directions that are differentiated together.
-        streamed_bytes: of images that are read from disk together.
+        streamed_bytes: of images in one part of a stream from disk; as much again is on its way in every thread that
+            reads ahead.
         block_bytes: of the draws of a block of a chain, and of those that are evaluated together.
         kept_bytes: of all draws of a posterior in memory.
         scored_elements: numbers in the log-likelihoods that are made together for scores.

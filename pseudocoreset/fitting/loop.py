@@ -26,7 +26,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.fitting.block import Limits, Loop, compile_block
+from pseudocoreset.fitting.block import Constraints, Loop, compile_block
 from pseudocoreset.fitting.leaves import (
     Box,
     kept_mass,
@@ -65,7 +65,7 @@ class Plan:
         data: the data set.
         coreset: where to start.
         arrays: those of ``coreset``, as the loop has them.
-        limits: what learned weights keep of their mass, and where learned inputs may go.
+        constraints: what learned weights keep of their mass, and where learned inputs may go.
         is_soft: whether targets are class probabilities.
         steps: number of steps.
         block_size: steps of a compiled block, a divisor of ``steps``.
@@ -80,7 +80,7 @@ class Plan:
     data: Dataset
     coreset: Pseudocoreset
     arrays: Rows
-    limits: Limits
+    constraints: Constraints
     is_soft: bool
     steps: int
     block_size: int
@@ -114,7 +114,7 @@ class Plan:
         return self._memory(jax.eval_shape(self.begin, device), device)
 
     def _memory(self, loop: Loop, device: DeviceData) -> MemoryEstimate:
-        first = (loop, self.limits, self.keys.loop, np.arange(self.block_size))
+        first = (loop, self.constraints, self.keys.loop, np.arange(self.block_size))
         return block_memory(self.run_block, first, device, self.objectives)
 
     def record(self, experts: Sequence[Experts | None]) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def prepare(
         data=data,
         coreset=coreset,
         arrays=arrays,
-        limits=(kept, box),
+        constraints=(kept, box),
         is_soft=coreset.is_soft or data.num_classes is not None,
         steps=steps,
         block_size=max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0),
@@ -324,7 +324,7 @@ def run(
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
                 numbers = np.arange(done, done + block)
-                loop, report = plan.run_block(loop, plan.limits, plan.keys.loop, numbers, snapshots, device)
+                loop, report = plan.run_block(loop, plan.constraints, plan.keys.loop, numbers, snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.objectives import Objective
 
 __all__ = ["MemoryEstimate", "block_memory", "check_memory", "raise_if_exhausted"]
@@ -70,7 +71,7 @@ def block_memory(run_block: Any, loop: tuple[Any, ...], data: Any, objectives: S
 
     Args:
         run_block: the jitted block.
-        loop: its first arguments: state of the loop, limits, key, numbers of the steps of a block; arrays or their
+        loop: its first arguments: state of the loop, constraints, key, numbers of the steps of a block; arrays or their
             shapes. A later call with arguments of the same shapes finds the program compiled.
         data: its last argument, likewise.
         objectives: what runs in the block; they say which snapshots it takes.
@@ -147,14 +148,16 @@ def _bytes(tree: Any) -> int:
 
 def _device_bytes() -> int | None:
     """Memory of the default device: what its allocator may take, or of a CPU what the machine or container has."""
+    if limits().device_bytes is not None:
+        return limits().device_bytes
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     try:
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):
         return None
     for path in map(pathlib.Path, CGROUP_LIMITS):
         if path.is_file() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
-    return min(limits)
+            found.append(int(text))
+    return min(found)
