@@ -3,21 +3,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What `make oldest` runs: each door once, and the models, kernels and files behind it.
+CORE := tests/test_fitting.py tests/test_cli.py tests/test_coreset.py tests/models/test_model.py tests/inference/test_sampling.py tests/data/test_loading.py
 
 .DEFAULT_GOAL := help
-.PHONY: help test newest demo bench lint clean
+.PHONY: help test oldest newest demo bench lint clean
 
 help:
 	@echo 'make test    run the tests (a few minutes)'
+	@echo 'make oldest  run the core of the tests with the oldest packages that pyproject.toml allows'
 	@echo 'make newest  run the tests with the newest packages that there are for $(PYTHON)'
 	@echo 'make demo    run the demonstration'
 	@echo 'make bench   time and memory of this machine, into bench/ (an hour, on a quiet machine)'
 	@echo 'make lint    check style and types'
-	@echo 'make clean   remove what was built, $(VENV) and $(VENV)-newest'
+	@echo 'make clean   remove what was built, $(VENV), $(VENV)-oldest and $(VENV)-newest'
 	@echo 'PYTHON=...   the Python, 3.11 or newer, that $(VENV) is made with (default: $(PYTHON))'
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -q
+
+# A package of these versions may use what a newer one of others deprecates: that is no failure of ours.
+oldest:
+	'$(PYTHON)' -m venv $(VENV)-oldest
+	'$(PYTHON)' .ci/oldest.py > $(VENV)-oldest/constraints.txt
+	PIP_USER=0 $(VENV)-oldest/bin/python -m pip install --quiet --constraint $(VENV)-oldest/constraints.txt --editable '.[dev]'
+	$(VENV)-oldest/bin/python -m pytest -n 2 -q -W ignore::DeprecationWarning $(CORE)
 
 # constraints.txt pins what CI has. This is what pip gives a user, and breaks when one of the packages does.
 newest:
@@ -56,4 +66,4 @@ $(BIN)/python:
 	'$(PYTHON)' -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from pseudocoreset.arguments import checked
+from pseudocoreset.arguments import blaming, checked
 from pseudocoreset.models.model import Model, Params
+from pseudocoreset.validation import check_integer
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset
@@ -87,7 +88,9 @@ def bnn(
     target_shape = () if data is None else tuple(data.train.y.shape[1:])
     if len(target_shape) > 1:
         raise ValueError(f"a network has targets (n,) or (n, d); each of data has shape {target_shape}")
-    if num_outputs is None:
+    if num_outputs is not None:
+        check_integer(num_outputs, "num_outputs")
+    else:
         real = math.prod(target_shape) if likelihood == "gaussian" else None
         num_outputs = real if classes is None else classes
 
@@ -192,7 +195,11 @@ def _prior(
 ) -> tuple[float, float]:
     """(mean, standard deviation) of the prior of one weight array."""
     if callable(prior_scale):
-        return 0.0, float(prior_scale(name, shape))
+        with blaming("prior_scale(name, shape)"):
+            scale = float(prior_scale(name, shape))
+        if not 0 < scale < math.inf:
+            raise ValueError(f"prior_scale(name, shape) must be positive; got {scale} for {name!r}, {shape}")
+        return 0.0, scale
     if not isinstance(prior_scale, str):
         return 0.0, float(prior_scale)
     if len(shape) < 2 or name.rpartition(".")[2] in ("scale", "bias"):

@@ -459,7 +459,9 @@ class Model:
 
     def _check_function_is_used(self, x: jax.Array, y: jax.Array) -> None:
         """Refuse a program whose likelihood does not see what is put at the site ``"f"``."""
-        zeros = jnp.zeros((x.shape[0], self.num_outputs or 1))
+        # Not zeros and ones: a softmax is the same of all f + c.
+        values = np.random.default_rng(0).normal(size=(2, x.shape[0], self.num_outputs or 1))
+        one, other = jnp.asarray(values, jnp.result_type(float))
         params = proof.two_params(self)[0]
 
         def likelihoods(f: jax.Array) -> list[Any]:
@@ -470,7 +472,7 @@ class Model:
 
         with numpyro.validation_enabled(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of placeholders off the support of the likelihood
-            pairs = list(zip(likelihoods(zeros), likelihoods(zeros + 1.0), strict=True))
+            pairs = list(zip(likelihoods(one), likelihoods(other), strict=True))
         # At placeholders everything may be without a number, which says nothing.
         if all(np.array_equal(a, b) for a, b in pairs) and np.all(np.isfinite(pairs[0][0])):
             raise ValueError(

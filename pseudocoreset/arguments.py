@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["check_call", "check_fields", "checked", "checked_class", "described"]
+__all__ = ["blaming", "check_call", "check_fields", "checked", "checked_class", "described"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -129,6 +130,19 @@ def check_call(function: Callable[..., Any], count: int, argument: str) -> None:
         return
     except TypeError as error:
         raise TypeError(f"{argument} must be a function of {count} arguments; got {described(function)}") from error
+
+
+@contextlib.contextmanager
+def blaming(call: str) -> Iterator[None]:
+    """What is raised within is said to come from a function of the user: ``"coreset(key, x, y)"``.
+
+    Raises:
+        TypeError: for whatever error the function ended with.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise TypeError(f"{call} failed with {type(error).__name__}: {error}") from error
 
 
 def described(value: Any) -> str:

@@ -3,6 +3,7 @@
 import inspect
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import timeit
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 
 import pseudocoreset
-from pseudocoreset import Dataset, Pseudocoreset, train_experts
+from pseudocoreset import Dataset, Pseudocoreset, diagnostics, objectives, train_experts
 from pseudocoreset.arguments import checked
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.models import logistic_regression
+from pseudocoreset.models import MLP, bnn, logistic_regression
+from pseudocoreset.sbc import calibrate
 
 if TYPE_CHECKING:
     import graphlib
@@ -127,6 +129,7 @@ def test_traced_values_pass():
 KEY = jax.random.key(0)
 DATA = Dataset.from_arrays(np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2)
 MODEL = logistic_regression(DATA)
+START = Pseudocoreset.from_data(DATA, size=3, key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,44 @@ def test_public_functions_name_what_is_wrong(call, message):
     with pytest.raises(TypeError) as refused:
         call()
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pseudocoreset.fit_bpc_fkl(MODEL, DATA, size=3, key=KEY, num_expert_epochs=0, last_epoch=0),
+         "num_expert_epochs must be at least 1; got 0"),
+        (lambda: pseudocoreset.fit_bpc_fkl(MODEL, DATA, size=3, key=KEY, experts=()), "experts is empty"),
+        (lambda: pseudocoreset.evaluate(START, MODEL, DATA, key=KEY, validation_fraction=2),
+         "validation_fraction must be between 0 and 1; got 2"),
+        (lambda: diagnostics.robustness(len, DATA.train, key=KEY, severities=(0, 1)), "each of severities must be at"),
+        (lambda: diagnostics.robustness(int, DATA.train, key=KEY), "posterior_or_predict must be a Posterior or"),
+        (lambda: diagnostics.compare_posteriors({}, DATA.train, max_inputs=0), "max_inputs must be at least 1; got 0"),
+        (lambda: diagnostics.plot_coreset(START, DATA, max_per_class=-1), "max_per_class must be at least 1; got -1"),
+        (lambda: objectives.forward_kl(MODEL, proxy=np.zeros(3)), "proxy must be one of"),
+        (lambda: objectives.distribution_matching(MODEL), "model: distribution_matching needs features"),
+    ],
+)  # fmt: skip
+def test_values_that_nothing_can_be_done_with_are_refused_by_name(call, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        call()
+
+
+def test_a_function_of_the_user_that_fails_is_named():
+    x = np.zeros((4, 2), np.float32)
+    settings = dict(num_simulations=10, num_draws=5, kernel="hmc", num_warmup=5, key=KEY)
+    with pytest.raises(TypeError, match=r"quantities\(values, x, y\), which .* failed with TypeError: len"):
+        calibrate(MODEL, x, quantities=len, **settings)
+    with pytest.raises(ValueError, match=r"quantities must give scalars; got the shapes {'a': \(4,\)}"):
+        calibrate(MODEL, x, quantities=lambda values, x, y: {"a": y}, **settings)
+    with pytest.raises(TypeError, match=r"coreset\(key, x, y\) failed with ZeroDivisionError"):
+        calibrate(MODEL, x, coreset=lambda key, x, y: 1 // 0, **settings)
+    with pytest.raises(TypeError, match=r"prior_scale\(name, shape\) failed with TypeError"):
+        bnn(MLP(widths=(3,)), DATA, prior_scale=lambda name: 1.0)
+    with pytest.raises(ValueError, match=r"prior_scale\(name, shape\) must be positive; got -1.0"):
+        bnn(MLP(widths=(3,)), DATA, prior_scale=lambda name, shape: -1.0)
+    with pytest.raises(ValueError, match="num_outputs must be at least 1; got -1"):
+        bnn(MLP(widths=(3,)), input_shape=(2,), num_outputs=-1)
 
 
 def test_calls_made_by_chance_end_well(monkeypatch):

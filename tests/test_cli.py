@@ -58,6 +58,7 @@ def on_two_devices(*arguments):
     subprocess.run(command, check=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_data_of_one_expert_and_of_a_fit(tmp_path):
     experts = ["experts", "--num-experts", "1", "--num-epochs", "2", *NETWORK, "--out"]
     run(*experts, tmp_path / "one")

@@ -16,6 +16,7 @@ from pseudocoreset import Dataset, Pseudocoreset
 from pseudocoreset.methods.optimizers import column_scales, in_units
 from pseudocoreset.models import Model, logistic_regression, poisson_regression
 from pseudocoreset.proxies import divergence_at_mode
+from tests.marks import slow_but
 
 SCALES = np.array([0.1, 1.0, 100.0])
 
@@ -74,7 +75,12 @@ def test_a_fit_does_not_depend_on_units() -> None:
     np.testing.assert_allclose(*coresets, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("method", [pc.fit_bpc_rkl, pc.fit_bpc_fkl, pc.fit_sparse_vi, pc.fit_giga, pc.fit_herding])
+@pytest.mark.parametrize(
+    "method",
+    slow_but(
+        [pc.fit_bpc_rkl, pc.fit_bpc_fkl, pc.fit_sparse_vi, pc.fit_giga, pc.fit_herding], pc.fit_bpc_fkl, pc.fit_giga
+    ),
+)
 def test_defaults_say_how_near_they_end_and_those_that_learn_end_no_worse_than_random_points(method) -> None:
     data = counts()
     model = poisson_regression(data, prior_scale=10.0)
@@ -147,7 +153,7 @@ MOVING = {
 }
 
 
-@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("name", slow_but(MOVING, "fbpc", "gradient_matching", "weight decay"))
 def test_a_column_of_group_codes_keeps_its_bits(name: str) -> None:
     """Its gradient is zero; the others move."""
     random = np.random.default_rng(0)
@@ -200,7 +206,12 @@ def with_features(x, y=None):
         numpyro.sample("y", dist.Bernoulli(logits=f), obs=y)
 
 
-@pytest.mark.parametrize("name", [name for name in pc.__all__ if name.startswith("fit_")])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        [name for name in pc.__all__ if name.startswith("fit_")], "fit_fbpc", "fit_bpc_fkl", "fit_giga", "fit_random"
+    ),
+)
 def test_every_fit_of_a_table_says_how_far_it_is(name: str) -> None:
     random = np.random.default_rng(0)
     z = random.normal(size=(300, 3))

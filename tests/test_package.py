@@ -149,3 +149,30 @@ def test_constraints_pin_every_dependency() -> None:
     required = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
     named = {canonical.sub("-", re.match(r"[\w.-]+", line).group()).lower() for line in required}
     assert named <= pinned
+
+
+def test_every_required_package_has_a_lower_bound_that_make_oldest_tests() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    printed = subprocess.check_output([sys.executable, ROOT / ".ci" / "oldest.py"], text=True)
+    tested = {line.partition("==")[0] for line in printed.splitlines()}
+    extras = [project["optional-dependencies"][name] for name in ("digits", "equinox", "stream")]
+    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in sum(extras, project["dependencies"])}
+    assert names - tested == {"matplotlib"}  # which has an upper bound alone
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "line"),
+    [
+        ("sklearn", "load_dataset('digits')", "pip install 'pseudocoreset[digits]'"),
+        ("grain", "load_dataset('mnist', stream=True)", "pip install 'pseudocoreset[stream]'"),
+    ],
+)
+def test_a_missing_extra_is_answered_with_the_line_that_installs_it(module: str, call: str, line: str) -> None:
+    hidden = (
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *rest: None if name == {module!r} else find(name, *rest)\n"
+        f"from pseudocoreset import load_dataset\n{call}"
+    )
+    said = run(hidden).stderr.splitlines()[-1]
+    assert said == f"ModuleNotFoundError: {call} needs {module}, which is not installed: {line}"

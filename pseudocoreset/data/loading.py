@@ -10,6 +10,7 @@ from pseudocoreset.data.builders import make_builder, prepare
 from pseudocoreset.data.dataset import Dataset, Split
 from pseudocoreset.data.preprocessing import channel_moments, fit_preprocessing
 from pseudocoreset.data.records import open_split, read_split
+from pseudocoreset.extras import check_installed, import_extra
 
 __all__ = ["DATASET_NAMES", "load_dataset"]
 
@@ -84,6 +85,8 @@ def load_dataset(
         raise ValueError(f"stream=True leaves the training images on disk; {'zca' if zca else name} has them in memory")
     if name == "digits":
         return _load_digits(normalize=normalize, zca=zca)
+    if stream:
+        check_installed("grain", "stream", f"load_dataset({name!r}, stream=True)")
     source = _SOURCES[name]
     builder = make_builder(source.tfds_name, data_dir)
     where = "" if data_dir is None else f", data_dir={os.fspath(data_dir)!r}"
@@ -104,9 +107,7 @@ def load_dataset(
 
 
 def _load_digits(*, normalize: bool, zca: bool) -> Dataset:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    bunch = import_extra("sklearn.datasets", "digits", "load_dataset('digits')").load_digits()
     images = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     held_out = np.zeros(len(labels), bool)

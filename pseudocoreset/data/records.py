@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.extras import import_extra
 from pseudocoreset.schema import CorruptFileError
 from pseudocoreset.storage import open_regular
 
@@ -91,8 +92,7 @@ class StoredImages:
             Arrays (k, height, width, channels). Threads of grain read and decode the next ones meanwhile, each of them
             one array.
         """
-        import grain
-
+        grain = import_extra("grain", "stream", "reading images from disk")
         threads = min(_MAX_THREADS, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         return iter(grain.MapDataset.source(list(parts)).map(self.__getitem__).to_iter_dataset(options))

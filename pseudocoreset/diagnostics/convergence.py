@@ -16,6 +16,7 @@ from pseudocoreset.formatting import json_values
 from pseudocoreset.inference.posterior.likelihoods import log_probability_blocks, mean_blocks
 from pseudocoreset.inference.posterior.model import accepts_model, held_out, model_of
 from pseudocoreset.rows import spread_indices
+from pseudocoreset.validation import check_integer
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
@@ -127,6 +128,8 @@ def predicted_quantities(
     Raises:
         ValueError: The posterior was not evaluated on held-out inputs.
     """
+    check_integer(max_inputs, "max_inputs")
+    check_integer(max_quantities, "max_quantities")
     inputs = spread_indices(held_out(posterior).num_data, min(max_inputs, max_quantities))
     num_classes = model_of(posterior).num_classes
     if num_classes is None:

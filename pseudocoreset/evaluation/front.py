@@ -117,6 +117,8 @@ def evaluate(
         raise TypeError(f"coreset must be a Pseudocoreset; got {type(coreset).__name__}")
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset (Dataset.from_arrays makes one); got {type(data).__name__}")
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be between 0 and 1; got {validation_fraction}")
     mesh = Devices.of(mesh).mesh
     chosen = resolve_protocol(protocol, settings)
     check_start(coreset, data)

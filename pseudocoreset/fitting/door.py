@@ -41,7 +41,7 @@ from pseudocoreset.methods.base import NUM_EXPERTS, Callback
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
 from pseudocoreset.subsets import GIGA, Chosen, Herding, KCentres, Random, SparseVI
-from pseudocoreset.validation import check_key
+from pseudocoreset.validation import check_integer, check_key
 
 __all__ = ["METHODS", "estimate_memory", "fit", "method_class"]
 
@@ -279,7 +279,11 @@ def _posed(
     bound = tuple(bind_to(m, data) for m in models)
     if coreset is not None:
         check_start(coreset, data, images_per_class=images_per_class, size=size)
+    if num_expert_epochs is not None:
+        check_integer(num_expert_epochs, "num_expert_epochs")
     sets = (experts,) if isinstance(experts, Experts) else experts
+    if sets is not None and not sets:
+        raise ValueError("experts is empty; give the experts of train_experts, or None to have them trained here")
     return Problem(
         models=bound,
         data=data,

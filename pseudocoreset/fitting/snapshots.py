@@ -51,7 +51,7 @@ def match_experts(
         )
         if one.metadata["sites"] != wanted:
             raise ValueError(
-                f"experts were trained on another model ({one.metadata['model']}, {one.metadata['num_params']} "
+                f"experts were trained on another model ({one.metadata.get('model')}, {one.metadata.get('num_params')} "
                 f"parameters) than {objective.model.name} ({objective.model.num_params} parameters)"
             )
     return sets

@@ -41,10 +41,11 @@ def require_features(name: str, model: Model) -> None:
     """
     if not model.has_features:
         raise ValueError(
-            f"{name} needs features; the program {model.name!r} has no deterministic site 'features' of shape (n, d)"
+            f"model: {name} needs features, and the program {model.name!r} has no deterministic site 'features' of "
+            "shape (n, d)"
         )
     if model.num_classes is None:
-        raise ValueError(f"{name} needs classes; the program {model.name!r} has none. Use gradient_matching")
+        raise ValueError(f"model: {name} needs classes, and the program {model.name!r} has none. Use gradient_matching")
 
 
 @checked

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from pseudocoreset.arguments import checked_class
+from pseudocoreset.arguments import checked_class, described
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
@@ -187,6 +187,9 @@ def bind_posteriors(
         proxy = _default(model)
     if isinstance(proxy, str):
         check_choice(proxy, "proxy", PROXIES)
+    elif not isinstance(proxy, Laplace | Chains) and not hasattr(proxy, "around"):
+        kinds = ", ".join(map(repr, PROXIES))
+        raise TypeError(f"proxy must be one of {kinds}, a proxy, or None; got {described(proxy)}")
     if proxy == "conjugate":
         if model.conjugate is None:
             raise ValueError(f"proxy='conjugate': {model.name!r} has no conjugate posterior; use proxy='laplace'")
@@ -204,8 +207,6 @@ def bind_posteriors(
     if isinstance(proxy, str):
         named: dict[str, Covariance] = {"isotropic": Isotropic(WEIGHT_SCALE), "trajectory": Trajectory()}
         return _around_maps(model, named[proxy], inner, wants_data)
-    if not hasattr(proxy, "around"):
-        raise TypeError(f"proxy must be one of {', '.join(map(repr, PROXIES))}, a proxy, or None; got {proxy!r}")
     return _around_maps(model, proxy, inner, wants_data)
 
 

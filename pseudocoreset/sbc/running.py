@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pseudocoreset.arguments import check_call, checked
+from pseudocoreset.arguments import blaming, check_call, checked
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.processes import to_host
@@ -134,7 +134,8 @@ def calibrate(
     if thinning is None and kernel.options().get("schedule", Constant()) != Constant():
         raise ValueError("schedule: thinning is measured by default, which a schedule does not allow; give thinning")
     coreset = _checked(coreset)
-    shapes = jax.eval_shape(coreset, jax.random.key(0), example, placeholder(model, example))
+    with blaming("coreset(key, x, y)"):
+        shapes = jax.eval_shape(coreset, jax.random.key(0), example, placeholder(model, example))
     run = set_up(
         model,
         kernel,
@@ -326,7 +327,8 @@ def _warn_of_correlation(names: Sequence[str], correlations: np.ndarray, thinnin
 
 def _example(x: Any) -> jax.Array:
     """Inputs of one simulation."""
-    array = np.asarray(x(jax.random.key(0)) if callable(x) else x)
+    with blaming("x(key)"):
+        array = np.asarray(x(jax.random.key(0)) if callable(x) else x)
     if array.dtype == object or not np.issubdtype(array.dtype, np.number):
         raise TypeError(f"x must be inputs (n, *feature_shape) or a function of a key; got {type(x).__name__}")
     if array.ndim < 2 or len(array) == 0:

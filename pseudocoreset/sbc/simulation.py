@@ -13,6 +13,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from pseudocoreset.arguments import blaming
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.inference.engine import Plan, Run
 from pseudocoreset.inference.engine.blocks import adapt_chains, run_block
@@ -179,8 +180,16 @@ class Quantities:
             rows = spread_indices(x.shape[0], self.num_inputs)
             f = self.model.apply(params, x[rows])
             found |= _elements("f", f[:, 0] if f.shape[1] == 1 else f)
-        if self.more is not None:
-            found |= {name: jnp.asarray(value) for name, value in self.more(values, x, y).items()}
+        return found | self._asked_for(values, x, y)
+
+    def _asked_for(self, values: Params, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        if self.more is None:
+            return {}
+        with blaming("quantities(values, x, y), which returns {name: scalar},"):
+            found = {str(name): jnp.asarray(value) for name, value in self.more(values, x, y).items()}
+        wrong = {name: value.shape for name, value in found.items() if value.shape}
+        if wrong:
+            raise ValueError(f"quantities must give scalars; got the shapes {wrong}")
         return found
 
     def names(self, params: Params, x: jax.Array, y: jax.Array) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.inference.engine import stored as stored_blocks
 from pseudocoreset.models import MLP, bnn
 from pseudocoreset.storage import CorruptFileError
+from tests.marks import slow_but
 
 KEY = jax.random.key(0)
 
@@ -139,7 +140,7 @@ def test_experts_are_those_of_data_in_memory(pair, tmp_path, images):
     ],
     ids=["augmented", "cyclical", "preconditioned"],
 )
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", slow_but([1, 2], 2))
 def test_chains_are_those_of_data_in_memory(pair, kernel, options, at_once):
     model = bnn(MLP((4,)), pair[0])
     length = dict(num_chains=2, num_warmup=5, num_samples=4, batch_size=6, step_size=1e-3)

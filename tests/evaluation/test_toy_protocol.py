@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +79,19 @@ def test_the_command_knows_it(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["metrics"]["accuracy"]["mean"] == accuracy(DATA.test, 1.0)
     assert "'nearest_point'" in result.output
+
+
+def test_the_skeleton_of_the_page_is_the_same(toy: type[Any], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "add-a-protocol.md").read_text()
+    (tmp_path / "page.py").write_text(page.split("```python\n")[1].split("```")[0])
+    wanted = evaluate(CORESET, MODEL, DATA, protocol=toy(), split="test", key=KEY)
+    del PROTOCOLS["nearest_point"]
+    skeleton = runpy.run_path(str(tmp_path / "page.py"))["NearestPoint"]
+    found = evaluate(CORESET, MODEL, DATA, protocol="nearest_point", split="test", key=KEY)
+    assert PROTOCOLS["nearest_point"] is skeleton
+    PROTOCOLS["nearest_point"] = toy
+    assert found.metrics == wanted.metrics
+    assert found.notes == wanted.notes
 
 
 def test_two_protocols_of_one_name_are_refused(toy: type[Any]) -> None:

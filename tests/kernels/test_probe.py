@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.marks import slow_but
+
 # What is broken in a process before it convolves.
 BROKEN = {
     "no llvmlite": "sys.modules['llvmlite'] = None",
@@ -77,7 +79,7 @@ def test_routines_are_called_without_a_word(with_routines):
     assert log == []
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("broken", slow_but(BROKEN, "no llvmlite", "other structures", "wrong numbers"))
 def test_whatever_is_broken_costs_speed_and_no_run(broken, with_routines):
     norm, calls, log = network(BROKEN[broken])
     assert norm == pytest.approx(with_routines[0], rel=1e-4)

@@ -84,7 +84,7 @@ def test_the_command_takes_auto(tmp_path):
         (
             lambda: fit(bnn(MLP((4,)), DATA), DATA, size=2, num_expert_epochs=0, **QUIET),
             ValueError,
-            "num_epochs must be at least 1; got 0",
+            "num_expert_epochs must be at least 1; got 0",
         ),
         (lambda: FBPC(num_draws="many"), TypeError, "num_draws must be an integer; got str 'many'"),
         (lambda: FBPC(step_size=0.0), ValueError, "step_size must be a positive number"),

@@ -376,6 +376,23 @@ def test_a_likelihood_must_use_the_function_values():
         Model.from_numpyro(program).bind(np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
 
 
+@pytest.mark.parametrize(
+    "probabilities", [jax.nn.softmax, lambda f: jax.nn.softmax(f / jnp.linalg.norm(f, axis=1, keepdims=True))]
+)
+def test_a_likelihood_that_does_not_see_a_shift_or_scale_of_the_function_values_uses_them(probabilities):
+    def program(x, y=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0).expand((2, 3)).to_event(2))
+        f = numpyro.deterministic("f", x @ theta)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("y", dist.Categorical(probs=probabilities(f)), obs=y)
+
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    model = Model.from_numpyro(program).bind(x, np.arange(6) % 3)
+    params = {"theta": jnp.asarray([[0.5, -1.0, 0.2], [1.0, 0.3, -0.4]])}
+    expected = np.log(probabilities(x @ params["theta"]))[np.arange(6), np.arange(6) % 3]
+    np.testing.assert_allclose(model.log_likelihood(params, x, jnp.arange(6) % 3), expected, rtol=1e-5)
+
+
 def test_programs_may_observe_their_inputs_or_a_transform_of_their_targets():
     def location(x, y=None):
         theta = numpyro.sample("theta", dist.Normal(0.0, 1.0).expand((2,)).to_event(1))

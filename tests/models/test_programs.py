@@ -11,7 +11,7 @@ import pytest
 from tests.models.contract import REFUSALS, check, check_single_precision
 from tests.models.programs import Case, build, plainest, random_case
 
-FAST, MANY = range(20), range(1_000, 2_000)
+FAST, MANY = range(14), range(1_000, 2_000)
 BETWEEN_CLEARINGS = 25
 
 

@@ -12,6 +12,7 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import InnerTraining, Rows, forward_kl, function_kl, reverse_kl, wasserstein
 from pseudocoreset.proxies import Trajectory
+from tests.marks import slow_but
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(64, 16, 16, 3)), jnp.float32)
@@ -41,7 +42,7 @@ def test_thirty_inner_steps_take_the_memory_of_few():
     assert thirty < 2.5 * one  # the weights on the way are kept, thirty times those of a network this small
 
 
-@pytest.mark.parametrize("proxy", ["trajectory", "isotropic", "linearized"])
+@pytest.mark.parametrize("proxy", slow_but(["trajectory", "isotropic", "linearized"], "isotropic"))
 def test_function_kl_takes_the_memory_of_a_few_points(proxy):
     """Twenty times the points and a large batch of data take a few copies of the points, and what a chunk may take.
 

@@ -28,6 +28,7 @@ from pseudocoreset.inference.posterior.likelihoods import same_data
 from pseudocoreset.inference.posterior.model import accepts_model, bound, check_is_of, held_out, model_of
 from pseudocoreset.inference.validation import resolve_predict_on
 from pseudocoreset.rows import spread_indices
+from pseudocoreset.validation import check_integer
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
@@ -102,6 +103,8 @@ def compare_posteriors(
             unknown ``reference``, the name "uniform", a posterior without predictions on ``split`` and without weights
             to make them, or ``sources`` that do not fit.
     """
+    check_integer(num_bins, "num_bins")
+    check_integer(max_inputs, "max_inputs")
     if not posteriors:
         raise ValueError("posteriors is empty; give at least one, {'coreset': posterior}")
     if reference is not None and reference not in posteriors:

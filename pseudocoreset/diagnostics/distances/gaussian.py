@@ -39,7 +39,8 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
         y: draws (t, d) or (chain, draw, d), likewise.
 
     Raises:
-        ValueError: for fewer draws, whose covariance is singular.
+        ValueError: for fewer draws. ``numpy.linalg.LinAlgError``, a ValueError, where columns do not move or determine
+            one another: the covariance has no inverse then.
     """
     one, other = samples(x, y)
     x, y = one.draws, other.draws
@@ -50,7 +51,7 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
                 f"{name} must have more than {d + 1} draws for a covariance of {d} x {d}; got {len(draws)}"
             )
     means = x.mean(0), y.mean(0)
-    covariances = [np.cov(draws, rowvar=False).reshape(d, d) for draws in (x, y)]
+    covariances = [_covariance(draws, name) for name, draws in (("x", x), ("y", y))]
 
     def kl(a: int, b: int) -> float:
         factor = scipy.linalg.cho_factor(covariances[b], lower=True)
@@ -66,3 +67,22 @@ def gaussian_divergences(x: ArrayLike, y: ArrayLike) -> GaussianDivergences:
         mean_difference=float(np.sqrt(np.mean((means[1] - means[0]) ** 2 / variances[0]))),
         variance_ratio=float(np.exp(np.mean(np.log(variances[1] / variances[0])))),
     )
+
+
+def _covariance(draws: np.ndarray, name: str) -> np.ndarray:
+    """The covariance (d, d) of draws (s, d), if it has an inverse whatever the units of the columns."""
+    d = draws.shape[1]
+    covariance = np.cov(draws, rowvar=False).reshape(d, d)
+    deviations = np.sqrt(np.diag(covariance))
+    still = np.flatnonzero(deviations <= d * np.finfo(float).eps * np.abs(draws).max(axis=0))
+    if len(still):
+        raise np.linalg.LinAlgError(
+            f"{name}: its draws do not move in columns {still.tolist()}; leave these out on both sides"
+        )
+    smallest = np.linalg.eigvalsh(covariance / np.outer(deviations, deviations))[0]
+    if smallest <= 100 * d * np.finfo(float).eps:
+        raise np.linalg.LinAlgError(
+            f"{name}: some columns of its draws determine the others, as with probabilities that sum to one; leave one "
+            "of these out on both sides"
+        )
+    return covariance

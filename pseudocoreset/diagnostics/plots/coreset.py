@@ -9,6 +9,7 @@ import numpy as np
 from pseudocoreset.arguments import checked
 from pseudocoreset.diagnostics.plots.figures import MAX_POINTS, new_figure
 from pseudocoreset.rows import spread_indices
+from pseudocoreset.validation import check_integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +45,8 @@ def plot_coreset(
     Returns:
         A matplotlib ``Figure``.
     """
+    check_integer(max_per_class, "max_per_class")
+    check_integer(max_classes, "max_classes")
     split = getattr(data, "train", data)
     shape = coreset.packed.shape[1:]
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))

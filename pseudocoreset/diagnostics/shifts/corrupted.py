@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pseudocoreset.arguments import checked
+from pseudocoreset.arguments import checked, described
 from pseudocoreset.data import CORRUPTIONS, SEVERITIES, Split, corrupted
 from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.predictions.metrics import Metrics, contributions, metrics_of, standard_errors
@@ -18,7 +18,7 @@ from pseudocoreset.diagnostics.predictions.predictive import Predictive, predict
 from pseudocoreset.formatting import json_values, number, text_table, with_error
 from pseudocoreset.inference.posterior.likelihoods import same_data
 from pseudocoreset.inference.posterior.model import accepts_model
-from pseudocoreset.validation import check_key
+from pseudocoreset.validation import check_integer, check_key
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
@@ -174,6 +174,7 @@ def robustness(
             choice, an unknown name, or ``clean`` of another split.
     """
     corruptions, severities = _distinct(corruptions, "corruptions"), _distinct(severities, "severities")
+    severities = tuple(check_integer(severity, "each of severities") for severity in severities)
     check_key(key)
     predictor = _predictor(posterior_or_predict)
     # Names and severities are known to be good before the first evaluation, which may take long.
@@ -223,9 +224,9 @@ def _predictor(source: Any) -> Callable[[Split], Predictive]:
     if hasattr(source, "function_values"):
         posterior = cast("Posterior", source)
         return lambda split: predict(posterior.evaluate(split))
-    if not callable(source):
+    if not callable(source) or isinstance(source, type):
         raise TypeError(
-            f"posterior_or_predict must be a Posterior or a function of model inputs; got {type(source).__name__}"
+            f"posterior_or_predict must be a Posterior or a function of model inputs; got {described(source)}"
         )
     return lambda split: predict_from_probabilities(np.asarray(source(split.x)), split.y)
 

@@ -147,6 +147,14 @@ def test_gaussian_fits():
         (lambda: sliced_wasserstein(X, Y, key=KEY, order=3), "order must be 1 or 2; got 3"),
         (lambda: sliced_wasserstein(X, Y, key=KEY, num_projections=0), "num_projections must be at least 1"),
         (lambda: gaussian_divergences(X[:4], Y), "x must have more than 4 draws"),
+        (
+            lambda: gaussian_divergences(X, np.c_[Y[:, :2], np.ones(len(Y))]),
+            r"y: its draws do not move in columns \[2\]",
+        ),
+        (
+            lambda: gaussian_divergences(np.c_[X[:, :2], 1 - X[:, :2].sum(1)], Y),
+            "x: some columns of its draws determine",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, message):
