@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pseudocoreset.compute.backends import on_cpu
 from pseudocoreset.compute.limits import MEBIBYTE, Limits
+from pseudocoreset.compute.memory import tree_bytes
 
 if TYPE_CHECKING:
     from pseudocoreset.models import Model
@@ -93,11 +94,7 @@ def _rows_within(model: Model, num_bytes: int, weight_copies: int) -> int:
         def pullback(p: Any, x: jax.Array, y: jax.Array) -> Any:
             return jax.vjp(lambda q: model.log_likelihood(q, x, y), p)[1]
 
-        return _bytes(jax.eval_shape(pullback, params, x, y))
+        return tree_bytes(jax.eval_shape(pullback, params, x, y))
 
     each = kept(2) - kept(1)
-    return max(1, (num_bytes + weight_copies * _bytes(params)) // max(each, 1))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return max(1, (num_bytes + weight_copies * tree_bytes(params)) // max(each, 1))

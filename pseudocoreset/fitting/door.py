@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 from pseudocoreset.arguments import checked, described
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.memory import MemoryEstimate
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts
-from pseudocoreset.fitting.memory import MemoryEstimate
 from pseudocoreset.fitting.outcome import FitResult
 from pseudocoreset.fitting.running import Way, choose, learn, planned
 from pseudocoreset.methods import (

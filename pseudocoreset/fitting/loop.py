@@ -20,6 +20,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.memory import MemoryEstimate
 from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
@@ -33,7 +34,7 @@ from pseudocoreset.fitting.leaves import (
     soften,
     to_free,
 )
-from pseudocoreset.fitting.memory import MemoryEstimate, block_memory, check_memory, raise_if_exhausted
+from pseudocoreset.fitting.memory import block_memory, check_memory, raise_if_exhausted
 from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.fitting.snapshots import match_experts, snapshot_choices, snapshots_of
 from pseudocoreset.levels import warn_of_missing_levels
