@@ -34,7 +34,7 @@ __all__ = ["Devices"]
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a mesh, or the default one: a static value, of which compiled code depends.
+    """The devices of a mesh, or the default one: a static value, on which compiled code depends.
 
     What a function given to ``map`` or ``sum`` computes with, it computes with ``within``.
 
