@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pseudocoreset.fitting import fit_bpc_fkl as fit_bpc_fkl
     from pseudocoreset.fitting import fit_bpc_rkl as fit_bpc_rkl
     from pseudocoreset.fitting import fit_bpc_w as fit_bpc_w
+    from pseudocoreset.fitting import fit_curvature as fit_curvature
     from pseudocoreset.fitting import fit_distribution_matching as fit_distribution_matching
     from pseudocoreset.fitting import fit_fbpc as fit_fbpc
     from pseudocoreset.fitting import fit_giga as fit_giga
@@ -56,6 +57,7 @@ _HOMES = {
     "fit_bpc_fkl": "fitting",
     "fit_bpc_rkl": "fitting",
     "fit_bpc_w": "fitting",
+    "fit_curvature": "fitting",
     "fit_distribution_matching": "fitting",
     "fit_fbpc": "fitting",
     "fit_giga": "fitting",

@@ -67,6 +67,7 @@ def without_computing() -> Iterator[None]:
     from pseudocoreset.fitting import loop
     from pseudocoreset.inference import sampling
     from pseudocoreset.subsets import by_features, sparse_vi
+    from pseudocoreset.subsets.curvature import method
 
     places = [
         (loop, "block_memory"),
@@ -75,6 +76,7 @@ def without_computing() -> Iterator[None]:
         (runs, "progress_bar"),
         (by_features, "progress_bar"),
         (sparse_vi, "progress_bar"),
+        (method, "full_posterior"),
     ]
     before = [(place, name, getattr(place, name)) for place, name in places]
     for place, name in places:
@@ -170,7 +172,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         },
         **{
             getattr(pseudocoreset, f"fit_{name}"): subset
-            for name in ("giga", "herding", "k_centres", "random", "sparse_vi")
+            for name in ("curvature", "giga", "herding", "k_centres", "random", "sparse_vi")
         },
         pseudocoreset.load_coreset: {"name": "digits-fbpc-1"},
         pseudocoreset.load_dataset: {"name": "digits"},

@@ -24,7 +24,7 @@ QUIET: dict[str, Any] = {"key": KEY, "progress": False}
 EXPERTS = {"num_experts": 1, "num_expert_epochs": 3, "first_epoch": 0, "last_epoch": 1}
 SAMPLING: dict[str, Any] = {"num_chains": 2, "num_warmup": 20, "num_samples": 5, **QUIET}
 FITS = [name for name in pseudocoreset.__all__ if name.startswith("fit_")]
-POINTWISE = ("fit_giga", "fit_sparse_vi")  # for models of few parameters
+POINTWISE = ("fit_curvature", "fit_giga", "fit_sparse_vi")  # for models of few parameters
 
 
 def classes() -> Dataset:

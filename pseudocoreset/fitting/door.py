@@ -22,6 +22,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts
+from pseudocoreset.fitting.automatic import said, try_curvature
 from pseudocoreset.fitting.outcome import FitResult
 from pseudocoreset.fitting.running import Way, choose, learn, planned
 from pseudocoreset.methods import (
@@ -40,7 +41,7 @@ from pseudocoreset.methods import (
 from pseudocoreset.methods.base import NUM_EXPERTS, Callback
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective
-from pseudocoreset.subsets import GIGA, Chosen, Herding, KCentres, Random, SparseVI
+from pseudocoreset.subsets import GIGA, Chosen, Curvature, Herding, KCentres, Random, SparseVI
 from pseudocoreset.validation import check_integer, check_key
 
 __all__ = ["METHODS", "estimate_memory", "fit", "method_class"]
@@ -62,6 +63,7 @@ METHODS: Mapping[str, type[Method]] = {
         KCentres,
         GIGA,
         SparseVI,
+        Curvature,
     )
 }
 
@@ -93,10 +95,12 @@ def fit(
         model: a model, or several (multi-architecture: their gradients are summed).
         data: the data set.
         method: ``"auto"``; the name of a method; or its settings as a dataclass of ``pseudocoreset.methods`` or
-            ``pseudocoreset.subsets``, ``FBPC(num_draws=50)`` say. ``"auto"`` takes ``"fbpc"`` for networks and
-            ``"bpc_rkl"`` for other models; the result says which.
+            ``pseudocoreset.subsets``, ``FBPC(num_draws=50)`` say. ``"auto"`` takes ``"fbpc"`` for networks; for
+            other models of at most 1,000 parameters ``"curvature"``, where the posterior has a mode and ``size`` points
+            match its curvature; else ``"bpc_rkl"``. The result says which, and why.
         images_per_class: points of each class.
-        size: number of points in all; give this or ``images_per_class``.
+        size: number of points in all; give this or ``images_per_class``. ``"curvature"`` finds it where both are left
+            out.
         key: one typed key.
         coreset: where to start instead of random real data.
         experts: trajectories from ``train_experts``, one set for each model; trained here if None and the method
@@ -139,16 +143,21 @@ def fit(
         "mesh": mesh is not None,
     }
     problem = _posed(model, data, key, images_per_class, size, coreset, experts, num_experts, num_expert_epochs)
+    way = Way(tuple(callbacks), checkpoint_dir, progress, Devices.of(mesh).mesh, tuple(fixed))
+    tried = try_curvature(problem, settings, given, way) if isinstance(method, str) and method == "auto" else None
+    if isinstance(tried, FitResult):
+        return tried
     chosen = _with_settings(method, settings, problem)
+    _check_count(chosen, problem, tried or "")
     useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
-    way = Way(tuple(callbacks), checkpoint_dir, progress, Devices.of(mesh).mesh, tuple(fixed))
     if coreset is not None and isinstance(chosen, Learned):
         check_start(coreset, data, weights=chosen.weights)
     chosen = chosen.resolved(problem)
     if isinstance(chosen, Learned):
-        return learn(chosen, problem, way)
+        result = learn(chosen, problem, way)
+        return result if tried is None else said(result, tried)
     if isinstance(chosen, Chosen):
         return choose(chosen, problem, way)
     raise TypeError(f"method must be a Learned or a Chosen method; got {type(chosen).__name__}")
@@ -206,7 +215,9 @@ def estimate_memory(
         settings.pop(name, default) for name, default in (("num_experts", NUM_EXPERTS), ("num_expert_epochs", None))
     ]
     problem = _posed(model, data, key, images_per_class, size, coreset, settings.pop("experts", None), *trained)
-    chosen = _with_settings(method, settings, problem).resolved(problem)
+    chosen = _with_settings(method, settings, problem)
+    _check_count(chosen, problem)
+    chosen = chosen.resolved(problem)
     if not isinstance(chosen, Learned):
         raise ValueError(f"method={chosen.name!r} runs no compiled block of steps whose memory could be estimated")
     check_in_memory(problem.data.train)
@@ -250,6 +261,14 @@ def _with_settings(method: str | Method | type[Method], settings: dict[str, Any]
     return replace(method, **settings) if isinstance(method, Method) else method(**settings)
 
 
+def _check_count(method: Method, problem: Problem, why: str = "") -> None:
+    """Refuse a problem without a number of points, but for a method that finds it; ``why`` it is not curvature."""
+    given = (problem.images_per_class, problem.size, problem.start)
+    if not method.finds_size and all(one is None for one in given):
+        why = f". {method.name!r} needs it, which is taken for: {why}" if why else ""
+        raise ValueError(f"give one of images_per_class and size; got None and None{why}")
+
+
 def _posed(
     model: Model | Sequence[Model],
     data: Dataset,
@@ -274,7 +293,7 @@ def _posed(
         raise TypeError(f"model must be a Model or a sequence of them; got {described(model)}")
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset; got {described(data)}")
-    if coreset is None and (images_per_class is None) == (size is None):
+    if coreset is None and images_per_class is not None and size is not None:
         raise ValueError(f"give one of images_per_class and size; got {images_per_class} and {size}")
     bound = tuple(bind_to(m, data) for m in models)
     if coreset is not None:

@@ -90,12 +90,15 @@ class FitResult:
         but = f" ({skipped} of them skipped)" if skipped else ""
         said = f"{steps} steps{but} in {self.seconds:.1f} s. {self.outcome.value}"
         first = f"worse than its start: {self.rise}; " if self.rise is not None else ""
-        note = mass_note(self.coreset.mass, self.coreset.num_data)
+        # Points that match the curvature have the scale of all data at any mass.
+        is_matched = self.coreset.metadata.get("settings", {}).get("mass") == "matched"
+        note = "" if is_matched else mass_note(self.coreset.mass, self.coreset.num_data)
         lines = [
             f"FitResult({first}{self.coreset!r}, {said})",
             self.advice,
             note and f"Its {note}.",
             _at_mode(self.coreset),
+            f"{auto}." if (auto := self.coreset.metadata.get("auto")) else "",
         ]
         return "\n".join(line for line in lines if line)
 

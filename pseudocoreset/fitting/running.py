@@ -176,8 +176,15 @@ def choose(method: Chosen, problem: Problem, way: Way) -> FitResult:
         random = Pseudocoreset.from_data(
             problem.data,
             images_per_class=problem.images_per_class,
-            size=problem.size,
+            size=_size_of_random(problem, coreset),
             key=jax.random.fold_in(problem.key, 1),
             mass="data",
         )
     return keep_better(result, problem.models, problem.data, random, "random subset", replaces=False)
+
+
+def _size_of_random(problem: Problem, coreset: Pseudocoreset) -> int | None:
+    """Random points to hold a choice against: as many as were asked for, or as the method found."""
+    if problem.images_per_class is not None or problem.size is not None:
+        return problem.size
+    return min(coreset.size, problem.data.train.num_data)

@@ -101,11 +101,13 @@ class Problem:
 class Method:
     """Settings of a method; every field is a keyword of ``fit`` and an option ``--set`` of the command.
 
-    ``takes`` names the arguments of ``fit``, beyond model, data, size and key, that the method has a use for.
+    ``takes`` names the arguments of ``fit``, beyond model, data, size and key, that the method has a use for, and
+    ``finds_size`` says whether it finds the number of points where ``fit`` is given none.
     """
 
     name: ClassVar[str] = ""
     takes: ClassVar[frozenset[str]] = frozenset()
+    finds_size: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -38,7 +38,7 @@ NETWORK = bnn(MLP(widths=(4,)), input_shape=(4,), num_outputs=3)
 SAMPLING: dict[str, Any] = {"num_chains": 1, "num_warmup": 5, "num_samples": 4, "key": KEY, "progress": False}
 FITS = [name for name in pseudocoreset.__all__ if name.startswith("fit_")]
 STARTED = [name for name in FITS if "coreset" in inspect.signature(getattr(pseudocoreset, name)).parameters]
-POINTWISE = ("fit_giga", "fit_sparse_vi")  # for models of few parameters
+POINTWISE = ("fit_curvature", "fit_giga", "fit_sparse_vi")  # for models of few parameters
 
 
 def fit_with(name: str, data: Dataset, model: Model | None = None, **arguments: Any) -> Any:

@@ -60,6 +60,22 @@ def test_auto_takes_fbpc_for_networks_and_the_reverse_kl_for_other_models():
     assert fit(MODEL, DATA, size=4, steps=1, **QUIET).coreset.metadata["objective"] == "bpc_rkl"
 
 
+def test_auto_takes_curvature_where_there_is_a_mode_and_says_so():
+    for arguments in ({}, {"size": 4}):
+        result = fit(MODEL, DATA, **arguments, **QUIET)
+        assert result.coreset.metadata["objective"] == "curvature"
+        assert result.coreset.size == 4
+        assert "method='auto' took 'curvature': the posterior has a mode" in repr(result)
+
+
+def test_auto_takes_another_method_where_the_curvature_is_not_matched_and_says_why():
+    few = fit(MODEL, DATA, size=2, **QUIET)
+    assert few.coreset.metadata["objective"] == "bpc_rkl"
+    assert "took 'bpc_rkl': score and curvature of 2 points are" in repr(few)
+    with pytest.raises(ValueError, match=r"give one of images_per_class and size.*'fbpc' needs it.*networks have many"):
+        fit(bnn(MLP((4,)), DATA), DATA, **QUIET)
+
+
 def test_the_command_takes_auto(tmp_path):
     arguments = ["fit", "--method", "auto", "--set", "typo=1", "--data", "digits", "--out", str(tmp_path / "out")]
     failed = CliRunner().invoke(app, arguments)
