@@ -22,7 +22,7 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts
-from pseudocoreset.fitting.automatic import said, try_curvature
+from pseudocoreset.fitting.automatic import Attempt, attempt
 from pseudocoreset.fitting.outcome import FitResult
 from pseudocoreset.fitting.running import Way, choose, learn, planned
 from pseudocoreset.methods import (
@@ -97,7 +97,8 @@ def fit(
         method: ``"auto"``; the name of a method; or its settings as a dataclass of ``pseudocoreset.methods`` or
             ``pseudocoreset.subsets``, ``FBPC(num_draws=50)`` say. ``"auto"`` takes ``"fbpc"`` for networks; for
             other models of at most 1,000 parameters ``"curvature"``, where the posterior has a mode and ``size`` points
-            match its curvature; else ``"bpc_rkl"``. The result says which, and why.
+            match its curvature; where they are fewer than it takes the nearer of that and ``"bpc_fkl"``; else
+            ``"bpc_rkl"``. The result says which, and why.
         images_per_class: points of each class.
         size: number of points in all; give this or ``images_per_class``. ``"curvature"`` finds it where both are left
             out.
@@ -144,11 +145,14 @@ def fit(
     }
     problem = _posed(model, data, key, images_per_class, size, coreset, experts, num_experts, num_expert_epochs)
     way = Way(tuple(callbacks), checkpoint_dir, progress, Devices.of(mesh).mesh, tuple(fixed))
-    tried = try_curvature(problem, settings, given, way) if isinstance(method, str) and method == "auto" else None
-    if isinstance(tried, FitResult):
-        return tried
+    tried: Attempt | None = None
+    if isinstance(method, str) and method == "auto":
+        tried = attempt(problem, settings, given, way)
+        if tried.other is None:
+            return tried.taken
+        method = tried.other
     chosen = _with_settings(method, settings, problem)
-    _check_count(chosen, problem, tried or "")
+    _check_count(chosen, problem, "" if tried is None else tried.why)
     useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
@@ -157,7 +161,7 @@ def fit(
     chosen = chosen.resolved(problem)
     if isinstance(chosen, Learned):
         result = learn(chosen, problem, way)
-        return result if tried is None else said(result, tried)
+        return result if tried is None else tried.nearest(result)
     if isinstance(chosen, Chosen):
         return choose(chosen, problem, way)
     raise TypeError(f"method must be a Learned or a Chosen method; got {type(chosen).__name__}")

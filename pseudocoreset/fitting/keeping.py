@@ -80,6 +80,12 @@ def _said(divergence: ModeDivergence) -> str:
     return str(divergence) if divergence.nats is not None else f"{divergence}{mismatch}"
 
 
+def is_nearer(one: Pseudocoreset, other: Pseudocoreset) -> bool:
+    """Whether ``one`` is nearer to the posterior of all data, by what the metadata of both say."""
+    found = [coreset.metadata.get("at_mode") or {} for coreset in (one, other)]
+    return _is_nearer(*(ModeDivergence(each.get("nats"), mismatch=each.get("mismatch")) for each in found))
+
+
 def _is_nearer(one: ModeDivergence, other: ModeDivergence) -> bool:
     """Whether ``one`` is nearer by more than rounding: by the divergence where both have it, else by the mismatch."""
     pair = (one.nats, other.nats)

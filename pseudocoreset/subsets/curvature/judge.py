@@ -44,7 +44,7 @@ class Judge:
         return self.density.values(self.draws)
 
     def mismatch(self, coreset: Pseudocoreset) -> float:
-        """Nats to second order, |L^-1 g|^2 / 2 + |L^-1 D L^-T|^2 / 4, of the differences of score and curvature."""
+        """|L^-1 g|^2 / 2 + |L^-1 D L^-T|^2 / 4 of the differences of score and curvature; nats, where it is small."""
         of_all, factor = self.posterior.likelihood, self.posterior.factor
         own = second_order_of(self.density, self.posterior.mode, _points(coreset))
         score = factor.T @ (own.gradient - of_all.gradient)

@@ -57,7 +57,7 @@ class Curvature(Chosen):
 
     ``size`` may be left out: there are as many points as it takes. More real points match the log-likelihoods at draws
     too. Fewer are the best of that number that were found; ``mismatch`` in the settings of the result says how good
-    they are, in nats to second order.
+    they are: 0 where score and curvature are matched.
 
     For one model of at most 2,000 parameters that is no network and whose posterior has one mode that matters.
 
@@ -204,5 +204,6 @@ def _advice(settings: dict[str, Any], size: int | None) -> str:
     else:
         why = f"the {settings['num_candidates']} candidates have no exact solution"
     return (
-        f"Score and curvature are not matched exactly: {why}. {settings['mismatch']:.3g} nats are left to second order."
+        f"Score and curvature are not matched exactly: {why}. They differ by {settings['mismatch']:.3g} in units of "
+        "the posterior, where 0 is right."
     )
