@@ -10,8 +10,8 @@ with the largest error of the first in float32 over the largest output. Then ste
 biases added within the convolution and after it. Then 5x5 convolutions of colour images, forward and backward to the
 filters, unfolded first along rows and in one step. Last what follows a convolution, instance norm, ReLU and average
 pooling, forward and backward: together, as the layers of the library have it, one after the other as they have each for
-itself, and as one would first: standardise, then scale, then the mean over windows. Backs ``pseudocoreset/batching.py``
-and ``pseudocoreset/models/layers.py``.
+itself, and as one would first: standardise, then scale, then the mean over windows. Backs
+``pseudocoreset/compute/backends.py`` and ``pseudocoreset/models/layers.py``.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from machine import describe_machine
 
-from pseudocoreset import batching
+from pseudocoreset.compute import backends as batching
 from pseudocoreset.kernels import correlate
 from pseudocoreset.models import ConvNet, bnn, layers
 from pseudocoreset.models.winograd import winograd

@@ -8,7 +8,7 @@ as the latter, and in Winograd's form where there are enough channels; in float3
 ``dtype="bfloat16"``. Medians of interleaved repetitions, in milliseconds a step and network, and how far the weights
 are from those of ``lax.conv`` in float32 after the steps, relative to how far they went. Beside them the same step in
 eager PyTorch, and what the device does in a large matrix product and in a large copy. Backs the choices for GPUs in
-``pseudocoreset/batching.py``.
+``pseudocoreset/compute/backends.py``.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from launches import launches
 from machine import describe_machine
 from yardstick import CLASSES, Case, images, torch_descend, torch_images, torch_parameters
 
-from pseudocoreset import batching
+from pseudocoreset.compute import backends as batching
 from pseudocoreset.models import ConvNet, bnn, layers
 
 STEPS = 16

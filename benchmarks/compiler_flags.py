@@ -41,8 +41,8 @@ def program(what: str, width: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
     import pseudocoreset as pc
     from pseudocoreset.models import ConvNet, bnn
     from pseudocoreset.objectives import function_kl
-    from pseudocoreset.objectives.base import CoresetArrays
     from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
+    from pseudocoreset.rows import Rows
 
     model = bnn(ConvNet(width=width), input_shape=(32, 32, 3), num_outputs=10)
     params = model.init(jax.random.key(0))
@@ -51,7 +51,7 @@ def program(what: str, width: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
     if what == "function_kl":
         data = pc.Dataset.from_arrays(images, labels, name="noise")
         start = pc.Pseudocoreset.from_data(data, size=batch, key=jax.random.key(1))
-        arrays = CoresetArrays(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
+        arrays = Rows(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
         device = pc.device.DeviceData.from_dataset(data)
         proxy = Trajectory(num_steps=TRAJECTORY, batch_size=DATA_BATCH)
         limits = {"num_draws": DRAWS, "inner_loss": 1e-9, "inner_max_steps": INNER_STEPS}
@@ -61,7 +61,7 @@ def program(what: str, width: int, batch: int) -> tuple[Any, tuple[Any, ...]]:
 
     def descend(params: Any, batches: Any) -> Any:
         def step(p: Any, batch: Any) -> tuple[Any, None]:
-            _, gradient = mean_loss_and_gradient(model, p, (*batch, jnp.ones(len(batch[1]))))
+            _, gradient = mean_loss_and_gradient(model, p, Rows(*batch, jnp.ones(len(batch[1]))))
             return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
 
         return jax.lax.scan(step, params, batches)[0]

@@ -34,7 +34,7 @@ from jax import monitoring
 from machine import describe_machine
 
 import pseudocoreset as pc
-from pseudocoreset.batching import convolution_form
+from pseudocoreset.compute.backends import convolution_form
 from pseudocoreset.fitting import optimise, prepare
 from pseudocoreset.models import ConvNet, Model, ResNet18, bnn
 from pseudocoreset.objectives import (
@@ -45,6 +45,7 @@ from pseudocoreset.objectives import (
     wasserstein,
 )
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
+from pseudocoreset.rows import Rows
 
 SIZES = (1, 10, 50)
 CONVNET, RESNET = ConvNet(depth=3, width=128), ResNet18()
@@ -175,7 +176,7 @@ def chunks_cell(name: str, size: int) -> dict[str, Any]:
     params = model.init(jax.random.key(0))
     count = 10 * size
     x = jax.random.normal(jax.random.key(1), (count, 32, 32, 3))
-    batch = (x, jnp.arange(count) % 10, jnp.ones(count))
+    batch = Rows(x, jnp.arange(count) % 10, jnp.ones(count))
     compiled, seconds = {}, {"whole": [], "chunks": []}
     for way, one in (("whole", replace(model, is_separable=False)), ("chunks", model)):
         gradient = jax.jit(lambda p, b, one=one: mean_loss_and_gradient(one, p, b))

@@ -49,11 +49,11 @@ from yardstick import (
 )
 
 import pseudocoreset as pc
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.inference import sample
-from pseudocoreset.meshes import has_data_axis, lay_out, replicate
 from pseudocoreset.objectives import function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
+from pseudocoreset.rows import Rows
 
 COMPILERS = concurrent.futures.ThreadPoolExecutor(max_workers=4)
 TRAINING = (
@@ -89,19 +89,18 @@ def training(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     x, y = images(case, case.batch * case.steps)
     batches = jnp.asarray(x).reshape(case.steps, case.batch, *x.shape[1:]), jnp.asarray(y).reshape(case.steps, -1)
     stack = jax.vmap(model.init)(jax.random.split(jax.random.key(0), case.networks))
-    mesh = case.mesh()
-    shared = has_data_axis(mesh)
+    devices = Devices.of(case.mesh()).sharing_rows(model)
 
     def one(params: Any, batches: Any) -> Any:
         def step(p: Any, batch: Any) -> tuple[Any, None]:
-            _, gradient = mean_loss_and_gradient(model, p, (*batch, jnp.ones(case.batch)), shared=shared)
+            _, gradient = mean_loss_and_gradient(model, p, Rows(*batch, jnp.ones(case.batch)), devices.within)
             return jax.tree.map(lambda a, g: a - 0.01 * g, p, gradient), None
 
         return jax.lax.scan(step, params, batches)[0]
 
-    ours = jax.jit(lambda stack, batches: map_stack(one, stack, batches, mesh=mesh, splits_batches=shared))
-    stack = lay_out(stack, mesh, splits_data=shared)
-    batches = replicate(batches, mesh)
+    ours = jax.jit(lambda stack, batches: devices.map(one, stack, batches))
+    stack = devices.lay_out(stack)
+    batches = devices.replicate(batches)
     compiling = COMPILERS.submit(ours.lower(stack, batches).compile)
     theirs = [torch_parameters(case) for _ in range(case.networks)]
     split = list(zip(*(a.split(case.batch) for a in torch_images(x, y)), strict=True))
@@ -129,11 +128,11 @@ def function_kl_step(case: Case) -> tuple[Callable[[], Any], Callable[[], Any], 
         inner_max_steps=INNER_STEPS,
         num_networks=case.networks,
     )
-    device = pc.device.DeviceData.from_dataset(data, case.mesh())
-    arrays = pc.objectives.base.CoresetArrays(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
-    arrays = replicate(arrays, device.mesh)
+    device = pc.device.DeviceData.from_dataset(data, Devices.of(case.mesh()))
+    arrays = Rows(*map(jnp.asarray, (start.inputs, start.targets, start.weights)))
+    arrays = device.devices.replicate(arrays)
     expert = jax.vmap(model.init)(jax.random.split(jax.random.key(1), case.networks))
-    expert = replicate(expert if case.networks > 1 else jax.tree.map(lambda leaf: leaf[0], expert), device.mesh)
+    expert = device.devices.replicate(expert if case.networks > 1 else jax.tree.map(lambda leaf: leaf[0], expert))
     ours = jax.jit(lambda key, arrays: objective.gradient(key, (), arrays, device, (expert,))[0])
     compiling = COMPILERS.submit(ours.lower(jax.random.key(2), arrays).compile)
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jax.sharding import Mesh
 
-from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import ConvNet, bnn
 
 CLASSES = 10
@@ -17,7 +16,7 @@ LEAST_SHARED = 32  # pixels a side
 
 def all_devices(axis: str) -> Mesh | None:
     """A mesh of all devices; None for one."""
-    return check_mesh(jax.make_mesh((jax.device_count(),), (axis,))) if jax.device_count() > 1 else None
+    return jax.make_mesh((jax.device_count(),), (axis,)) if jax.device_count() > 1 else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Posterior sampling: BlackJAX kernels on models given data, coresets or arrays."""
 
 from pseudocoreset.inference import schedules
-from pseudocoreset.inference.data import Minibatch, draw_minibatch, gradient_estimator, log_density_estimator
+from pseudocoreset.inference.data import draw_minibatch, gradient_estimator, log_density_estimator
 from pseudocoreset.inference.engine import Kernel
 from pseudocoreset.inference.kernels import (
     HMC,
@@ -17,6 +17,7 @@ from pseudocoreset.inference.kernels import (
 from pseudocoreset.inference.kernels import network_hmc as hmc
 from pseudocoreset.inference.posterior import Posterior
 from pseudocoreset.inference.sampling import sample
+from pseudocoreset.rows import Rows
 
 __all__ = [
     "HMC",
@@ -27,9 +28,9 @@ __all__ = [
     "AdjustedMCLMC",
     "BlackjaxSGHMC",
     "Kernel",
-    "Minibatch",
     "NetworkHMC",
     "Posterior",
+    "Rows",
     "draw_minibatch",
     "gradient_estimator",
     "hmc",

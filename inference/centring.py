@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pseudocoreset.inference.data import Minibatch
-from pseudocoreset.inference.engine import Density, Plan, over_chains
+from pseudocoreset.inference.engine import Plan
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 __all__ = ["find_centres", "full_gradients"]
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
+def find_centres(plan: Plan, positions: Params, data: Rows) -> Params:
     """The point that L-BFGS comes to from the position of each chain, on the full log density, in chunks.
 
     At most 300 iterations of ``optax.lbfgs`` with its zoom line search, until the norm of the gradient, divided by
@@ -31,9 +31,11 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
     scale = jnp.maximum(jnp.sum(data.weights), 1.0)
     solver = optax.lbfgs()
 
-    def chain(position: Params, density: Density, scale: jax.Array) -> Params:
+    def chain(position: Params, rows: Rows, scale: jax.Array) -> Params:
+        density = plan.density(rows)
+
         def loss(params: Params) -> jax.Array:
-            return -density.log_density(params, density.data) / scale
+            return -density.log_density(params, rows) / scale
 
         value_and_gradient = optax.value_and_grad_from_state(loss)
 
@@ -55,10 +57,10 @@ def find_centres(plan: Plan, positions: Params, data: Minibatch) -> Params:
         start = position, solver.init(position), jnp.full((), jnp.inf, value.dtype), jnp.zeros((), jnp.int32)
         return jax.lax.while_loop(goes_on, iterate, start)[0]
 
-    return over_chains(plan, chain, positions, data, scale)
+    return plan.devices.map(chain, positions, data, scale)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def full_gradients(plan: Plan, positions: Params, data: Minibatch) -> Params:
+def full_gradients(plan: Plan, positions: Params, data: Rows) -> Params:
     """The gradient of the full log density at the position of each chain."""
-    return over_chains(plan, lambda position, density: density.gradient(position, density.data), positions, data)
+    return plan.devices.map(lambda position, rows: plan.density(rows).gradient(position, rows), positions, data)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.chunks import data_at_once, in_chunks
-from pseudocoreset.meshes import all_rows, summed_over_data
+from pseudocoreset.compute.chunks import rows_at_once
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
 __all__ = [
-    "Minibatch",
     "control_variate_estimator",
     "default_chunk_size",
     "draw_indices",
@@ -32,40 +33,22 @@ __all__ = [
     "log_density_terms",
 ]
 
-# Numbers held at once for the inputs of one chunk.
-PLAIN_CHUNK_ELEMENTS = 2**23
 # Held-out data of a batch, where a function value depends on the others: as many as the published codes take.
 DEPENDENT_ROWS = 256
 # With more data than this a row of the minibatch, replacement costs no variance to speak of and saves a sort.
 REPLACEMENT_RATIO = 16
 
 
-class Minibatch(NamedTuple):
-    """Rows of a data set: inputs as they are stored, targets and weights.
-
-    inputs
-        (n, *feature_shape); raw where a preprocessing is applied on the fly.
-    targets
-        (n, ...), or class probabilities (n, num_classes).
-    weights
-        (n,) multiplicity of each datum in the log-likelihood, not negative.
-    """
-
-    inputs: jax.Array
-    targets: jax.Array
-    weights: jax.Array
-
-
 def default_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int | None:
-    """Rows that are evaluated at once: as many as ``data_at_once`` for networks, 2^23 input elements otherwise.
+    """Rows that are evaluated at once: as many as suit a network, 2^23 input elements otherwise.
 
     None, all of them, of networks with batch norm: in chunks they have another posterior.
     """
     if model.is_network and not model.is_separable:
         return None
     if model.is_network:
-        return data_at_once(model)
-    return max(16, PLAIN_CHUNK_ELEMENTS // max(1, math.prod(feature_shape)))
+        return rows_at_once(model, limits())
+    return max(16, limits().input_elements // max(1, math.prod(feature_shape)))
 
 
 def held_out_chunk_size(model: Model, feature_shape: tuple[int, ...]) -> int:
@@ -83,8 +66,8 @@ def log_density_estimator(
     *,
     preprocessing: Any = None,
     chunk_size: int | None = None,
-    splits_data: bool = False,
-) -> Callable[[Params, Minibatch], jax.Array]:
+    devices: Devices | None = None,
+) -> Callable[[Params, Rows], jax.Array]:
     """Unbiased estimate of the log density at temperature one from a minibatch.
 
     log_prior(params) + (n / B) sum_{i in batch} w_i log p(y_i | x_i, params); exact where the batch is the
@@ -95,51 +78,45 @@ def log_density_estimator(
         num_data: n, the number of data that minibatches are drawn from.
         preprocessing: applied to the inputs of the minibatch, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
-        splits_data: whether the minibatch is what one device has of the whole data (``meshes.spread``).
+        devices: where the rows are, in the place of ``chunk_size``; where they split rows, those are the whole data.
 
     Returns:
         ``estimator(params, minibatch) -> scalar``.
     """
 
-    def log_likelihood(params: Params, rows: Minibatch) -> jax.Array:
+    def log_likelihood(params: Params, rows: Rows) -> jax.Array:
         x = rows.inputs if preprocessing is None else preprocessing.apply(rows.inputs)
         values = model.log_likelihood(params, x, rows.targets)
         # A datum of weight zero takes no part, even where its log-likelihood is minus infinity.
         return jnp.sum(jnp.where(rows.weights > 0, rows.weights * values, 0.0))
 
-    def of_rows(params: Params, rows: Minibatch) -> jax.Array:
-        if chunk_size is None or rows.weights.shape[0] <= chunk_size:
-            return log_likelihood(params, rows)
-        return _chunked_sum(log_likelihood, params, rows, chunk_size)
+    where = _place(devices, chunk_size)
 
-    def estimator(params: Params, minibatch: Minibatch) -> jax.Array:
-        if splits_data:
-            return model.log_prior(params) + summed_over_data(of_rows)(params, minibatch)
-        return model.log_prior(params) + (num_data / minibatch.weights.shape[0]) * of_rows(params, minibatch)
+    def estimator(params: Params, minibatch: Rows) -> jax.Array:
+        total = _summed(log_likelihood, where, params, minibatch)
+        if where.rows == "split":
+            return model.log_prior(params) + total
+        return model.log_prior(params) + (num_data / minibatch.weights.shape[0]) * total
 
     return estimator
 
 
-def _chunked_sum(
-    fn: Callable[[Params, Minibatch], jax.Array], params: Params, rows: Minibatch, chunk_size: int
-) -> jax.Array:
-    """Sum of ``fn`` over chunks.
+def _summed(fn: Callable[[Params, Rows], jax.Array], devices: Devices, params: Params, rows: Rows) -> jax.Array:
+    """Sum of ``fn`` over rows, in chunks and over devices.
 
-    Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again.
+    Its derivative is summed with it, chunk by chunk, so that nothing is kept of a chunk nor computed again, and the
+    devices exchange both at once. (JAX's own derivative of a sum over devices is the sum of what comes back to it on
+    each, which is the same on all of them: too large by their number, and of the rows of one.)
     """
-
-    def summed(of_chunk: Callable[[Params, Minibatch], Any], params: Params, rows: Minibatch) -> Any:
-        def of_rows(some: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
-            return of_chunk(params, some._replace(weights=jnp.where(is_new, some.weights, 0))), ()
-
-        return in_chunks(of_rows, rows, chunk_size)[0]
+    if devices.rows == "whole" and len(rows.weights) <= (devices.chunk or math.inf):
+        return fn(params, rows)
 
     @jax.custom_vjp
-    def total(params: Params, rows: Minibatch) -> jax.Array:
-        return summed(fn, params, rows)
+    def total(params: Params, rows: Rows) -> jax.Array:
+        return devices.sum_rows(lambda some: fn(params, some), rows)
 
-    def forward(params: Params, rows: Minibatch) -> tuple[jax.Array, Params]:
-        return summed(jax.value_and_grad(fn), params, rows)
+    def forward(params: Params, rows: Rows) -> tuple[jax.Array, Params]:
+        return devices.sum_rows(lambda some: jax.value_and_grad(fn)(params, some), rows)
 
     def backward(slope: Params, cotangent: jax.Array) -> tuple[Params, None]:
         return jax.tree.map(lambda leaf: cotangent * leaf, slope), None
@@ -149,7 +126,7 @@ def _chunked_sum(
 
 
 @checked
-def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Minibatch], Params]:
+def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Params, Rows], Params]:
     """``grad_estimator(position, minibatch)`` in BlackJAX's form: the gradient of ``log_density_estimator``.
 
     It takes the same arguments. Its mean over uniformly drawn minibatches is the gradient of the full log density,
@@ -159,8 +136,8 @@ def gradient_estimator(model: Model, num_data: int, **form: Any) -> Callable[[Pa
 
 
 def control_variate_estimator(
-    gradient: Callable[[Params, Minibatch], Params], centre: Params, centre_gradient: Params
-) -> Callable[[Params, Minibatch], Params]:
+    gradient: Callable[[Params, Rows], Params], centre: Params, centre_gradient: Params
+) -> Callable[[Params, Rows], Params]:
     """Gradient estimates that are exact at a centre (Baker, Fearnhead, Fox and Nemeth 2019).
 
     grad(params, batch) - grad(centre, batch) + grad(centre, all data): unbiased wherever ``grad`` is, and with a
@@ -173,7 +150,7 @@ def control_variate_estimator(
         centre_gradient: the full gradient there.
     """
 
-    def estimator(params: Params, minibatch: Minibatch) -> Params:
+    def estimator(params: Params, minibatch: Rows) -> Params:
         here, there = gradient(params, minibatch), gradient(centre, minibatch)
         return jax.tree.map(lambda a, b, full: (a - b) + full, here, there, centre_gradient)
 
@@ -185,17 +162,17 @@ def log_density_terms(
     *,
     preprocessing: Any = None,
     chunk_size: int | None = None,
-    splits_data: bool = False,
+    devices: Devices | None = None,
     num_data: int | None = None,
-) -> Callable[[Params, Minibatch], dict[str, Any]]:
+) -> Callable[[Params, Rows], dict[str, Any]]:
     """The log density in terms, so that differences between two points can be taken one by one.
 
     Args:
         model: a bound model.
         preprocessing: applied to the inputs, None where they are model inputs already.
         chunk_size: rows evaluated at once; None for all.
-        splits_data: whether the rows are what one device has of the data; the terms are those of all.
-        num_data: n, where they are.
+        devices: where the rows are, in the place of ``chunk_size``; the terms are those of all.
+        num_data: n, where rows are split.
 
     Returns:
         ``terms(params, rows)``: a tree of arrays whose elements add up to the log density at temperature one, among
@@ -203,17 +180,17 @@ def log_density_terms(
         full precision, which accelerators do not by default.
     """
 
-    def of_rows(params: Params, rows: Minibatch) -> jax.Array:
+    def of_rows(params: Params, rows: Rows) -> jax.Array:
         x = rows.inputs if preprocessing is None else preprocessing.apply(rows.inputs)
         values = model.log_likelihood(params, x, rows.targets)
         return jnp.where(rows.weights > 0, rows.weights * values, 0.0)
 
-    def terms(params: Params, rows: Minibatch) -> dict[str, Any]:
+    where = _place(devices, chunk_size)
+
+    def terms(params: Params, rows: Rows) -> dict[str, Any]:
         with jax.default_matmul_precision("highest"):
-            likelihood = _of_each(lambda chunk: of_rows(params, chunk), rows, chunk_size)
-            if splits_data:
-                assert num_data is not None
-                likelihood = all_rows(likelihood, num_data)
+            likelihood = where.map_rows(lambda chunk: of_rows(params, chunk), rows)
+            likelihood = where.gather(likelihood, len(rows.weights) if num_data is None else num_data)
             of_sites, log_det = model.prior_terms(params)
             return {"likelihood": likelihood, "prior": of_sites, "constraints": log_det}
 
@@ -221,7 +198,7 @@ def log_density_terms(
 
 
 @checked
-def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatch:
+def draw_minibatch(key: jax.Array, data: Rows, batch_size: int) -> Rows:
     """Rows drawn uniformly, without replacement unless the data are more than 16 times the batch.
 
     Args:
@@ -230,7 +207,7 @@ def draw_minibatch(key: jax.Array, data: Minibatch, batch_size: int) -> Minibatc
         batch_size: rows to draw, at most the number of data.
     """
     indices = draw_indices(key, data.weights.shape[0], batch_size)
-    return Minibatch(*(leaf[indices] for leaf in data))
+    return data.take(indices)
 
 
 def draw_indices(key: jax.Array, num_data: int, batch_size: int) -> jax.Array:
@@ -273,11 +250,8 @@ def function_summary(
         f = model.apply(params, x)
         return f, model.function_log_likelihood(params, f, x, rows[1])
 
-    return _of_each(evaluate, (inputs, targets), chunk_size)
+    return Devices(chunk=chunk_size).map_rows(evaluate, (inputs, targets))
 
 
-def _of_each(evaluate: Callable[[Any], Any], rows: Any, chunk_size: int | None) -> Any:
-    """``evaluate(rows)``, chunk by chunk; its leaves have a leading axis over rows."""
-    if chunk_size is None:
-        return evaluate(rows)
-    return in_chunks(lambda some, _: ((), evaluate(some)), rows, chunk_size)[1]
+def _place(devices: Devices | None, chunk_size: int | None) -> Devices:
+    return Devices(chunk=chunk_size) if devices is None else devices

@@ -17,11 +17,12 @@ from numpy.typing import ArrayLike
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.doors import check_preprocessing, check_targets
 from pseudocoreset.data.records import Inputs, StoredImages
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.guards import warn_of_augmentation
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning
 from pseudocoreset.inference.engine.plan import Plan, Run
@@ -39,13 +40,12 @@ from pseudocoreset.inference.validation import (
     resolve_predict_on,
     stored_inputs,
 )
-from pseudocoreset.meshes import check_mesh, replicate, split_rows
 from pseudocoreset.models import Model
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["sample"]
 
-KEEP_LIMIT_BYTES = 4 * 2**30
 REPLACE_PREPROCESSING = (
     "; if the inputs of the coreset are right, give it their preprocessing "
     "(dataclasses.replace(coreset, preprocessing=data.preprocessing))"
@@ -155,7 +155,7 @@ def sample(
     """
     started = time.perf_counter()
     check_key(key)
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     num_chains = check_integer(num_chains, "num_chains")
     num_samples = check_integer(num_samples, "num_samples")
     kernel = resolve_kernel(kernel, kernel_options)
@@ -166,9 +166,9 @@ def sample(
     run = set_up(
         model,
         kernel,
-        num_data=len(source.inputs),
-        feature_shape=source.inputs.shape[1:],
-        mesh=mesh,
+        num_data=len(source.rows.inputs),
+        feature_shape=source.rows.inputs.shape[1:],
+        devices=devices,
         num_chains=num_chains,
         num_warmup=num_warmup,
         num_samples=num_samples,
@@ -183,7 +183,7 @@ def sample(
         keep_weights=resolve_keep(keep, model, held_out.split is not None),
         augment=augment,
         data_name=source.name,
-        is_on_disk=isinstance(source.inputs, StoredImages),
+        is_on_disk=isinstance(source.rows.inputs, StoredImages),
     )
     if deterministic and not run.plan.keep_weights:
         raise ValueError("deterministic=True needs the draws of all sites; take keep='weights'")
@@ -194,7 +194,7 @@ def sample(
     rows = _placed(source, targets, run.plan)
     init_key, run_key = jax.random.split(key)
     start = _started(run, init_key, source, rows)
-    given = Given(rows, None if held_out.arrays is None else replicate(held_out.arrays, mesh))
+    given = Given(rows, None if held_out.arrays is None else devices.replicate(held_out.arrays))
     identity = {
         **_identity(run, start, source, targets, held_out),
         "init_params": digest_of(*(init_params or {}).values()),
@@ -244,22 +244,21 @@ def _held_out(model: Model, source: Source, split: Any, is_coreset: bool) -> _He
     return _HeldOut(split, (inputs[:], targets), preprocessing)
 
 
-def _placed(source: Source, targets: np.ndarray, plan: Plan) -> Minibatch | StoredRows:
+def _placed(source: Source, targets: np.ndarray, plan: Plan) -> Rows | StoredRows:
     """Training data where the chains take them from."""
-    weights = np.asarray(source.weights, jnp.result_type(float))
-    if isinstance(source.inputs, StoredImages):
-        return StoredRows(source.inputs, targets, weights)
-    stored = source.inputs, targets, weights
-    return Minibatch(*(split_rows(stored, plan.mesh) if plan.splits_data else replicate(stored, plan.mesh)))
+    weights = np.asarray(source.rows.weights, jnp.result_type(float))
+    if isinstance(source.rows.inputs, StoredImages):
+        return StoredRows(source.rows.inputs, targets, weights)
+    return plan.devices.place(Rows(source.rows.inputs, targets, weights))
 
 
 def _total_weight(source: Source) -> float:
-    return float(np.sum(source.weights, dtype=np.float64))
+    return float(np.sum(source.rows.weights, dtype=np.float64))
 
 
-def _started(run: Run, key: jax.Array, source: Source, rows: Minibatch | StoredRows) -> Start:
+def _started(run: Run, key: jax.Array, source: Source, rows: Rows | StoredRows) -> Start:
     start = start_of(run, key, _total_weight(source))
-    if not (run.is_centred and isinstance(rows, Minibatch)):
+    if not (run.is_centred and isinstance(rows, Rows)):
         return start
     positions, tuning = run.kernel.centred(run, start.positions, start.tuning, rows)
     return start._replace(positions=positions, tuning=tuning)
@@ -285,7 +284,7 @@ def _identity(run: Run, start: Start, source: Source, targets: np.ndarray, held_
     """What a run in a directory is identified by, but for the key and the starting points."""
     return {
         **_settings(run),
-        "data": digest_of(_identified_inputs(source.inputs), targets, source.weights),
+        "data": digest_of(_identified_inputs(source.rows.inputs), targets, source.rows.weights),
         "predict_on": None if held_out.split is None else digest_of(*split_arrays(held_out.split).values()),
         "options": {name: _identified(value) for name, value in run.kernel.options().items()},
         "step_size": start.step_size,
@@ -327,9 +326,10 @@ def _identified_inputs(inputs: Inputs) -> np.ndarray:
 
 
 def _check_size(num_bytes: int) -> None:
-    if num_bytes > KEEP_LIMIT_BYTES:
+    most = limits().kept_bytes
+    if num_bytes > most:
         raise ValueError(
             f"the draws to keep would take {num_bytes / 2**30:.1f} GiB, more than the limit of "
-            f"{KEEP_LIMIT_BYTES / 2**30:.0f}; take keep='functions', a smaller predict_on, or fewer draws "
+            f"{most / 2**30:.0f}; take keep='functions', a smaller predict_on, or fewer draws "
             "(num_samples) further apart (thinning); or give directory, which keeps them on disk"
         )

@@ -17,7 +17,7 @@ from pseudocoreset.data.records import Inputs
 from pseudocoreset.data.targets import as_targets, is_one_hot
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import Model
-from pseudocoreset.rows import ModelInputs
+from pseudocoreset.rows import ModelInputs, Rows
 from pseudocoreset.validation import check_choice, check_integer
 
 if TYPE_CHECKING:
@@ -40,11 +40,9 @@ DEFAULT_BATCH_SIZE = 128
 
 
 class Source(NamedTuple):
-    """Training data as they go to the device."""
+    """Training data as they go to the device, and what is known of them."""
 
-    inputs: Inputs
-    targets: np.ndarray
-    weights: np.ndarray
+    rows: Rows  # on the host; inputs may be on disk
     preprocessing: Any
     name: str = ""
     is_soft: bool = False  # targets (n, num_classes) of a coreset
@@ -54,8 +52,9 @@ class Source(NamedTuple):
 
     def bind(self, model: Model, argument: str = "data") -> tuple[Model, np.ndarray]:
         """The model bound to these rows, and their targets as it scores them; see ``doors.bind_to_rows``."""
-        rows = ModelInputs(self.inputs, self.preprocessing, self.layout)
-        return bind_to_rows(model, rows, self.targets, argument, is_soft=self.is_soft, learned_targets=self.is_weighted)
+        x = ModelInputs(self.rows.inputs, self.preprocessing, self.layout)
+        is_soft, is_learned = self.is_soft, self.is_weighted
+        return bind_to_rows(model, x, self.rows.targets, argument, is_soft=is_soft, learned_targets=is_learned)
 
 
 def resolve_batch_size(batch_size: Any, num_data: int, kernel: Kernel) -> int | None:
@@ -123,12 +122,13 @@ def resolve_data(data: Any, *, takes_bytes: bool = False, argument: str = "data"
     """
     if hasattr(data, "train") and hasattr(data.train, "raw"):
         inputs, preprocessing = stored_inputs(data.train)
-        weights = np.ones(len(inputs), np.float32)
+        rows = Rows(inputs, data.train.y, np.ones(len(inputs), np.float32))
         summary, layout = data.preprocessing.summary, data.train.layout
-        return Source(inputs, data.train.y, weights, preprocessing, data.name, summary=summary, layout=layout)
+        return Source(rows, preprocessing, data.name, summary=summary, layout=layout)
     if all(hasattr(data, name) for name in ("inputs", "targets", "weights")):
         name, summary = str(data.metadata.get("data", "")), data.preprocessing.summary
-        return Source(data.packed, data.targets, data.weights, None, name, data.is_soft, summary, True, data.layout)
+        rows = Rows(data.packed, data.targets, data.weights)
+        return Source(rows, None, name, data.is_soft, summary, True, data.layout)
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise TypeError(
             f"{argument} must be a Dataset, a Pseudocoreset, (x, y) or (x, y, weights); got {described(data)}"
@@ -138,7 +138,7 @@ def resolve_data(data: Any, *, takes_bytes: bool = False, argument: str = "data"
     weights = (
         np.ones(len(inputs), np.float32) if len(data) == 2 else as_weights(data[2], f"{argument}: weights", len(inputs))
     )
-    return Source(inputs, targets, weights, None, is_weighted=len(data) == 3, layout=layout)
+    return Source(Rows(inputs, targets, weights), None, is_weighted=len(data) == 3, layout=layout)
 
 
 def resolve_predict_on(predict_on: Any, data: Any, argument: str = "predict_on") -> Any:

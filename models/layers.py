@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.batching import convolution_form, written_out
+from pseudocoreset.compute.backends import convolution_form, written_out
 from pseudocoreset.kernels import correlate
 from pseudocoreset.models.image_maps import ImageMap
 from pseudocoreset.models.winograd import winograd

@@ -23,7 +23,7 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import proof
 from pseudocoreset.models.arguments import (

@@ -23,7 +23,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer.util import potential_energy
 
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.models.structure import ProgramError, Structure, plate_scale, without_mask
 
 if TYPE_CHECKING:

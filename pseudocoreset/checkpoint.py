@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.processes import is_writer, same_everywhere, to_host
 from pseudocoreset.locks import DirectoryLock
-from pseudocoreset.meshes import is_writer, same_everywhere, to_host
 from pseudocoreset.schema import COUNT, FLAG, RECORD, TEXT, VERSION, check_record, optional
 from pseudocoreset.storage import (
     CorruptFileError,

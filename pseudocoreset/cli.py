@@ -472,7 +472,7 @@ def main() -> None:
     from rich.logging import RichHandler
     from rich.markup import escape
 
-    from pseudocoreset.progress import keep_running
+    from pseudocoreset.compute.progress import keep_running
     from pseudocoreset.storage import CorruptFileError
 
     keep_running()

@@ -1,6 +1,6 @@
 """The training data on the device: uint8 as they are stored, preprocessed as batches are gathered, floats as inputs.
 
-With a mesh they are whole on each of its devices.
+With several devices they are whole on each.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.data.preprocessing import Preprocessing
-from pseudocoreset.meshes import replicate
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Dataset, Split
@@ -40,7 +39,7 @@ def check_in_memory(split: Split) -> None:
         )
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["raw", "y"], meta_fields=["preprocessing", "mesh"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["raw", "y"], meta_fields=["preprocessing", "devices"])
 @dataclass(frozen=True)
 class DeviceData:
     """Arrays of one split on the device, a pytree.
@@ -49,37 +48,37 @@ class DeviceData:
         raw: (n, *feature_shape) uint8 as stored, or float32 model inputs.
         y: (n, ...) targets.
         preprocessing: turns ``raw`` into model inputs.
-        mesh: the devices that have them; None for one.
+        devices: those that have them.
     """
 
     raw: jax.Array
     y: jax.Array
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    mesh: Mesh | None = None
+    devices: Devices = field(default_factory=Devices)
 
     @classmethod
-    def from_split(cls, split: Split, mesh: Mesh | None = None) -> DeviceData:
+    def from_split(cls, split: Split, devices: Devices) -> DeviceData:
         """Put a split on the device or devices.
 
         Images of bytes stay bytes; whitened data are model inputs, since whitening costs more than a batch, and so are
         floats, some of which the device could not hold without a loss.
         """
         check_in_memory(split)
-        raw, y = replicate((split.raw if _stays_raw(split) else split.packed, split.y), mesh)
-        return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, mesh)
+        raw, y = devices.replicate((split.raw if _stays_raw(split) else split.packed, split.y))
+        return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, devices)
 
     @classmethod
-    def from_dataset(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
-        """The train split."""
-        return cls.from_split(data.train, mesh)
+    def from_dataset(cls, data: Dataset, devices: Devices | None = None) -> DeviceData:
+        """The train split; on the default device where none are given."""
+        return cls.from_split(data.train, Devices() if devices is None else devices)
 
     @classmethod
-    def shapes_of(cls, data: Dataset, mesh: Mesh | None = None) -> DeviceData:
+    def shapes_of(cls, data: Dataset, devices: Devices) -> DeviceData:
         """The shapes of the arrays that ``from_dataset`` would put on the device."""
         split = data.train
         raw: Any = jax.ShapeDtypeStruct(split.raw.shape, np.uint8 if _stays_raw(split) else np.float32)
         y: Any = jax.ShapeDtypeStruct(split.y.shape, split.y.dtype)
-        return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, mesh)
+        return cls(raw, y, split.preprocessing if _stays_raw(split) else INPUTS, devices)
 
     @property
     def num_data(self) -> int:

@@ -26,17 +26,19 @@ from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.augment import Augmentation, resolve_augmentation
-from pseudocoreset.batching import full_precision, map_stack
 from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.processes import to_host, wait_for_all
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.doors import bind_to
-from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
+from pseudocoreset.data.records import StoredImages
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import check_mesh, has_data_axis, lay_out, to_host, wait_for_all
 from pseudocoreset.models import Model, Params
 from pseudocoreset.newton import SHRINKAGE
-from pseudocoreset.progress import progress_bar
 from pseudocoreset.proxies import mean_loss_and_gradient
+from pseudocoreset.rows import Rows
 from pseudocoreset.schema import (
     COUNT,
     POSITIVE_COUNT,
@@ -192,10 +194,6 @@ class _Training:
         sgd = optax.sgd(self.learning_rate, momentum=self.momentum or None)
         return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd) if self.weight_decay else sgd
 
-    def shares_batches(self, mesh: Mesh | None) -> bool:
-        """Whether the devices along the axis ``"data"`` share the data of a minibatch."""
-        return has_data_axis(mesh) and self.model.is_separable
-
     @functools.partial(jax.jit, static_argnums=0)
     def start(self, keys: jax.Array, data: DeviceData | None) -> _State:
         """Where experts begin; with some data (not for networks) on the way to zero from where the loss is not huge."""
@@ -208,12 +206,11 @@ class _Training:
     @functools.partial(jax.jit, static_argnums=0)
     def epoch(self, state: _State, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
         """(state after one pass over the data, mean loss of every expert)."""
-        shared = self.shares_batches(data.mesh)
 
         def one(item: tuple[_State, jax.Array], data: DeviceData) -> tuple[_State, jax.Array]:
             return self._one(*item, data)
 
-        return map_stack(one, (state, keys), data, mesh=data.mesh, splits_batches=shared)
+        return data.devices.map(one, (state, keys), data)
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
     def orders(self, keys: jax.Array, num_data: int) -> tuple[jax.Array, jax.Array]:
@@ -228,8 +225,7 @@ class _Training:
             state, keys, data = item
             return self._along(state, jnp.arange(data.num_data).reshape(len(keys), -1), keys, data)
 
-        shared = self.shares_batches(data.mesh)
-        return map_stack(one, (state, keys, data), mesh=data.mesh, splits_batches=shared)
+        return data.devices.map(one, (state, keys, data))
 
     def _order(self, key: jax.Array, num_data: int) -> tuple[jax.Array, jax.Array]:
         order_key, augment_key = jax.random.split(key)
@@ -242,16 +238,15 @@ class _Training:
         return state, jnp.mean(losses)
 
     def _along(self, state: _State, order: jax.Array, keys: jax.Array, data: DeviceData) -> tuple[_State, jax.Array]:
-        """A step for each row of ``order``, whose data the devices along the axis ``"data"`` share if there is one."""
-        shared = self.shares_batches(data.mesh)
+        """A step for each row of ``order``, whose data devices may share."""
 
         def step(state: _State, item: tuple[jax.Array, jax.Array]) -> tuple[_State, jax.Array]:
             indices, k = item
             x, y = data.batch(indices)
             if self.augment is not None:
                 x = self.augment(k, x)
-            batch = (x, y, jnp.ones(self.batch_size))
-            loss, gradient = mean_loss_and_gradient(self.model, state.params, batch, shared=shared)
+            batch = Rows(x, y, jnp.ones(self.batch_size))
+            loss, gradient = mean_loss_and_gradient(self.model, state.params, batch, data.devices.within)
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             return _State(optax.apply_updates(state.params, updates), optimizer), loss
 
@@ -313,8 +308,9 @@ def train_experts(
     check_integer(num_epochs, "num_epochs")
     check_integer(experts_per_group, "experts_per_group")
     _check_training(data, learning_rate, momentum, weight_decay, batch_size)
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     model = bind_to(model, data)
+    devices = devices.sharing_rows(model)
     augmentation = resolve_augmentation(augment, data.train.feature_shape, data.name)
     training = _Training(model, float(learning_rate), float(momentum), float(weight_decay), batch_size, augmentation)
     groups = tuple(min(experts_per_group, num_experts - start) for start in range(0, num_experts, experts_per_group))
@@ -341,7 +337,7 @@ def train_experts(
         return _finished(root, metadata)
 
     memory: dict[tuple[int, int], dict[str, np.ndarray]] | None = {} if root is None else None
-    device = data.train if data.train.is_stored else DeviceData.from_dataset(data, mesh)
+    device = data.train if data.train.is_stored else DeviceData.from_dataset(data, devices)
     first = 0
     with progress_bar("training experts", num_experts * num_epochs, enabled=progress) as advance:
         for group, size in enumerate(groups):
@@ -349,13 +345,13 @@ def train_experts(
             first += size
             if root is None:
                 assert memory is not None
-                for epoch, state, _, note in _trajectory(training, keys, num_epochs, device, mesh, None):
+                for epoch, state, _, note in _trajectory(training, keys, num_epochs, device, devices, None):
                     memory[group, epoch] = to_host(state.params)
                     advance(size if epoch else 0, note)
                 continue
             run = {"group": group, **{name: value for name, value in metadata.items() if name != "inputs"}}
             with Checkpointer(root / f"group-{group:04d}" / "state", run) as checkpoints:
-                for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, mesh, checkpoints):
+                for epoch, state, fresh, note in _trajectory(training, keys, num_epochs, device, devices, checkpoints):
                     if fresh:
                         params = to_host(state.params)
                         with atomic_directory(_snapshot_path(root, group, epoch)) as folder:
@@ -401,7 +397,7 @@ def _trajectory(
     keys: jax.Array,
     num_epochs: int,
     data: DeviceData | Split,
-    mesh: Mesh | None,
+    devices: Devices,
     checkpoints: Checkpointer | None,
 ) -> Any:
     """Yield (epoch, state, whether it is new, note), from the newest checkpoint if there is one."""
@@ -415,13 +411,13 @@ def _trajectory(
         for epoch in range(begin):
             yield epoch, state, False, "resumed"
     yield begin, state, saved is None, ""
-    state = lay_out(state, mesh, splits_data=training.shares_batches(mesh))
+    state = devices.lay_out(state)
     for epoch in range(begin + 1, num_epochs + 1):
         epoch_keys = jax.vmap(lambda k, e=epoch: jax.random.fold_in(k, e))(keys)
         if isinstance(data, DeviceData):
             state, losses = training.epoch(state, epoch_keys, data)
         else:
-            state, losses = _streamed_epoch(training, state, epoch_keys, data, mesh)
+            state, losses = _streamed_epoch(training, state, epoch_keys, data, devices)
         losses = to_host(losses)
         if not np.all(np.isfinite(losses)):
             raise FloatingPointError(
@@ -432,13 +428,13 @@ def _trajectory(
 
 
 def _streamed_epoch(
-    training: _Training, state: _State, keys: jax.Array, split: Split, mesh: Mesh | None
+    training: _Training, state: _State, keys: jax.Array, split: Split, devices: Devices
 ) -> tuple[_State, jax.Array]:
     """What ``_Training.epoch`` does, with the images read from disk while the device is at those before."""
     assert isinstance(split.raw, StoredImages)
     orders, step_keys = training.orders(keys, split.num_data)
     num_experts, num_steps, batch_size = orders.shape
-    affordable = STREAMED_BYTES // (num_experts * batch_size * math.prod(split.feature_shape))
+    affordable = devices.limits.streamed_bytes // (num_experts * batch_size * math.prod(split.feature_shape))
     at_once = max(d for d in range(1, max(1, min(affordable, num_steps)) + 1) if num_steps % d == 0)
     blocks = np.asarray(orders).reshape(num_experts, -1, at_once * batch_size).swapaxes(0, 1)
     losses: list[jax.Array] = []
@@ -446,8 +442,8 @@ def _streamed_epoch(
         chosen = blocks[number]
         images = images.reshape(*chosen.shape, *split.feature_shape)
         arrays = jnp.asarray(images), jnp.asarray(split.y[chosen])
-        raw, y = lay_out(arrays, mesh, splits_data=training.shares_batches(mesh))
-        data = DeviceData(raw, y, split.preprocessing, mesh)
+        raw, y = devices.lay_out(arrays)
+        data = DeviceData(raw, y, split.preprocessing, devices)
         state, loss = training.steps(state, step_keys[:, number * at_once : (number + 1) * at_once], data)
         losses.append(loss)
         # Two blocks at most are on the device, one of them waiting.

@@ -1,9 +1,9 @@
-"""Stored inputs as a model sees them, made as they are asked for."""
+"""Rows: data with their weights, and stored inputs as a model sees them, made as they are asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,27 @@ from pseudocoreset.layout import InputLayout
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
 
-__all__ = ["ModelInputs", "spread_indices"]
+__all__ = ["ModelInputs", "Rows", "spread_indices"]
+
+
+class Rows(NamedTuple):
+    """Data with their weights: training data, a minibatch, the points of a coreset.
+
+    inputs
+        (n, *feature_shape); as they are stored where a preprocessing is applied on the fly.
+    targets
+        (n, ...), or class probabilities (n, num_classes).
+    weights
+        (n,) multiplicity of each row in the log-likelihood, not negative.
+    """
+
+    inputs: Any
+    targets: Any
+    weights: Any
+
+    def take(self, indices: Any) -> Rows:
+        """The rows at ``indices``, in that order."""
+        return jax.tree.map(lambda leaf: leaf[indices], self)
 
 
 @dataclass(frozen=True, eq=False)

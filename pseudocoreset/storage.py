@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from pseudocoreset.meshes import is_writer
+from pseudocoreset.compute.processes import is_writer
 from pseudocoreset.schema import COUNT, TEXT, CorruptFileError, check_record, listing
 
 __all__ = [

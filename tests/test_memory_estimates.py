@@ -11,7 +11,8 @@ import pytest
 
 import pseudocoreset as pc
 from pseudocoreset import Dataset, Experts, estimate_memory
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import _Training
 from pseudocoreset.fitting import loop, memory, optimise
@@ -112,14 +113,14 @@ def test_front_doors_without_a_compiled_block_are_refused(front_door):
         estimate_memory(front_door, gaussian_location(vectors), vectors, size=2)
 
 
-def test_a_fit_that_needs_more_than_the_device_has_is_refused_before_it_runs(monkeypatch):
-    monkeypatch.setattr(memory, "_device_bytes", lambda: 10_000)
+def test_a_fit_that_needs_more_than_the_device_has_is_refused_before_it_runs():
     model = small_model()
     front_door, settings = arguments_of("fbpc", model)
-    assert not estimate_memory(front_door, model, DATA, **settings).fits
     message = r"the fit needs .*the device has 10 kB.*smaller images_per_class.*proxy='isotropic'.*num_draws=2"
-    with pytest.raises(MemoryError, match=message):
-        front_door(model, DATA, progress=False, callbacks=[lambda *_: pytest.fail("it ran")], **settings)
+    with limited(device_bytes=10_000):
+        assert not estimate_memory(front_door, model, DATA, **settings).fits
+        with pytest.raises(MemoryError, match=message):
+            front_door(model, DATA, progress=False, callbacks=[lambda *_: pytest.fail("it ran")], **settings)
 
 
 def test_running_out_of_memory_is_explained_and_other_errors_are_left_alone():
@@ -162,6 +163,6 @@ def test_experts_share_one_copy_of_the_data():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) - temporaries(1) < x.nbytes
-    copying = jax.jit(lambda keys: map_stack(lambda k: x + jax.random.uniform(k), keys))
+    copying = jax.jit(lambda keys: Devices().map(lambda k: x + jax.random.uniform(k), keys))
     eight = copying.lower(jax.random.split(jax.random.key(0), 8)).compile().memory_analysis()
     assert eight.temp_size_in_bytes + eight.output_size_in_bytes > 7 * x.nbytes  # what a copy for each would take

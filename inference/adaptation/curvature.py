@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from pseudocoreset.chunks import in_chunks
 from pseudocoreset.inference.adaptation.mass import Factor
 from pseudocoreset.inference.adaptation.scales import friction_or_default
-from pseudocoreset.inference.data import Minibatch, draws_with_replacement
+from pseudocoreset.inference.data import draws_with_replacement
 from pseudocoreset.inference.engine.kernel import Density, Tuning
-from pseudocoreset.inference.engine.plan import Plan, over_chains
+from pseudocoreset.inference.engine.plan import Plan
 from pseudocoreset.models import Params
 from pseudocoreset.newton import Expansion, Mode, find_mode, inverse_factor
+from pseudocoreset.rows import Rows
 
 __all__ = ["HEAT", "MAX_PARAMS", "StepRule", "tune_by_curvature"]
 
@@ -40,8 +40,6 @@ HEAT = 0.05
 NUM_PROBES = 8
 StepRule = Callable[[jax.Array, jax.Array, float | None], jax.Array]
 """The step size in units of L of kappa, of sigma^2 over T, and of the friction that was given."""
-# Rows times directions that are differentiated at once.
-TANGENT_ELEMENTS = 2**22
 
 
 def _expansion(plan: Plan, density: Density, unravel: Any, vector: jax.Array) -> Expansion:
@@ -53,10 +51,11 @@ def _expansion(plan: Plan, density: Density, unravel: Any, vector: jax.Array) ->
     def column(direction: jax.Array) -> jax.Array:
         return jax.jvp(jax.grad(log_density), (vector,), (direction,))[1]
 
-    rows, size = min(plan.num_data, plan.chunk_size or plan.num_data), len(vector)
+    rows, size = min(plan.num_data, plan.devices.chunk or plan.num_data), len(vector)
     value, gradient = jax.value_and_grad(log_density)(vector)
     directions = jnp.eye(size, dtype=vector.dtype)
-    hessian = jax.lax.map(column, directions, batch_size=min(size, max(1, TANGENT_ELEMENTS // rows)))
+    together = min(size, max(1, plan.devices.limits.tangent_elements // rows))
+    hessian = jax.lax.map(column, directions, batch_size=together)
     # Data may be of a wider type than the parameters.
     return Expansion(value.astype(vector.dtype), gradient, -0.5 * (hessian + hessian.T))
 
@@ -98,7 +97,7 @@ def _noise(
     terms = density.terms
     assert terms is not None
 
-    def slopes(point: jax.Array, rows: Minibatch) -> jax.Array:
+    def slopes(point: jax.Array, rows: Rows) -> jax.Array:
         """Gradients of the rows in units of L (d, rows), by directions: of the rows together each costs one pass."""
 
         def likelihoods(vector: jax.Array) -> jax.Array:
@@ -106,18 +105,18 @@ def _noise(
 
         return jax.vmap(lambda direction: jax.jvp(likelihoods, (point,), (direction,))[1])(factor.T)
 
-    def of_rows(rows: Minibatch, is_new: jax.Array) -> tuple[Any, tuple[()]]:
-        rows = rows._replace(weights=jnp.where(is_new, rows.weights, 0))
+    def of_rows(rows: Rows) -> Any:
         there = 0.0 if centre is None else slopes(ravel_pytree(centre)[0], rows)
 
         def moments(point: jax.Array) -> tuple[jax.Array, jax.Array]:
             here = slopes(point, rows) - there
             return jnp.sum(here, axis=1), here @ here.T
 
-        return jax.lax.map(moments, points), ()
+        return jax.lax.map(moments, points)
 
     n, size = plan.num_data, plan.batch_size
-    sums, squares = in_chunks(of_rows, density.data, max(1, TANGENT_ELEMENTS // len(factor)))[0]
+    devices = plan.devices.within.in_chunks_of(max(1, plan.devices.limits.tangent_elements // len(factor)))
+    sums, squares = devices.sum_rows(of_rows, density.data)
     covariances = squares / n - (sums[:, :, None] / n) * (sums[:, None, :] / n)
     covariances = jnp.where(jnp.all(jnp.isfinite(covariances), axis=(1, 2), keepdims=True), covariances, 0.0)
     without_replacement = 1.0 if draws_with_replacement(n, size) else (n - size) / max(n - 1, 1)
@@ -155,8 +154,9 @@ def tune_by_curvature(
         a preconditioner of ones and its step size.
     """
 
-    def chain(item: Any, density: Density) -> tuple[Params, Tuning, jax.Array]:
+    def chain(item: Any, rows: Rows) -> tuple[Params, Tuning, jax.Array]:
         position, tuned = item
+        density = plan.density(rows)
         start, unravel = ravel_pytree(position)
         mode = find_mode(functools.partial(_expansion, plan, density, unravel), start)
         factor, _ = inverse_factor(mode.expansion.precision)
@@ -177,4 +177,4 @@ def tune_by_curvature(
                 tuned["friction"] = friction_or_default(None, tuned["step_size"])
         return unravel(centre), tuned, mode.is_found
 
-    return over_chains(plan, chain, (positions, tuning), data)
+    return plan.devices.map(chain, (positions, tuning), data)

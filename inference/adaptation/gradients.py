@@ -14,13 +14,14 @@ import numpy as np
 
 from pseudocoreset.inference.adaptation.curvature import MAX_PARAMS, tune_by_curvature
 from pseudocoreset.inference.centring import find_centres, full_gradients
-from pseudocoreset.inference.data import Minibatch, control_variate_estimator
+from pseudocoreset.inference.data import control_variate_estimator
 from pseudocoreset.inference.engine.guards import warn_of_no_mode
 from pseudocoreset.inference.engine.kernel import TRACED, Density, Kernel, Stats, Tuning, per_chain
 from pseudocoreset.inference.engine.plan import ON_DISK, Run
 from pseudocoreset.inference.schedules import Constant, arrange, described, resolve_schedule
 from pseudocoreset.inference.validation import resolve_init_params
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 __all__ = ["Adapted", "GradientKernel"]
 
@@ -96,7 +97,7 @@ class GradientKernel(Kernel, abc.ABC):
         chain = state.chain if isinstance(state, Adapted) else state
         return chain if isinstance(chain, dict) else chain.position
 
-    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Minibatch) -> tuple[Any, Stats]:
+    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Rows) -> tuple[Any, Stats]:
         """One gradient estimate, and the move that it makes."""
         estimator = density.gradient
         if "centre" in tuning:
@@ -159,7 +160,7 @@ class GradientKernel(Kernel, abc.ABC):
         """Whether there are control variates, or a curvature at a mode."""
         return self._has_control_variate(run) or _is_curvature(self.preconditioner)
 
-    def centred(self, run: Run, positions: Params, tuning: Tuning, rows: Minibatch) -> tuple[Params, Tuning]:
+    def centred(self, run: Run, positions: Params, tuning: Tuning, rows: Rows) -> tuple[Params, Tuning]:
         """Positions and tuning of chains on ``rows``: centres of control variates and curvature where they are wanted.
 
         Chains then start at the centres, but without a warmup where they were told to. Those without a mode keep their

@@ -8,8 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.inference.engine.kernel import Density
-from pseudocoreset.inference.engine.plan import Plan, over_chains
+from pseudocoreset.inference.engine.plan import Plan
 from pseudocoreset.models import Model, Params
 
 __all__ = ["MOMENTUM_DECAY", "friction_or_default", "momentum_step_size", "position_step_size", "prior_variance"]
@@ -54,23 +53,23 @@ def friction_or_default(friction: float | None, step_size: float | None) -> floa
 def _prior_curvature(plan: Plan, positions: Params) -> jax.Array:
     """Largest precision of a network's prior: max |H 1|, H its Hessian, diagonal for independent weights."""
 
-    def chain(position: Params, _: Density) -> jax.Array:
+    def chain(position: Params) -> jax.Array:
         precisions = _prior_precisions(plan.model, position)
         return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(precisions)]))
 
-    return jnp.max(over_chains(plan, chain, positions, None))
+    return jnp.max(plan.devices.map(chain, positions))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def prior_variance(plan: Plan, positions: Params, scale: Params) -> jax.Array:
     """Mean over parameters of the variance of a prior of independent Gaussians, parameters in units of ``scale``."""
 
-    def chain(position: Params, _: Density, unit: Params) -> jax.Array:
+    def chain(position: Params, unit: Params) -> jax.Array:
         precisions = _prior_precisions(plan.model, position)
         sums = jax.tree.map(lambda h, s: jnp.sum(1 / (h * s**2)), precisions, unit)
         return jax.tree.reduce(jnp.add, sums) / plan.model.num_params
 
-    return jnp.mean(over_chains(plan, chain, positions, None, scale))
+    return jnp.mean(plan.devices.map(chain, positions, scale))
 
 
 def _prior_precisions(model: Model, position: Params) -> Params:

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.inference.data import Minibatch, function_summary
+from pseudocoreset.compute.processes import to_host
+from pseudocoreset.inference.data import function_summary
 from pseudocoreset.inference.engine.kernel import Density, Kernel, Stats, Tuning
-from pseudocoreset.inference.engine.plan import Plan, over_chains
+from pseudocoreset.inference.engine.plan import Plan
 from pseudocoreset.inference.schedules import scheduled, steps_of_draw
-from pseudocoreset.meshes import to_host
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 __all__ = [
     "SMALL_SITE_ELEMENTS",
@@ -50,22 +51,23 @@ HeldOut = tuple[jax.Array, jax.Array] | None
 @functools.partial(jax.jit, static_argnames="plan")
 def initial_positions(plan: Plan, keys: jax.Array) -> Params:
     """``model.init`` of every key."""
-    return over_chains(plan, lambda key, _: plan.model.init(key), keys, None)
+    return plan.devices.map(plan.model.init, keys)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch) -> tuple[Any, jax.Array]:
-    def chain(item: Any, density: Density) -> tuple[Any, jax.Array]:
+def _start(plan: Plan, keys: jax.Array, positions: Params, tuning: Tuning, data: Rows) -> tuple[Any, jax.Array]:
+    def chain(item: Any, rows: Rows) -> tuple[Any, jax.Array]:
         key, position, tuned = item
+        density = plan.density(rows)
         state_key, batch_key = jax.random.split(key)
         value = density.log_density(position, density.minibatch(batch_key))
         return plan.kernel.init(state_key, position, tuned, density), jnp.isfinite(value)
 
-    return over_chains(plan, chain, (keys, positions, tuning), data)
+    return plan.devices.map(chain, (keys, positions, tuning), data)
 
 
 def start_chains(
-    plan: Plan, key: jax.Array, positions: Params, are_given: bool, tuning: Tuning, data: Minibatch
+    plan: Plan, key: jax.Array, positions: Params, are_given: bool, tuning: Tuning, data: Rows
 ) -> tuple[Any, Params]:
     """Kernel states and positions of finite log density; where it is not, ``model.init`` is asked again.
 
@@ -104,15 +106,15 @@ def _where(keep: np.ndarray, old: Params, new: Params) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("plan", "num_steps"))
 def adapt_chains(
-    plan: Plan, num_steps: int, keys: jax.Array, positions: Params, tuning: Tuning, data: Minibatch
+    plan: Plan, num_steps: int, keys: jax.Array, positions: Params, tuning: Tuning, data: Rows
 ) -> tuple[Any, Tuning]:
     """Kernel states after ``num_steps`` of adaptation, and the tuning found, a chain each."""
 
-    def chain(item: Any, density: Density) -> tuple[Any, Tuning]:
+    def chain(item: Any, rows: Rows) -> tuple[Any, Tuning]:
         key, position, tuned = item
-        return plan.kernel.adapt(key, position, tuned, density, num_steps)
+        return plan.kernel.adapt(key, position, tuned, plan.density(rows), num_steps)
 
-    return over_chains(plan, chain, (keys, positions, tuning), data)
+    return plan.devices.map(chain, (keys, positions, tuning), data)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "block"))
@@ -126,7 +128,7 @@ def run_block(
     keys: jax.Array,
     first: int,
     last: int,
-    data: Minibatch,
+    data: Rows,
     held_out: HeldOut,
 ) -> tuple[Any, Any, jax.Array]:
     """Draws ``first`` to ``last`` of every chain, ``thinning`` steps each.
@@ -137,8 +139,9 @@ def run_block(
         density of each chain are finite. One compilation serves warmup and sampling.
     """
 
-    def chain(item: Any, density: Density, numbers: tuple[Any, ...], held_out: HeldOut) -> tuple[Any, Any, jax.Array]:
+    def chain(item: Any, rows: Rows, numbers: tuple[Any, ...], held_out: HeldOut) -> tuple[Any, Any, jax.Array]:
         state, tuned, key = item
+        density = plan.density(rows)
         is_recording, thinning, first, last = numbers
 
         def steps_to(draw: Any, key: jax.Array, state: Any) -> tuple[Any, Stats]:
@@ -175,7 +178,7 @@ def run_block(
         return state, buffers, finite
 
     numbers = is_recording, thinning, first, last
-    return over_chains(plan, chain, (states, tuning, keys), data, numbers, held_out)
+    return plan.devices.map(chain, (states, tuning, keys), data, numbers, held_out)
 
 
 class DrawKeys(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from pseudocoreset.meshes import to_host
+from pseudocoreset.compute.processes import to_host
 
 if TYPE_CHECKING:
     from pseudocoreset.inference.engine.kernel import Kernel, Tuning

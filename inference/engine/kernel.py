@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.guards import warn_of_divergences
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 if TYPE_CHECKING:
     from pseudocoreset.inference.engine.plan import Plan, Run
@@ -33,18 +33,18 @@ class Density(NamedTuple):
     gradient
         ``(params, rows) -> params``, its gradient: an estimator in BlackJAX's form.
     minibatch
-        ``key -> Minibatch``; all data where no batch size was asked for.
+        ``key -> Rows``; all data where no batch size was asked for.
     data
         All data; nothing in a step on data from disk.
     terms
         ``(params, data) -> tree`` of arrays whose elements add up to the log density; see ``log_density_terms``.
     """
 
-    log_density: Callable[[Params, Minibatch], jax.Array]
-    gradient: Callable[[Params, Minibatch], Params]
-    minibatch: Callable[[jax.Array], Minibatch]
-    data: Minibatch
-    terms: Callable[[Params, Minibatch], Any] | None = None
+    log_density: Callable[[Params, Rows], jax.Array]
+    gradient: Callable[[Params, Rows], Params]
+    minibatch: Callable[[jax.Array], Rows]
+    data: Rows
+    terms: Callable[[Params, Rows], Any] | None = None
 
 
 class ValueIsInTuning:
@@ -89,7 +89,7 @@ class Kernel(abc.ABC):
         """The state that a chain starts with: a pytree of arrays."""
 
     @abc.abstractmethod
-    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Minibatch) -> tuple[Any, Stats]:
+    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Rows) -> tuple[Any, Stats]:
         """One transition.
 
         Args:
@@ -149,7 +149,7 @@ class Kernel(abc.ABC):
         del run
         return False
 
-    def centred(self, run: Run, positions: Params, tuning: Tuning, rows: Minibatch) -> tuple[Params, Tuning]:
+    def centred(self, run: Run, positions: Params, tuning: Tuning, rows: Rows) -> tuple[Params, Tuning]:
         """Positions and tuning, leaves (chain, ...), for all data ``rows``."""
         del run, rows
         return positions, tuning

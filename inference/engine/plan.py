@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.inference.data import (
-    Minibatch,
     draw_indices,
     draw_minibatch,
     gradient_estimator,
@@ -21,10 +18,10 @@ from pseudocoreset.inference.data import (
     log_density_terms,
 )
 from pseudocoreset.inference.engine.kernel import Density, Kernel
-from pseudocoreset.meshes import has_data_axis, spread
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
-__all__ = ["ON_DISK", "Plan", "Run", "over_chains"]
+__all__ = ["ON_DISK", "Plan", "Run"]
 
 ON_DISK = "data: the training data are on disk and come in minibatches"  # how errors about it begin
 
@@ -39,12 +36,12 @@ class Plan:
         num_data: number of training data n.
         batch_size: rows of a minibatch, None for all data.
         preprocessing: applied to the stored inputs, None where that is done.
-        chunk_size: rows of training data evaluated at once; None for all.
         held_out_preprocessing: as ``preprocessing``, for the held-out inputs.
         held_out_chunk_size: rows of held-out data evaluated at once.
         keep_weights: whether draws hold all sites, or the small ones only.
         augment: a new augmentation of the inputs for each gradient, None for the inputs as they are.
-        mesh: devices that share the chains, None for one.
+        devices: that share the chains, and where a gradient is a sum over all rows, those; with the rows of training
+            data that are evaluated at once.
     """
 
     model: Model
@@ -52,35 +49,27 @@ class Plan:
     num_data: int
     batch_size: int | None
     preprocessing: Any
-    chunk_size: int | None
     held_out_preprocessing: Any
     held_out_chunk_size: int
     keep_weights: bool
     augment: Augmentation | None = None
-    mesh: Mesh | None = None
-
-    @property
-    def splits_data(self) -> bool:
-        """Whether devices share the rows of the data too: where a gradient is a sum over all of them, and no other."""
-        depends = self.model.is_network and not self.model.is_separable
-        return self.has_exact_density and not depends and has_data_axis(self.mesh)
+    devices: Devices = field(default_factory=Devices)
 
     @property
     def has_exact_density(self) -> bool:
         """Whether gradients and log densities are those of all data as they are."""
         return self.batch_size is None and self.augment is None
 
-    def density(self, data: Minibatch, drawn: Minibatch | None = None) -> Density:
+    def density(self, data: Rows, drawn: Rows | None = None) -> Density:
         """The target given its data; every minibatch is ``drawn``, if that was done beforehand (``batch_indices``)."""
         augment, size = self.augment, self.batch_size
         form: dict[str, Any] = {
             # What is augmented is preprocessed first, where the minibatch is made.
             "preprocessing": self.preprocessing if augment is None else None,
-            "chunk_size": self.chunk_size,
-            "splits_data": self.splits_data,
+            "devices": self.devices.within,
         }
 
-        def minibatch(key: jax.Array) -> Minibatch:
+        def minibatch(key: jax.Array) -> Rows:
             batch_key, view_key = self._batch_and_view(key)
             rows = drawn
             if rows is None:
@@ -148,27 +137,3 @@ class Run:
     def is_centred(self) -> bool:
         """Whether the start of the chains depends on the data."""
         return self.kernel.is_centred(self)
-
-
-def over_chains(plan: Plan, fn: Callable[..., Any], stack: Any, data: Minibatch | None, *shared: Any) -> Any:
-    """``fn(item, density, *shared)`` of every chain, the density that of ``data``.
-
-    Networks go by the way that suits the backend, other models at once; each device of a mesh takes its part so.
-
-    Args:
-        plan: says what the density is, and the mesh.
-        fn: function of one item of the stack that closes over no traced array.
-        stack: pytree of arrays with a leading axis over chains.
-        data: all data; None where the density is not asked for.
-        *shared: arguments passed whole to every call.
-    """
-
-    def of_part(part: Any, rows: Minibatch, *whole: Any) -> Any:
-        density = plan.density(rows)
-
-        def chain(item: Any) -> Any:
-            return fn(item, density, *whole)
-
-        return map_stack(chain, part) if plan.model.is_network else jax.vmap(chain)(part)
-
-    return spread(of_part, plan.mesh, stack, data, *shared, splits_data=plan.splits_data)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.inference.data import default_chunk_size, held_out_chunk_size
 from pseudocoreset.inference.engine.blocks import initial_positions
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning, per_chain
@@ -79,7 +79,7 @@ def set_up(
     keep_weights: bool = True,
     augment: Augmentation | str | None = None,
     data_name: str = "",
-    mesh: Mesh | None = None,
+    devices: Devices | None = None,
     is_on_disk: bool = False,
 ) -> Run:
     """Check what is asked of a kernel on a model and data; nothing is compiled.
@@ -103,7 +103,7 @@ def set_up(
         keep_weights: whether draws hold all sites.
         augment: of every gradient's inputs, as given.
         data_name: by which ``augment="auto"`` chooses.
-        mesh: devices, checked.
+        devices: that share the chains; the default one if None.
         is_on_disk: whether the data are read from disk, minibatch by minibatch.
 
     Raises:
@@ -120,19 +120,22 @@ def set_up(
         )
     if chunk_size is not None:
         chunk_size = check_integer(chunk_size, "chunk_size")
+    rows_at_once = chunk_size or default_chunk_size(model, feature_shape)
     plan = Plan(
         model=model,
         kernel=kernel.compiled_form(),
         num_data=num_data,
         batch_size=resolve_batch_size(batch_size, num_data, kernel),
         preprocessing=preprocessing,
-        chunk_size=chunk_size or default_chunk_size(model, feature_shape),
         held_out_preprocessing=held_out_preprocessing,
         held_out_chunk_size=chunk_size or held_out_chunk_size(model, feature_shape),
         keep_weights=keep_weights,
         augment=resolve_augment(augment, kernel, feature_shape, data_name),
-        mesh=mesh,
+        devices=(devices or Devices()).for_draws_of(model).in_chunks_of(rows_at_once),
     )
+    if plan.has_exact_density and (model.is_separable or not model.is_network):
+        # A gradient is a sum over all rows, and no other: devices share those too.
+        plan = dataclasses.replace(plan, devices=plan.devices.splitting_rows())
     run = Run(
         plan=plan,
         kernel=kernel,

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.compute.processes import to_host
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.inference.engine.blocks import HeldOut, adapt_chains, run_block, start_chains, summarise
 from pseudocoreset.inference.engine.guards import check_finite
 from pseudocoreset.inference.engine.kernel import Tuning
@@ -19,13 +20,11 @@ from pseudocoreset.inference.engine.prepare import Start
 from pseudocoreset.inference.engine.stored import StoredRows, run_stored_block
 from pseudocoreset.inference.posterior import flatten_groups
 from pseudocoreset.inference.posterior.draw_files import DrawFiles
-from pseudocoreset.meshes import lay_out, to_host
-from pseudocoreset.progress import progress_bar
+from pseudocoreset.rows import Rows
 
 __all__ = ["Given", "bytes_per_draw", "run_chains"]
 
 NUM_BLOCKS = 20
-BLOCK_BYTES = 64 * 2**20
 
 
 class Given(NamedTuple):
@@ -37,7 +36,7 @@ class Given(NamedTuple):
         To evaluate draws on, on the device; None for nothing.
     """
 
-    rows: Minibatch | StoredRows
+    rows: Rows | StoredRows
     held_out: HeldOut
 
 
@@ -110,7 +109,7 @@ def run_chains(
         )
     restored = record.restored(template)
     done, state = (0, state) if restored is None else restored
-    state = lay_out(state, plan.mesh, splits_data=plan.splits_data)
+    state = plan.devices.lay_out(state)
     earlier = record.seconds["warmup"] + record.seconds["sampling"]
 
     if adapts and restored is None:
@@ -128,9 +127,9 @@ def run_chains(
     return arrays, to_host(state[1]), {**record.seconds, "earlier": earlier}
 
 
-def _some_rows(plan: Plan, rows: Minibatch | StoredRows) -> Minibatch:
+def _some_rows(plan: Plan, rows: Rows | StoredRows) -> Rows:
     """Rows to start with: all, or as many as a minibatch has."""
-    if isinstance(rows, Minibatch):
+    if isinstance(rows, Rows):
         return rows
     assert plan.batch_size is not None
     return rows.head(plan.batch_size)
@@ -215,7 +214,7 @@ def _blocks(
                 states, draws, finite = run_block(run.plan, block, *moving, given.rows, given.held_out)
             yield _Block(start, stop, states, draws, finite)
 
-    return _one_behind(computed()) if isinstance(given.rows, Minibatch) else computed()
+    return _one_behind(computed()) if isinstance(given.rows, Rows) else computed()
 
 
 def bytes_per_draw(run: Run, held_out: Any) -> int:
@@ -226,7 +225,7 @@ def bytes_per_draw(run: Run, held_out: Any) -> int:
 
 def _draws_of_block(run: Run, held_out: HeldOut) -> int:
     """Few enough to show progress and bound memory, as many as make what the host does cost nothing."""
-    affordable = BLOCK_BYTES // max(1, bytes_per_draw(run, held_out))
+    affordable = run.plan.devices.limits.block_bytes // max(1, bytes_per_draw(run, held_out))
     return max(1, min(math.ceil(run.num_samples / NUM_BLOCKS), affordable))
 
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.data.records import STREAMED_BYTES, StoredImages
-from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.compute.processes import to_host
+from pseudocoreset.data.records import StoredImages
 from pseudocoreset.inference.engine.blocks import (
     HeldOut,
     advance,
@@ -28,9 +28,9 @@ from pseudocoreset.inference.engine.blocks import (
     steps_of,
     summary_of_state,
 )
-from pseudocoreset.inference.engine.kernel import Density, Stats, Tuning
-from pseudocoreset.inference.engine.plan import ON_DISK, Plan, over_chains
-from pseudocoreset.meshes import to_host
+from pseudocoreset.inference.engine.kernel import Stats, Tuning
+from pseudocoreset.inference.engine.plan import ON_DISK, Plan
+from pseudocoreset.rows import Rows
 
 __all__ = ["StoredRows", "run_stored_block"]
 
@@ -49,14 +49,14 @@ class StoredRows:
     targets: np.ndarray
     weights: np.ndarray
 
-    def head(self, size: int) -> Minibatch:
+    def head(self, size: int) -> Rows:
         """The first rows, in memory."""
-        return Minibatch(*map(jnp.asarray, (self.inputs[:size], self.targets[:size], self.weights[:size])))
+        return Rows(*map(jnp.asarray, (self.inputs[:size], self.targets[:size], self.weights[:size])))
 
-    def batches(self, parts: list[np.ndarray]) -> Iterator[Minibatch]:
+    def batches(self, parts: list[np.ndarray]) -> Iterator[Rows]:
         """Rows of each part, indices of any shape, with the shape of the part before that of a row."""
         for part, inputs in zip(parts, self.inputs.stream([part.ravel() for part in parts]), strict=True):
-            yield Minibatch(
+            yield Rows(
                 jnp.asarray(inputs.reshape(*part.shape, *inputs.shape[1:])),
                 jnp.asarray(self.targets[part]),
                 jnp.asarray(self.weights[part]),
@@ -129,7 +129,7 @@ def _events(
     """Steps as many as are read at once, and after those of a draw its number, for its summary."""
     assert plan.batch_size is not None
     row_bytes = num_chains * plan.batch_size * int(np.prod(plan.model.datum_shape))
-    at_once = max(1, STREAMED_BYTES // row_bytes)
+    at_once = max(1, plan.devices.limits.streamed_bytes // row_bytes)
     # The same in every chain.
     of_chain = jax.tree.map(lambda leaf: leaf[0], {name: tuning[name] for name in ("schedule",) if name in tuning})
 
@@ -173,13 +173,13 @@ def _advance(
     stats: Stats | None,
     tuning: Tuning,
     keys: jax.Array,
-    rows: Minibatch,
+    rows: Rows,
     steps: _Steps,
     is_recording: bool,
 ) -> tuple[Any, Stats]:
     """All chains some steps on, and what they report, with the ``stats`` of those before that lead to the same draw."""
 
-    def chain(item: Any, _: Density, steps: _Steps, is_recording: jax.Array) -> tuple[Any, Stats]:
+    def chain(item: Any, steps: _Steps, is_recording: jax.Array) -> tuple[Any, Stats]:
         state, before, tuned, key, rows = item
 
         def step(i: Any, state: Any) -> tuple[Any, Stats]:
@@ -190,21 +190,21 @@ def _advance(
 
         return advance(step, len(steps.draw), state, no_stats(step, state) if before is None else before)
 
-    return over_chains(plan, chain, (states, stats, tuning, keys, rows), None, steps, jnp.asarray(is_recording))
+    return plan.devices.map(chain, (states, stats, tuning, keys, rows), steps, jnp.asarray(is_recording))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _summary(
-    plan: Plan, states: Any, stats: Stats, keys: jax.Array, rows: Minibatch, draw: int, held_out: HeldOut
+    plan: Plan, states: Any, stats: Stats, keys: jax.Array, rows: Rows, draw: int, held_out: HeldOut
 ) -> dict[str, Any]:
-    def chain(item: Any, _: Density, draw: jax.Array, held_out: HeldOut) -> dict[str, Any]:
+    def chain(item: Any, draw: jax.Array, held_out: HeldOut) -> dict[str, Any]:
         state, stats, key, drawn = item
         density = plan.density(drawn, drawn)
         return summary_of_state(plan, keys_of_draw(key, draw).summary, state, stats, density, held_out)
 
-    return over_chains(plan, chain, (states, stats, keys, rows), None, draw, held_out)
+    return plan.devices.map(chain, (states, stats, keys, rows), draw, held_out)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _are_finite(plan: Plan, states: Any) -> jax.Array:
-    return over_chains(plan, lambda state, _: all_finite(plan.kernel.position(state)), states, None)
+    return plan.devices.map(lambda state: all_finite(plan.kernel.position(state)), states)

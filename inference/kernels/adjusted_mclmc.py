@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
 from pseudocoreset.inference.adaptation.mass import check_acceptance_rate
 from pseudocoreset.inference.adaptation.microcanonical import Microcanonical, found_tuning, start_parameters
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.kernel import TRACED, Density, Stats, Tuning, per_chain, tempered
 from pseudocoreset.inference.engine.plan import Run
 from pseudocoreset.inference.kernels.registry import register
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 
 __all__ = ["AdjustedMCLMC"]
 
@@ -65,7 +65,7 @@ class AdjustedMCLMC(Microcanonical):
         del key
         return load_blackjax().adjusted_mclmc.init(position, tempered(tuning, density))
 
-    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Minibatch) -> tuple[Any, Stats]:
+    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Rows) -> tuple[Any, Stats]:
         """One trajectory, accepted or not."""
         del rows
         new, info = _transition()(

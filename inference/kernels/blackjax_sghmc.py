@@ -9,11 +9,11 @@ import jax
 
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
 from pseudocoreset.inference.adaptation.scales import friction_or_default, momentum_step_size
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.kernel import TRACED, Density, Kernel, Stats, Tuning, per_chain
 from pseudocoreset.inference.engine.plan import Plan, Run
 from pseudocoreset.inference.kernels.registry import register
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["BlackjaxSGHMC"]
@@ -64,9 +64,7 @@ class BlackjaxSGHMC(Kernel):
         """The parameters themselves."""
         return state
 
-    def step(
-        self, key: jax.Array, state: Params, tuning: Tuning, density: Density, rows: Minibatch
-    ) -> tuple[Params, Stats]:
+    def step(self, key: jax.Array, state: Params, tuning: Tuning, density: Density, rows: Rows) -> tuple[Params, Stats]:
         """One trajectory on one minibatch."""
         new = load_blackjax().sghmc.build_kernel(tuning["friction"])(
             key,

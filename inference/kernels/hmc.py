@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
 from pseudocoreset.inference.adaptation.windows import WindowAdapted
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.kernel import Density, Stats, Tuning, tempered
 from pseudocoreset.inference.kernels.registry import register
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer
 
 __all__ = ["HMC"]
@@ -51,7 +51,7 @@ class HMC(WindowAdapted):
         """``blackjax.hmc``."""
         return load_blackjax().hmc, {"num_integration_steps": self.num_integration_steps}
 
-    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Minibatch) -> tuple[Any, Stats]:
+    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Rows) -> tuple[Any, Stats]:
         """One trajectory, accepted or not."""
         del rows
         metric = tuning["inverse_mass_matrix"]

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
 from pseudocoreset.inference.adaptation.microcanonical import Microcanonical, found_tuning, start_parameters
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.kernel import TRACED, Density, Stats, Tuning, per_chain, tempered
 from pseudocoreset.inference.engine.plan import Run
 from pseudocoreset.inference.kernels.registry import register
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_positive
 
 __all__ = ["MCLMC"]
@@ -73,7 +73,7 @@ class MCLMC(Microcanonical):
         """Position, log density and gradient, and a direction."""
         return load_blackjax().mclmc.init(position, tempered(tuning, density), key)
 
-    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Minibatch) -> tuple[Any, Stats]:
+    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Rows) -> tuple[Any, Stats]:
         """One step, always accepted."""
         del rows
         new, info = load_blackjax().mclmc.build_kernel()(

@@ -36,11 +36,11 @@ from numpy.typing import ArrayLike
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
 from pseudocoreset.inference.adaptation.mass import check_acceptance_rate, given_metric
 from pseudocoreset.inference.adaptation.scales import prior_variance
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.kernel import TRACED, Density, Kernel, Stats, Tuning, per_chain
 from pseudocoreset.inference.engine.plan import Run
 from pseudocoreset.inference.kernels.registry import register
 from pseudocoreset.models import Params
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_positive
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class NetworkHMC(Kernel):
         return init(position, *_terms_and_gradient(density))
 
     def step(
-        self, key: jax.Array, state: HMCState, tuning: Tuning, density: Density, rows: Minibatch
+        self, key: jax.Array, state: HMCState, tuning: Tuning, density: Density, rows: Rows
     ) -> tuple[HMCState, Stats]:
         """One trajectory, accepted or not."""
         del rows

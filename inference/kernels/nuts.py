@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
 from pseudocoreset.inference.adaptation.windows import WindowAdapted
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine.kernel import Density, Stats, Tuning, tempered
 from pseudocoreset.inference.kernels.registry import register
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer
 
 __all__ = ["NUTS"]
@@ -51,7 +51,7 @@ class NUTS(WindowAdapted):
         """``blackjax.nuts``."""
         return load_blackjax().nuts, {"max_num_doublings": self.max_num_doublings}
 
-    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Minibatch) -> tuple[Any, Stats]:
+    def step(self, key: jax.Array, state: Any, tuning: Tuning, density: Density, rows: Rows) -> tuple[Any, Stats]:
         """One trajectory, and a draw from it."""
         del rows
         new, info = load_blackjax().nuts.build_kernel()(

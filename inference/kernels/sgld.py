@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.processes import to_host
 from pseudocoreset.inference.adaptation.curvature import HEAT
 from pseudocoreset.inference.adaptation.gradients import GradientKernel
 from pseudocoreset.inference.adaptation.lazy import load_blackjax
@@ -19,7 +20,6 @@ from pseudocoreset.inference.adaptation.scales import position_step_size
 from pseudocoreset.inference.engine.kernel import Stats, Tuning
 from pseudocoreset.inference.engine.plan import Plan, Run
 from pseudocoreset.inference.kernels.registry import register
-from pseudocoreset.meshes import to_host
 from pseudocoreset.models import Params
 
 __all__ = ["SGLD"]

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pseudocoreset.checkpoint import Checkpointer, different_settings
+from pseudocoreset.compute.processes import is_writer, wait_for_all
 from pseudocoreset.inference.posterior.draws import Posterior
 from pseudocoreset.inference.posterior.files import ARRAYS_FILE, RECORD_FILE, record_of, split_arrays
-from pseudocoreset.meshes import is_writer, wait_for_all
 from pseudocoreset.schema import RECORD, CorruptFileError, check_record, fits_together, maybe
 from pseudocoreset.storage import (
     MANIFEST,

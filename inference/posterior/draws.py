@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.coreset import mass_note
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from pseudocoreset.data import Split
 
 __all__ = ["Posterior"]
-
-EVALUATION_BLOCK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +144,7 @@ class Posterior:
         rows = (jnp.asarray(inputs), jnp.asarray(targets))
         evaluation = _Evaluation(model, preprocessing, held_out_chunk_size(model, inputs.shape[1:]))
         width = (model.num_outputs or 0) + 1
-        block = max(1, min(total, 64, EVALUATION_BLOCK_BYTES // (4 * width * len(inputs))))
+        block = max(1, min(total, 64, limits().block_bytes // (4 * width * len(inputs))))
         parts = []
         for first in range(0, total, block):
             # The last block overlaps the one before, so that every block has the shape that was compiled.
@@ -298,4 +297,4 @@ def _evaluate_block(
         )
         return None if f is None else f.astype(jnp.float32), log_likelihood
 
-    return map_stack(one, stack) if evaluation.model.is_network else jax.vmap(one)(stack)
+    return Devices().for_draws_of(evaluation.model).map(one, stack)

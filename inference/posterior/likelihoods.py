@@ -17,6 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.inference.posterior.model import held_out, model_of
 from pseudocoreset.models import Model
 from pseudocoreset.models.structure import class_log_probabilities, without_mask
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["log_probability_blocks", "mean_blocks", "observed", "same_data", "target_blocks"]
 
-BLOCK_ELEMENTS = 2**22
 _FUNCTION = "f"
 
 
@@ -142,7 +142,7 @@ def _blocks(
         x = jnp.asarray(split.packed[inputs])
     total = math.prod(next(iter(values.values())).shape[:2])
     stack = {name: leaf.reshape((total, *leaf.shape[2:])) for name, leaf in values.items()}
-    block = max(1, min(total, BLOCK_ELEMENTS // max(1, y.shape[0] * width)))
+    block = max(1, min(total, limits().scored_elements // max(1, y.shape[0] * width)))
     key = jax.random.key(0) if key is None else key  # unused by quantities that are not random
     for start in range(0, total, block):
         index = np.arange(start, start + block)

@@ -21,10 +21,7 @@ from pseudocoreset.extras import import_extra
 from pseudocoreset.schema import CorruptFileError
 from pseudocoreset.storage import open_regular
 
-__all__ = ["STREAMED_BYTES", "Inputs", "StoredImages", "open_split", "read_split"]
-
-STREAMED_BYTES = 64 * 2**20
-"""Of images in one part of a stream; as much again is on its way in every thread that reads ahead."""
+__all__ = ["Inputs", "StoredImages", "open_split", "read_split"]
 
 _CHUNK = 1000
 _MAX_THREADS = 8

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives import CoresetArrays
-from pseudocoreset.proxies import Batch, mean_loss_and_gradient
+from pseudocoreset.proxies import mean_loss_and_gradient
+from pseudocoreset.rows import Rows
 
 __all__ = ["Learning", "Rounds", "check_non_negative", "check_share", "still"]
 
@@ -34,10 +34,11 @@ class Learning:
     model: Model
     augment: Augmentation | None
 
-    def loss(self, params: Params, batch: CoresetArrays, key: jax.Array) -> jax.Array:
+    def loss(self, params: Params, batch: Rows, key: jax.Array) -> jax.Array:
         """Weighted mean cross-entropy of a batch, augmented; its gradient takes a few points at a time."""
-        x = batch.inputs if self.augment is None else self.augment(key, batch.inputs)
-        return _loss(self.model, params, (x, batch.targets, batch.weights))
+        if self.augment is not None:
+            batch = batch._replace(inputs=self.augment(key, batch.inputs))
+        return _loss(self.model, params, batch)
 
 
 class Rounds(ABC):
@@ -60,7 +61,7 @@ class Rounds(ABC):
         """State of one repeat."""
 
     @abstractmethod
-    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Learning, coreset: CoresetArrays) -> Any:
+    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Learning, coreset: Rows) -> Any:
         """State after round ``index``."""
 
     def position(self, state: Any) -> Params:
@@ -73,11 +74,11 @@ class Rounds(ABC):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+def _loss(model: Model, params: Params, batch: Rows) -> jax.Array:
     return mean_loss_and_gradient(model, params, batch)[0]
 
 
-def _forward(model: Model, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+def _forward(model: Model, params: Params, batch: Rows) -> tuple[jax.Array, Params]:
     return mean_loss_and_gradient(model, params, batch)
 
 

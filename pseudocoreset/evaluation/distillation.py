@@ -14,7 +14,7 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.evaluation.base import Learning, check_non_negative, check_share, still
 from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import Moving, one_pass, sgd
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["Distillation"]
@@ -100,16 +100,14 @@ class Distillation(Published):
         position = task.model.init(key)
         return Moving(position, still(position))
 
-    def advance(
-        self, key: jax.Array, index: jax.Array, state: Moving, task: Learning, coreset: CoresetArrays
-    ) -> Moving:
+    def advance(self, key: jax.Array, index: jax.Array, state: Moving, task: Learning, coreset: Rows) -> Moving:
         """One epoch."""
         assert self.learning_rate is not None
         assert self.decay_after is not None
         learning_rate = self.learning_rate * jnp.where(index < self.decay_after, 1.0, self.decay)
         velocity = jax.tree.map(lambda v: jnp.where(index == self.decay_after, 0.0, v), state.momentum)
 
-        def step(moving: Moving, step_key: jax.Array, batch: CoresetArrays) -> Moving:
+        def step(moving: Moving, step_key: jax.Array, batch: Rows) -> Moving:
             return sgd(
                 moving,
                 lambda params: jax.grad(task.loss)(params, batch, step_key),

@@ -15,7 +15,7 @@ from pseudocoreset.evaluation.base import Learning, check_non_negative, check_sh
 from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import Moving, kim2022_potential, kim2022_sghmc, normal_like, one_pass, scattered
 from pseudocoreset.models import Params
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["FBPC2023"]
@@ -109,9 +109,7 @@ class FBPC2023(Published):
         """State of one repeat."""
         return scattered(key, task.model, self.init_scale, self.momentum_scale)
 
-    def advance(
-        self, key: jax.Array, index: jax.Array, state: Moving, task: Learning, coreset: CoresetArrays
-    ) -> Moving:
+    def advance(self, key: jax.Array, index: jax.Array, state: Moving, task: Learning, coreset: Rows) -> Moving:
         """Epochs from one draw to the next."""
         assert self.batch_size is not None
         step = functools.partial(self._step, task, coreset.inputs.shape[0])
@@ -121,9 +119,7 @@ class FBPC2023(Published):
 
         return jax.lax.scan(epoch, state, jax.random.split(key, self.sample_every))[0]
 
-    def _step(
-        self, task: Learning, num_points: int, moving: Moving, step_key: jax.Array, batch: CoresetArrays
-    ) -> Moving:
+    def _step(self, task: Learning, num_points: int, moving: Moving, step_key: jax.Array, batch: Rows) -> Moving:
         noise_key, augment_key = jax.random.split(step_key)
 
         def potential(params: Params) -> jax.Array:

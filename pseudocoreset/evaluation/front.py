@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, Split
 from pseudocoreset.data.doors import bind_to, check_start, check_targets
@@ -20,7 +21,6 @@ from pseudocoreset.evaluation.protocol import Protocol, Scored, Task, resolve_pr
 from pseudocoreset.evaluation.result import Evaluation, Evaluations
 from pseudocoreset.formatting import number
 from pseudocoreset.inference.posterior import library_versions
-from pseudocoreset.meshes import check_mesh
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_choice, check_key, key_record
 
@@ -119,7 +119,7 @@ def evaluate(
         raise TypeError(f"data must be a Dataset (Dataset.from_arrays makes one); got {type(data).__name__}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1; got {validation_fraction}")
-    mesh = check_mesh(mesh)
+    mesh = Devices.of(mesh).mesh
     chosen = resolve_protocol(protocol, settings)
     check_start(coreset, data)
     split_key, run_key = jax.random.split(key)

@@ -23,7 +23,7 @@ from pseudocoreset.evaluation.steps import (
     scattered,
 )
 from pseudocoreset.models import Params
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = ["Kim2022"]
@@ -145,7 +145,7 @@ class Kim2022(Published):
             return _Transitions(moving.position, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
         return moving
 
-    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Learning, coreset: CoresetArrays) -> Any:
+    def advance(self, key: jax.Array, index: jax.Array, state: Any, task: Learning, coreset: Rows) -> Any:
         """One iteration: steps of SGHMC, or one transition of HMC."""
         assert self.num_steps is not None
         assert self.step_size is not None
@@ -167,11 +167,11 @@ class Kim2022(Published):
         step = functools.partial(self._step, task, coreset)
         return jax.lax.scan(step, state, jax.random.split(key, self.num_steps))[0]
 
-    def _potential(self, task: Learning, coreset: CoresetArrays, augment_key: jax.Array, params: Params) -> jax.Array:
+    def _potential(self, task: Learning, coreset: Rows, augment_key: jax.Array, params: Params) -> jax.Array:
         assert self.weight_decay is not None
         return kim2022_potential(task.loss(params, coreset, augment_key), params, self.weight_decay)
 
-    def _step(self, task: Learning, coreset: CoresetArrays, moving: Moving, step_key: jax.Array) -> tuple[Moving, None]:
+    def _step(self, task: Learning, coreset: Rows, moving: Moving, step_key: jax.Array) -> tuple[Moving, None]:
         assert self.step_size is not None
         noise_key, augment_key = jax.random.split(step_key)
         num_points = coreset.inputs.shape[0]

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from pseudocoreset.augment import resolve_augmentation
-from pseudocoreset.batching import map_stack
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.processes import to_host
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Split
 from pseudocoreset.diagnostics.predictions.predictive import Predictive
@@ -25,15 +26,13 @@ from pseudocoreset.evaluation.result import Estimate
 from pseudocoreset.evaluation.scores import estimates, scores_of
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.validation import stored_inputs
-from pseudocoreset.meshes import replicate, to_host
 from pseudocoreset.models import Params
-from pseudocoreset.objectives import CoresetArrays
-from pseudocoreset.progress import progress_bar
+from pseudocoreset.rows import Rows
 
 __all__ = ["Outcome", "Published", "run_rounds"]
 
 NUM_BLOCKS = 20
-Rows = tuple[jax.Array, jax.Array]
+HeldOut = tuple[jax.Array, jax.Array]  # inputs as stored, targets
 
 
 class Outcome(NamedTuple):
@@ -85,7 +84,7 @@ class _Plan:
     preprocessing: Any
     chunk_size: int
 
-    def predict(self, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    def predict(self, params: Params, rows: HeldOut) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities (n, C), and those of the labels (n,)."""
         model = self.task.model
         f, log_likelihood = function_summary(
@@ -108,8 +107,8 @@ class _Carry(NamedTuple):
     log_likelihood: jax.Array  # (draws, n)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "num_data", "mesh"))
-def _start(plan: _Plan, keys: jax.Array, num_data: int, mesh: Mesh | None) -> _Carry:
+@functools.partial(jax.jit, static_argnames=("plan", "num_data", "devices"))
+def _start(plan: _Plan, keys: jax.Array, num_data: int, devices: Devices) -> _Carry:
     num_rounds, first = plan.protocol.rounds
     num_classes = plan.task.model.num_classes
     assert num_classes is not None
@@ -122,25 +121,25 @@ def _start(plan: _Plan, keys: jax.Array, num_data: int, mesh: Mesh | None) -> _C
             jnp.zeros((num_rounds - first, num_data), jnp.float32),
         )
 
-    return map_stack(one, keys, mesh=mesh)
+    return devices.map(one, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "mesh"))
+@functools.partial(jax.jit, static_argnames=("plan", "devices"))
 def _run_block(
     plan: _Plan,
     carry: _Carry,
     keys: jax.Array,
     rounds: tuple[jax.Array, jax.Array],
-    coreset: CoresetArrays,
-    rows: Rows,
-    mesh: Mesh | None,
+    coreset: Rows,
+    rows: HeldOut,
+    devices: Devices,
 ) -> tuple[_Carry, jax.Array]:
     """Rounds from the first to before the last of every repeat, and whether its parameters are finite."""
-    return map_stack(functools.partial(_rounds_of_one, plan), (carry, keys), rounds, coreset, rows, mesh=mesh)
+    return devices.map(functools.partial(_rounds_of_one, plan), (carry, keys), rounds, coreset, rows)
 
 
 def _rounds_of_one(
-    plan: _Plan, item: tuple[_Carry, jax.Array], rounds: Any, coreset: CoresetArrays, rows: Rows
+    plan: _Plan, item: tuple[_Carry, jax.Array], rounds: Any, coreset: Rows, rows: HeldOut
 ) -> tuple[_Carry, jax.Array]:
     carry, key = item
     recorded_from = plan.protocol.rounds[1]
@@ -169,7 +168,7 @@ def run_rounds(
     split: Split,
     key: jax.Array,
     *,
-    mesh: Mesh | None = None,
+    devices: Devices,
     progress: bool,
 ) -> Outcome:
     """Run all repeats of a run in rounds; the key of a repeat depends on its number alone.
@@ -180,7 +179,7 @@ def run_rounds(
         coreset: what to train or sample on.
         split: held-out data.
         key: one typed key.
-        mesh: devices that share the repeats.
+        devices: that share the repeats.
         progress: show a progress bar.
 
     Raises:
@@ -188,17 +187,17 @@ def run_rounds(
     """
     inputs, preprocessing = stored_inputs(split)
     plan = _Plan(protocol, task, preprocessing, held_out_chunk_size(task.model, inputs.shape[1:]))
-    arrays = CoresetArrays(*replicate((coreset.packed, coreset.targets, coreset.weights), mesh))
-    rows = replicate((inputs, split.y), mesh)
-    keys = replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)), mesh)
+    arrays = devices.replicate(Rows(coreset.packed, coreset.targets, coreset.weights))
+    rows = devices.replicate((inputs, split.y))
+    keys = devices.replicate(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(protocol.repeats)))
     num_rounds, recorded_from = protocol.rounds
-    carry = _start(plan, keys, len(split), mesh)
+    carry = _start(plan, keys, len(split), devices)
     block = math.ceil(num_rounds / NUM_BLOCKS)
     with progress_bar(f"evaluating: {protocol.name}", num_rounds, enabled=progress) as advance:
         for done in range(0, num_rounds, block):
             last = min(done + block, num_rounds)
-            rounds = replicate((np.int32(done), np.int32(last)), mesh)
-            carry, finite = _run_block(plan, carry, keys, rounds, arrays, rows, mesh)
+            rounds = devices.replicate((np.int32(done), np.int32(last)))
+            carry, finite = _run_block(plan, carry, keys, rounds, arrays, rows, devices)
             lost = np.flatnonzero(~to_host(finite))
             if len(lost):
                 raise FloatingPointError(
@@ -242,7 +241,8 @@ class Published(Protocol, Rounds):
         asked = getattr(resolved, "augment", None)
         augment = resolve_augmentation(asked, coreset.packed.shape[1:], task.data_name)
         learning = Learning(model, augment)
-        outcome = run_rounds(resolved, learning, coreset, task.split, task.key, mesh=task.mesh, progress=task.progress)
+        devices = Devices.of(task.mesh)
+        outcome = run_rounds(resolved, learning, coreset, task.split, task.key, devices=devices, progress=task.progress)
         members = outcome.log_likelihood if resolved.batch_scores else [None] * resolved.repeats
         metrics = estimates([scores_of(outcome.predictive(i), one) for i, one in enumerate(members)])
         metrics |= {name: Estimate(tuple(map(float, values))) for name, values in outcome.measured.items()}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.rows import Rows
 
 __all__ = [
     "Moving",
@@ -182,10 +182,10 @@ def sgd(
 
 
 def one_pass(
-    step: Callable[[State, jax.Array, CoresetArrays], State],
+    step: Callable[[State, jax.Array, Rows], State],
     state: State,
     key: jax.Array,
-    coreset: CoresetArrays,
+    coreset: Rows,
     batch_size: int,
 ) -> State:
     """One pass over a coreset in random order; the last batch holds what is left, as data loaders have it.
@@ -204,11 +204,8 @@ def one_pass(
     order = jax.random.permutation(order_key, num_points)
     num_whole = num_points // batch_size
 
-    def batch(indices: jax.Array) -> CoresetArrays:
-        return CoresetArrays(*(leaf[indices] for leaf in coreset))
-
     whole = order[: num_whole * batch_size].reshape(num_whole, batch_size)
     items = (whole, jax.random.split(whole_key, num_whole))
-    state, _ = jax.lax.scan(lambda carry, item: (step(carry, item[1], batch(item[0])), None), state, items)
+    state, _ = jax.lax.scan(lambda carry, item: (step(carry, item[1], coreset.take(item[0])), None), state, items)
     rest = order[num_whole * batch_size :]
-    return step(state, rest_key, batch(rest)) if len(rest) else state
+    return step(state, rest_key, coreset.take(rest)) if len(rest) else state

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from pseudocoreset.compute.memory import MemoryEstimate
 from pseudocoreset.fitting.aliases import ALIASES
 from pseudocoreset.fitting.door import METHODS, estimate_memory, fit
 from pseudocoreset.fitting.loop import Plan, optimise, prepare
-from pseudocoreset.fitting.memory import MemoryEstimate
 from pseudocoreset.fitting.outcome import FitResult, Outcome
 
 __all__ = ["METHODS", "FitResult", "MemoryEstimate", "Outcome", "Plan", "estimate_memory", "fit", "optimise", "prepare"]

@@ -20,24 +20,24 @@ from pseudocoreset.fitting.leaves import (
     project,
     pull_back,
 )
-from pseudocoreset.meshes import replicate
-from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.objectives import Objective
+from pseudocoreset.rows import Rows
 
-__all__ = ["Limits", "Loop", "compile_block"]
+__all__ = ["Constraints", "Loop", "compile_block"]
 
 # What learned weights keep of their mass, and where learned inputs may go.
-Limits = tuple[KeptMass | None, Box | None]
+Constraints = tuple[KeptMass | None, Box | None]
 
 
 class Loop(NamedTuple):
     """Everything that is carried from step to step."""
 
-    arrays: CoresetArrays
+    arrays: Rows
     free: Free
     optimizer: Any
     objectives: tuple[Any, ...]
     skipped: jax.Array  # steps in a row with a gradient that was not finite
-    good: CoresetArrays  # the last arrays whose gradient and loss were finite
+    good: Rows  # the last arrays whose gradient and loss were finite
     lost: Free  # where the last gradient was not finite
 
 
@@ -48,9 +48,9 @@ def compile_block(
     """The compiled block; the same objectives and optimiser, as objects, compile once for each shape."""
 
     def one_step(
-        loop: Loop, item: Any, limits: Limits, key: jax.Array, data: DeviceData
+        loop: Loop, item: Any, constraints: Constraints, key: jax.Array, data: DeviceData
     ) -> tuple[Loop, dict[str, jax.Array]]:
-        (step, snapshots), (kept, box) = item, limits
+        (step, snapshots), (kept, box) = item, constraints
         total: dict[str, jax.Array] = {}
         states = []
         losses = []
@@ -88,9 +88,11 @@ def compile_block(
 
     @jax.jit
     def run_block(
-        loop: Loop, limits: Limits, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
+        loop: Loop, constraints: Constraints, key: jax.Array, numbers: jax.Array, snapshots: Any, data: DeviceData
     ) -> tuple[Loop, dict[str, jax.Array]]:
-        done = jax.lax.scan(lambda carry, item: one_step(carry, item, limits, key, data), loop, (numbers, snapshots))
-        return replicate(done, data.mesh)
+        done = jax.lax.scan(
+            lambda carry, item: one_step(carry, item, constraints, key, data), loop, (numbers, snapshots)
+        )
+        return data.devices.replicate(done)
 
     return run_block

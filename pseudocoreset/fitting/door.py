@@ -14,17 +14,17 @@ import jax
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked, described
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.memory import MemoryEstimate
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
 from pseudocoreset.device import check_in_memory
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting.automatic import said, try_curvature
-from pseudocoreset.fitting.memory import MemoryEstimate
 from pseudocoreset.fitting.outcome import FitResult
 from pseudocoreset.fitting.running import Way, choose, learn, planned
-from pseudocoreset.meshes import check_mesh
 from pseudocoreset.methods import (
     BACON,
     FBPC,
@@ -143,7 +143,7 @@ def fit(
         "mesh": mesh is not None,
     }
     problem = _posed(model, data, key, images_per_class, size, coreset, experts, num_experts, num_expert_epochs)
-    way = Way(tuple(callbacks), checkpoint_dir, progress, check_mesh(mesh), tuple(fixed))
+    way = Way(tuple(callbacks), checkpoint_dir, progress, Devices.of(mesh).mesh, tuple(fixed))
     tried = try_curvature(problem, settings, given, way) if isinstance(method, str) and method == "auto" else None
     if isinstance(tried, FitResult):
         return tried
@@ -221,7 +221,7 @@ def estimate_memory(
     if not isinstance(chosen, Learned):
         raise ValueError(f"method={chosen.name!r} runs no compiled block of steps whose memory could be estimated")
     check_in_memory(problem.data.train)
-    return planned(chosen, problem, Way(mesh=check_mesh(mesh), fixed=tuple(fixed))).memory()
+    return planned(chosen, problem, Way(mesh=Devices.of(mesh).mesh, fixed=tuple(fixed))).memory()
 
 
 def method_class(name: str) -> type[Method]:

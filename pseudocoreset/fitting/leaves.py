@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.objectives.base import MASSES, CoresetArrays
+from pseudocoreset.objectives.base import MASSES
+from pseudocoreset.rows import Rows
 
 if TYPE_CHECKING:
     from pseudocoreset.data import Split
@@ -126,7 +127,7 @@ class KeptMass(NamedTuple):
         return jnp.all((self.sums(weights) > 0) | (self.totals == 0))
 
 
-def kept_mass(arrays: CoresetArrays, masses: Iterable[str]) -> KeptMass | None:
+def kept_mass(arrays: Rows, masses: Iterable[str]) -> KeptMass | None:
     """What to keep of the weights at the start, None for nothing.
 
     Args:
@@ -156,7 +157,7 @@ def soften(targets: jax.Array, num_classes: int | None) -> jax.Array:
     return hot * LABEL_PROBABILITY + (1 - hot) * rest
 
 
-def to_free(arrays: CoresetArrays, names: tuple[str, ...], is_soft: bool) -> Free:
+def to_free(arrays: Rows, names: tuple[str, ...], is_soft: bool) -> Free:
     """What an optimiser acts on.
 
     Args:
@@ -170,7 +171,7 @@ def to_free(arrays: CoresetArrays, names: tuple[str, ...], is_soft: bool) -> Fre
     return free
 
 
-def from_free(arrays: CoresetArrays, free: Free, is_soft: bool, kept: KeptMass | None = None) -> CoresetArrays:
+def from_free(arrays: Rows, free: Free, is_soft: bool, kept: KeptMass | None = None) -> Rows:
     """``arrays`` with the free leaves replaced; ``is_soft`` as in ``to_free``."""
     leaves = dict(free)
     if "weights" in leaves and kept is not None:
@@ -181,7 +182,7 @@ def from_free(arrays: CoresetArrays, free: Free, is_soft: bool, kept: KeptMass |
 
 
 def pull_back(
-    arrays: CoresetArrays, free: Free, gradient: dict[str, jax.Array], is_soft: bool, kept: KeptMass | None = None
+    arrays: Rows, free: Free, gradient: dict[str, jax.Array], is_soft: bool, kept: KeptMass | None = None
 ) -> Free:
     """Gradient in the free numbers, from that in the leaves; ``is_soft`` as in ``to_free``."""
     _, pull = jax.vjp(lambda f: {name: getattr(from_free(arrays, f, is_soft, kept), name) for name in f}, free)

@@ -17,28 +17,30 @@ import optax
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.batching import full_precision
 from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.memory import MemoryEstimate
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
 from pseudocoreset.device import DeviceData
 from pseudocoreset.experts import Experts, fingerprint
-from pseudocoreset.fitting.block import Limits, Loop, compile_block
+from pseudocoreset.fitting.block import Constraints, Loop, compile_block
 from pseudocoreset.fitting.leaves import (
     Box,
     kept_mass,
     soften,
     to_free,
 )
-from pseudocoreset.fitting.memory import MemoryEstimate, block_memory, check_memory, raise_if_exhausted
+from pseudocoreset.fitting.memory import block_memory, check_memory, raise_if_exhausted
 from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.fitting.snapshots import match_experts, snapshot_choices, snapshots_of
 from pseudocoreset.levels import warn_of_missing_levels
-from pseudocoreset.meshes import check_mesh, replicate
 from pseudocoreset.methods.base import Callback
-from pseudocoreset.objectives import CoresetArrays, Objective
-from pseudocoreset.progress import progress_bar
+from pseudocoreset.objectives import Objective
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_key, key_record
 
 __all__ = ["Plan", "optimise", "prepare", "run"]
@@ -64,29 +66,29 @@ class Plan:
         data: the data set.
         coreset: where to start.
         arrays: those of ``coreset``, as the loop has them.
-        limits: what learned weights keep of their mass, and where learned inputs may go.
+        constraints: what learned weights keep of their mass, and where learned inputs may go.
         is_soft: whether targets are class probabilities.
         steps: number of steps.
         block_size: steps of a compiled block, a divisor of ``steps``.
         key: of the fit, for the record.
         keys: split from it.
         fixed: inputs to hold, for the record.
-        mesh: devices that share the work.
+        devices: that share the work.
     """
 
     objectives: tuple[Objective, ...]
     optimizer: optax.GradientTransformation
     data: Dataset
     coreset: Pseudocoreset
-    arrays: CoresetArrays
-    limits: Limits
+    arrays: Rows
+    constraints: Constraints
     is_soft: bool
     steps: int
     block_size: int
     key: jax.Array
     keys: _Keys
     fixed: tuple[str | int, ...]
-    mesh: Mesh | None
+    devices: Devices
 
     def begin(self, device: DeviceData) -> Loop:
         """The state of the loop before its first step."""
@@ -109,11 +111,11 @@ class Plan:
         Raises:
             MemoryError: if the compiler itself runs out of memory.
         """
-        device = DeviceData.shapes_of(self.data, self.mesh)
+        device = DeviceData.shapes_of(self.data, self.devices)
         return self._memory(jax.eval_shape(self.begin, device), device)
 
     def _memory(self, loop: Loop, device: DeviceData) -> MemoryEstimate:
-        first = (loop, self.limits, self.keys.loop, np.arange(self.block_size))
+        first = (loop, self.constraints, self.keys.loop, np.arange(self.block_size))
         return block_memory(self.run_block, first, device, self.objectives)
 
     def record(self, experts: Sequence[Experts | None]) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class Plan:
         }
         return run | ({"fixed": list(self.fixed)} if self.fixed else {})
 
-    def coreset_of(self, arrays: CoresetArrays) -> Pseudocoreset:
+    def coreset_of(self, arrays: Rows) -> Pseudocoreset:
         """A coreset with the arrays of the loop."""
         inputs, targets, weights = map(np.asarray, arrays)
         metadata = {**self.coreset.metadata, "objective": "+".join(o.name for o in self.objectives)}
@@ -229,7 +231,7 @@ def prepare(
     check_key(key)
     check_integer(steps, "steps")
     check_integer(block_size, "block_size")
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     if not objectives:
         raise ValueError("objective is empty; give at least one")
@@ -255,7 +257,7 @@ def prepare(
     if coreset.targets.ndim == 2:
         # Said once: real targets in training may come to look like probabilities.
         coreset = replace(coreset, holds_probabilities=coreset.is_soft)
-    arrays = CoresetArrays(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
+    arrays = Rows(*map(jnp.asarray, (coreset.packed, coreset.targets, coreset.weights)))
     if "targets" in names:
         arrays = arrays._replace(targets=soften(arrays.targets, data.num_classes))
     kept = kept_mass(arrays, [o.mass for o in objectives]) if "weights" in names else None
@@ -267,14 +269,14 @@ def prepare(
         data=data,
         coreset=coreset,
         arrays=arrays,
-        limits=(kept, box),
+        constraints=(kept, box),
         is_soft=coreset.is_soft or data.num_classes is not None,
         steps=steps,
         block_size=max(divisor for divisor in range(1, min(block_size, steps) + 1) if steps % divisor == 0),
         key=key,
         keys=_Keys(*keys),
         fixed=tuple(fixed),
-        mesh=mesh,
+        devices=devices,
     )
 
 
@@ -296,8 +298,8 @@ def run(
     began = time.perf_counter()
     objectives, data, steps, block = plan.objectives, plan.data, plan.steps, plan.block_size
     expert_sets = match_experts(objectives, experts, data)
-    device = DeviceData.from_dataset(data, plan.mesh)
-    loop = replicate(plan.begin(device), plan.mesh)
+    device = DeviceData.from_dataset(data, plan.devices)
+    loop = plan.devices.replicate(plan.begin(device))
     check_memory(plan._memory(loop, device), objectives)
     choices = [
         None
@@ -315,7 +317,7 @@ def run(
             done, loop, extra = saved
             history = {name: [values] for name, values in extra.items()}
             logger.info("going on from step %d of %d", done, steps)
-            loop = replicate(loop, plan.mesh)
+            loop = plan.devices.replicate(loop)
         with progress_bar("fitting the coreset", steps, enabled=progress, completed=done) as advance:
             while done < steps:
                 snapshots = tuple(
@@ -323,7 +325,7 @@ def run(
                     for o, e, c in zip(objectives, expert_sets, choices, strict=True)
                 )
                 numbers = np.arange(done, done + block)
-                loop, report = plan.run_block(loop, plan.limits, plan.keys.loop, numbers, snapshots, device)
+                loop, report = plan.run_block(loop, plan.constraints, plan.keys.loop, numbers, snapshots, device)
                 info = {name: np.asarray(values) for name, values in report.items()}
                 for name, values in info.items():
                     history.setdefault(name, []).append(values)

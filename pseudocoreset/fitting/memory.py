@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from pseudocoreset.compute.memory import MemoryEstimate, device_bytes, tree_bytes
 from pseudocoreset.objectives import Objective
 
-__all__ = ["MemoryEstimate", "block_memory", "check_memory", "raise_if_exhausted"]
+__all__ = ["block_memory", "check_memory", "raise_if_exhausted"]
 
 # Settings of objectives that memory depends on, beside the number of points.
 KNOBS = (
@@ -25,44 +23,6 @@ KNOBS = (
     "num_inner_steps",
     "rematerialise",
 )
-UNITS = ("kB", "MB", "GB", "TB")
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that a fit needs on its device.
-
-    Attributes:
-        temporaries: intermediate values of a compiled block of steps.
-        data: the training data, as they are kept on the device.
-        coreset: the coreset, the optimiser's state and the objectives', before a block and after it.
-        snapshots: the expert snapshots of a block.
-        available: what the device has in all, None where it does not say.
-    """
-
-    temporaries: int
-    data: int
-    coreset: int
-    snapshots: int
-    available: int | None
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.temporaries + self.data + self.coreset + self.snapshots
-
-    @property
-    def fits(self) -> bool:
-        """Whether the device has as much, or does not say what it has."""
-        return self.available is None or self.total <= self.available
-
-    def __str__(self) -> str:
-        parts = (
-            f"{_readable(self.total)}: {_readable(self.temporaries)} of temporaries, {_readable(self.data)} of data, "
-            f"{_readable(self.coreset)} of coreset and optimiser, {_readable(self.snapshots)} of expert snapshots"
-        )
-        return parts if self.available is None else f"{parts}; the device has {_readable(self.available)}"
 
 
 def block_memory(run_block: Any, loop: tuple[Any, ...], data: Any, objectives: Sequence[Objective]) -> MemoryEstimate:
@@ -70,7 +30,7 @@ def block_memory(run_block: Any, loop: tuple[Any, ...], data: Any, objectives: S
 
     Args:
         run_block: the jitted block.
-        loop: its first arguments: state of the loop, limits, key, numbers of the steps of a block; arrays or their
+        loop: its first arguments: state of the loop, constraints, key, numbers of the steps of a block; arrays or their
             shapes. A later call with arguments of the same shapes finds the program compiled.
         data: its last argument, likewise.
         objectives: what runs in the block; they say which snapshots it takes.
@@ -86,10 +46,10 @@ def block_memory(run_block: Any, loop: tuple[Any, ...], data: Any, objectives: S
         raise
     return MemoryEstimate(
         temporaries=analysis.temp_size_in_bytes,
-        data=_bytes(data),
-        coreset=_bytes(loop) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        snapshots=_bytes(snapshots),
-        available=_device_bytes(),
+        data=tree_bytes(data),
+        coreset=tree_bytes(loop) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        snapshots=tree_bytes(snapshots),
+        available=device_bytes(),
     )
 
 
@@ -127,34 +87,3 @@ def _advice(objectives: Sequence[Objective]) -> str:
     settings = {name: value for o in objectives for name, value in o.settings.items() if name in KNOBS}
     now = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     return f"Choose a smaller images_per_class (or size){f', or others of {now}' if now else ''}, or a smaller model."
-
-
-def _readable(number: int) -> str:
-    """Bytes with three digits and a unit of powers of 1,000."""
-    value = float(number)
-    if value < 1000:
-        return f"{number} bytes"
-    for unit in UNITS:
-        value /= 1000
-        if value < 999.5 or unit == UNITS[-1]:
-            return f"{value:.3g} {unit}"
-    raise AssertionError
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _device_bytes() -> int | None:
-    """Memory of the default device: what its allocator may take, or of a CPU what the machine or container has."""
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
-    try:
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (AttributeError, ValueError, OSError):
-        return None
-    for path in map(pathlib.Path, CGROUP_LIMITS):
-        if path.is_file() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
-    return min(limits)

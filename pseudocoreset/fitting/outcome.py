@@ -14,7 +14,8 @@ import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset, mass_note
 from pseudocoreset.layout import InputLayout
-from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.objectives import Objective
+from pseudocoreset.rows import Rows
 
 __all__ = ["MOST_SKIPPED", "FitResult", "Outcome", "Rise", "advise", "find_rise"]
 
@@ -160,7 +161,7 @@ def _noise(values: np.ndarray) -> float:
 def advise(
     objectives: Sequence[Objective],
     start: Pseudocoreset,
-    stuck: CoresetArrays,
+    stuck: Rows,
     lost: Mapping[str, Any],
     history: Mapping[str, np.ndarray],
     step: int,
@@ -192,7 +193,7 @@ def advise(
 def _cause(
     objectives: Sequence[Objective],
     start: Pseudocoreset,
-    stuck: CoresetArrays,
+    stuck: Rows,
     lost: Mapping[str, Any],
     history: Mapping[str, np.ndarray],
     step: int,

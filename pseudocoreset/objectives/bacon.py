@@ -18,16 +18,17 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, SnapshotWindow, check_free
+from pseudocoreset.objectives.base import Gradient, Objective, SnapshotWindow, check_free
 from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
+    gradient_by_class,
     siamese,
-    sum_over_classes,
     weighted_mean,
 )
 from pseudocoreset.objectives.distribution_matching import require_features
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = ["bacon", "decode", "encode", "out_of_range", "total_variation"]
@@ -186,12 +187,12 @@ def bacon(
     free = check_free(free)
     _check(model, variant, weight, gamma, batch_size, formation, window, free)
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> _State:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> _State:
         slots = class_slots(coreset, model.num_classes)
         return _State(slots, _pixel_range(data) if variant == "paper" else None)
 
     def gradient(
-        key: jax.Array, state: _State, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: _State, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         network_key, batch_key, view_key, accuracy_key = jax.random.split(key, 4)
         params = model.init(network_key) if window is None else snapshots[0]
@@ -199,7 +200,7 @@ def bacon(
         percent = 100.0 * _accuracy(model, params, *data.sample(accuracy_key, batch_size)) if gamma else 0.0
 
         def loss_fn(
-            points: CoresetArrays, item: Any, data: DeviceData, params: Params, pixel_range: Any, percent: Any
+            points: Rows, item: Any, data: DeviceData, params: Params, pixel_range: Any, percent: Any
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
             points = _decoded(points) if formation == 2 else points
@@ -230,8 +231,8 @@ def bacon(
             return loss, parts
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(
-            loss_fn, coreset, free, state.slots, items, data, params, state.pixel_range, percent, mesh=data.mesh
+        leaves, info = gradient_by_class(
+            loss_fn, coreset, free, state.slots, items, data, params, state.pixel_range, percent, devices=data.devices
         )
         return leaves, state, info
 
@@ -248,10 +249,10 @@ def bacon(
     return Objective("bacon", model, init, gradient, window, settings, free, "kept by class")
 
 
-def _decoded(points: CoresetArrays) -> CoresetArrays:
+def _decoded(points: Rows) -> Rows:
     """The four images of every stored one, each with its target and weight."""
     repeats = (4,) + (1,) * (points.targets.ndim - 1)
-    return CoresetArrays(decode(points.inputs), jnp.tile(points.targets, repeats), jnp.tile(points.weights, 4))
+    return Rows(decode(points.inputs), jnp.tile(points.targets, repeats), jnp.tile(points.weights, 4))
 
 
 def _accuracy(model: Model, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -11,11 +11,11 @@ import jax
 from pseudocoreset.arguments import checked_class
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
 __all__ = [
     "LEAVES",
     "MASSES",
-    "CoresetArrays",
     "Gradient",
     "Objective",
     "SnapshotWindow",
@@ -25,14 +25,6 @@ __all__ = [
 
 LEAVES = ("inputs", "targets", "weights")
 MASSES = ("learned", "kept", "kept by class")
-
-
-class CoresetArrays(NamedTuple):
-    """The arrays of a coreset inside the loop."""
-
-    inputs: jax.Array  # (m, *feature_shape) float32
-    targets: jax.Array  # (m,) or (m, num_classes)
-    weights: jax.Array  # (m,) float32
 
 
 @checked_class
@@ -52,7 +44,7 @@ class SnapshotWindow(NamedTuple):
 # Of the free leaves by name, the next state, and scalars to report.
 Gradient = tuple[dict[str, jax.Array], Any, dict[str, jax.Array]]
 # (key, state, coreset, data, snapshots): the snapshots that the window names, one or two, none without a window.
-GradientFn = Callable[[jax.Array, Any, CoresetArrays, DeviceData, tuple[Params, ...]], Gradient]
+GradientFn = Callable[[jax.Array, Any, Rows, DeviceData, tuple[Params, ...]], Gradient]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +68,7 @@ class Objective:
 
     name: str
     model: Model
-    init: Callable[[jax.Array, CoresetArrays, DeviceData], Any]
+    init: Callable[[jax.Array, Rows, DeviceData], Any]
     gradient: GradientFn
     window: SnapshotWindow | None
     settings: dict[str, Any]
@@ -99,7 +91,7 @@ def check_free(free: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def differentiate(
-    loss_fn: Callable[[CoresetArrays], tuple[jax.Array, Any]], coreset: CoresetArrays, free: tuple[str, ...]
+    loss_fn: Callable[[Rows], tuple[jax.Array, Any]], coreset: Rows, free: tuple[str, ...]
 ) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
     """Value, auxiliary output and gradient of ``loss_fn(coreset) -> (scalar, aux)`` in the free leaves."""
 

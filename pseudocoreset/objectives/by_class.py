@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from pseudocoreset.augment import Augmentation
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import spread
-from pseudocoreset.objectives.base import CoresetArrays, differentiate
+from pseudocoreset.objectives.base import differentiate
+from pseudocoreset.rows import Rows
 
-__all__ = ["ClassSlots", "class_batches", "class_slots", "siamese", "sum_over_classes", "weighted_mean"]
+__all__ = ["ClassSlots", "class_batches", "class_slots", "gradient_by_class", "siamese", "weighted_mean"]
 
 
 class ClassSlots(NamedTuple):
@@ -25,7 +25,7 @@ class ClassSlots(NamedTuple):
     mask: jax.Array  # (num_classes, k), one for points and zero for padding
 
 
-def class_slots(coreset: CoresetArrays, num_classes: int | None) -> ClassSlots:
+def class_slots(coreset: Rows, num_classes: int | None) -> ClassSlots:
     """The classes of a coreset, before the loop: a point keeps its class even if its target is learned.
 
     Args:
@@ -85,14 +85,14 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.tensordot(weights, values, 1) / jnp.where(total > 0, total, 1.0)
 
 
-def sum_over_classes(
+def gradient_by_class(
     loss_fn: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
-    coreset: CoresetArrays,
+    coreset: Rows,
     free: tuple[str, ...],
     slots: ClassSlots,
     items: Any,
     *shared: Any,
-    mesh: Mesh | None = None,
+    devices: Devices,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Gradient of sum_c loss_c and the sums of what is reported, in the memory of one class.
 
@@ -105,26 +105,23 @@ def sum_over_classes(
         slots: the points of every class.
         items: pytree with a leading axis over classes.
         *shared: other arguments of ``loss_fn``, pytrees.
-        mesh: devices that share the classes.
+        devices: that share the classes.
 
     Returns:
         Gradient in the free leaves, and ``info`` with the loss in it.
     """
-    points = jax.tree.map(lambda leaf: leaf[slots.indices], coreset)
+    points = coreset.take(slots.indices)
 
-    def of_part(part: Any, *whole: Any) -> Any:
-        def one_class(_: None, item: Any) -> tuple[None, Any]:
-            one, mask, own = item
+    def one_class(item: Any, *whole: Any) -> Any:
+        one, mask, own = item
 
-            def masked(arrays: CoresetArrays) -> tuple[jax.Array, dict[str, jax.Array]]:
-                return loss_fn(arrays._replace(weights=arrays.weights * mask), own, *whole)
+        def masked(arrays: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return loss_fn(arrays._replace(weights=arrays.weights * mask), own, *whole)
 
-            (loss, info), leaves = differentiate(masked, one, free)
-            return None, (leaves, info | {"loss": loss})
+        (loss, info), leaves = differentiate(masked, one, free)
+        return leaves, info | {"loss": loss}
 
-        return jax.lax.scan(one_class, None, part)[1]
-
-    leaves, info = spread(of_part, mesh, (points, slots.mask, items), *shared)
+    leaves, info = devices.taking(1).map(one_class, (points, slots.mask, items), *shared)
 
     def scatter(name: str) -> jax.Array:
         # Every point has its own slot; those that pad a class have a zero gradient.

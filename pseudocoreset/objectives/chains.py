@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked_class
-from pseudocoreset.meshes import spread
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.models import Model
 from pseudocoreset.proxies.laplace import Potential
 from pseudocoreset.validation import check_integer, check_positive
@@ -56,7 +55,7 @@ class Chains:
         check_integer(self.max_num_doublings, "max_num_doublings")
         check_positive(self.target_acceptance_rate, "target_acceptance_rate")
 
-    def init(self, key: jax.Array, model: Model, potential: Potential, mesh: Mesh | None = None) -> ChainsState:
+    def init(self, key: jax.Array, model: Model, potential: Potential, devices: Devices) -> ChainsState:
         """Adapt one chain, then spread all of them from its end."""
         import blackjax
 
@@ -76,12 +75,12 @@ class Chains:
         @jax.jit
         def spread(state: ChainsState) -> ChainsState:
             keys = jax.random.split(spread_key, SPREAD_STEPS)
-            return jax.lax.scan(lambda s, k: (self.advance(k, s, potential, mesh)[0], None), state, keys)[0]
+            return jax.lax.scan(lambda s, k: (self.advance(k, s, potential, devices)[0], None), state, keys)[0]
 
         return spread(state)
 
     def advance(
-        self, key: jax.Array, state: ChainsState, potential: Potential, mesh: Mesh | None = None
+        self, key: jax.Array, state: ChainsState, potential: Potential, devices: Devices
     ) -> tuple[ChainsState, dict[str, Any]]:
         """All chains some transitions further, under the coreset as it is now.
 
@@ -89,37 +88,37 @@ class Chains:
             key: one typed key.
             state: of all chains.
             potential: a pytree, as ``coreset_potential`` makes it.
-            mesh: devices that share the chains.
+            devices: that share the chains.
         """
         import blackjax
 
         kernel = blackjax.nuts.build_kernel()
 
-        def of_part(part: Any, potential: Potential, log_step_size: jax.Array, inverse_mass_matrix: jax.Array) -> Any:
+        def chain(
+            item: tuple[jax.Array, jax.Array], potential: Potential, log_step_size: jax.Array, inverse_mass_matrix: Any
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             def logdensity(v: jax.Array) -> jax.Array:
                 return -potential(v)
 
-            def chain(k: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-                def step(current: Any, step_key: jax.Array) -> tuple[Any, Any]:
-                    moved, info = kernel(
-                        step_key,
-                        current,
-                        logdensity,
-                        jnp.exp(log_step_size),
-                        inverse_mass_matrix,
-                        max_num_doublings=self.max_num_doublings,
-                    )
-                    return moved, (info.acceptance_rate, info.is_divergent)
+            def step(current: Any, step_key: jax.Array) -> tuple[Any, Any]:
+                moved, info = kernel(
+                    step_key,
+                    current,
+                    logdensity,
+                    jnp.exp(log_step_size),
+                    inverse_mass_matrix,
+                    max_num_doublings=self.max_num_doublings,
+                )
+                return moved, (info.acceptance_rate, info.is_divergent)
 
-                start = blackjax.nuts.init(position, logdensity)
-                end, (acceptance, divergent) = jax.lax.scan(step, start, jax.random.split(k, self.num_transitions))
-                return end.position, jnp.mean(acceptance), jnp.mean(divergent)
-
-            return jax.vmap(chain)(*part)
+            k, position = item
+            start = blackjax.nuts.init(position, logdensity)
+            end, (acceptance, divergent) = jax.lax.scan(step, start, jax.random.split(k, self.num_transitions))
+            return end.position, jnp.mean(acceptance), jnp.mean(divergent)
 
         items = jax.random.split(key, self.num_chains), state.positions
         shared = potential, state.log_step_size, state.inverse_mass_matrix
-        positions, acceptance, divergent = spread(of_part, mesh, items, *shared)
+        positions, acceptance, divergent = devices.taking("all").map(chain, items, *shared)
         rate = jnp.mean(acceptance)
         log_step_size = state.log_step_size + 0.1 * (rate - self.target_acceptance_rate)
         info = {"acceptance_rate": rate, "divergent": jnp.mean(divergent)}

@@ -18,15 +18,16 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free
+from pseudocoreset.objectives.base import Gradient, Objective, check_free
 from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
+    gradient_by_class,
     siamese,
-    sum_over_classes,
     weighted_mean,
 )
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer
 
 __all__ = ["distribution_matching", "require_features"]
@@ -75,18 +76,18 @@ def distribution_matching(
         raise ValueError(f"free={free}: distribution_matching has no gradient in targets, which only choose the class")
     require_features("distribution_matching", model)
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> ClassSlots:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> ClassSlots:
         return class_slots(coreset, model.num_classes)
 
     def gradient(
-        key: jax.Array, state: ClassSlots, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: ClassSlots, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         network_key, batch_key, view_key = jax.random.split(key, 3)
         params = model.init(network_key)
         indices, mask = class_batches(batch_key, data, model.num_classes, batch_size)
 
         def loss_fn(
-            points: CoresetArrays, item: Any, data: DeviceData, params: Params
+            points: Rows, item: Any, data: DeviceData, params: Params
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
 
@@ -100,7 +101,7 @@ def distribution_matching(
             return jnp.where(on_both_sides, jnp.sum(difference**2), 0.0), {}
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, state, items, data, params, mesh=data.mesh)
+        leaves, info = gradient_by_class(loss_fn, coreset, free, state, items, data, params, devices=data.devices)
         return leaves, state, info
 
     settings = {"batch_size": batch_size, "augment": None if augment is None else augment.strategy}

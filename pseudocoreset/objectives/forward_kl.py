@@ -18,11 +18,12 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free, differentiate
+from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.objectives.gaussian import kl_divergence
-from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form, mean_over
+from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form
 from pseudocoreset.proxies import Covariance
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer
 
 __all__ = ["forward_kl"]
@@ -87,7 +88,7 @@ def forward_kl(
         return Objective("forward_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
     def gradient(
-        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         draw_key, choice_key, view_key = jax.random.split(key, 3)
         fixed = jax.lax.stop_gradient(coreset)
@@ -100,12 +101,12 @@ def forward_kl(
             full = WeightDraws(jax.tree.map(lambda leaf: leaf[chosen], stored), Partial(lambda params: params))
 
         def leaves_of(
-            item: Any, points: CoresetArrays, of_small: Partial, of_full: Partial
+            item: Any, points: Rows, of_small: Partial, of_full: Partial
         ) -> tuple[dict[str, jax.Array], jax.Array]:
             small_item, full_item, k = item
             mass = jax.lax.stop_gradient(jnp.sum(points.weights))
 
-            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, jax.Array]:
+            def loss_fn(arrays: Rows) -> tuple[jax.Array, jax.Array]:
                 inputs = arrays.inputs if augment is None else augment(k, arrays.inputs)
 
                 def loss(params: Params) -> jax.Array:
@@ -118,7 +119,9 @@ def forward_kl(
             return leaves, both
 
         items = (small.items, full.items, jax.random.split(view_key, count))
-        leaves, both = mean_over(model, leaves_of, items, coreset, small.to_params, full.to_params, mesh=data.mesh)
+        devices = data.devices.for_draws_of(model)
+        total = devices.sum(leaves_of, items, coreset, small.to_params, full.to_params)
+        leaves, both = jax.tree.map(lambda leaf: leaf / count, total)
         info |= {"loss": both[0] - both[1], "data_loss": both[0], "coreset_loss": both[1]}
         return leaves, state, info
 

@@ -21,20 +21,18 @@ import optax
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
-from pseudocoreset.batching import map_stack
-from pseudocoreset.chunks import over_data
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import has_data_axis
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import (
-    CoresetArrays,
     Gradient,
     Objective,
     SnapshotWindow,
     check_free,
     differentiate,
 )
-from pseudocoreset.proxies import Batch, BatchFn, Covariance, Side, mean_loss_and_gradient, resolve_covariance
+from pseudocoreset.proxies import BatchFn, Covariance, Side, mean_loss_and_gradient, resolve_covariance
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["function_kl", "function_kl_surrogate"]
@@ -110,39 +108,39 @@ class View(NamedTuple):
         """Images (b, ...) after augmentation."""
         return images if self.augment is None else self.augment(key, images)
 
-    def shows_all(self, coreset: CoresetArrays) -> bool:
+    def shows_all(self, coreset: Rows) -> bool:
         """Whether every batch has all points."""
         return self.batch_size is None or self.batch_size >= coreset.inputs.shape[0]
 
-    def is_fixed(self, coreset: CoresetArrays) -> bool:
+    def is_fixed(self, coreset: Rows) -> bool:
         """Whether every batch is the same."""
         return self.augment is None and self.shows_all(coreset)
 
-    def choose(self, key: jax.Array, coreset: CoresetArrays) -> CoresetArrays:
+    def choose(self, key: jax.Array, coreset: Rows) -> Rows:
         """The points of a batch, as they are."""
         if self.shows_all(coreset):
             return coreset
         assert self.batch_size is not None
         chosen = jax.random.choice(key, coreset.inputs.shape[0], (self.batch_size,), replace=False)
-        return jax.tree.map(lambda a: a[chosen], coreset)
+        return coreset.take(chosen)
 
-    def batches(self, coreset: CoresetArrays) -> BatchFn:
+    def batches(self, coreset: Rows) -> BatchFn:
         """Batches of a coreset."""
 
-        def batch(key: jax.Array) -> Batch:
+        def batch(key: jax.Array) -> Rows:
             choice_key, view_key = jax.random.split(key)
             points = self.choose(choice_key, coreset)
-            return self.seen(view_key, points.inputs), points.targets, points.weights
+            return points._replace(inputs=self.seen(view_key, points.inputs))
 
         return batch
 
     def batches_of_data(self, data: DeviceData, size: int) -> BatchFn:
         """Batches of so many data."""
 
-        def batch(key: jax.Array) -> Batch:
+        def batch(key: jax.Array) -> Rows:
             batch_key, view_key = jax.random.split(key)
             x, y = data.sample(batch_key, size)
-            return self.seen(view_key, x), y, jnp.ones(x.shape[0], x.dtype)
+            return Rows(self.seen(view_key, x), y, jnp.ones(x.shape[0], x.dtype))
 
         return batch
 
@@ -157,7 +155,13 @@ class _Map(NamedTuple):
 
 
 def train_on_coreset(
-    key: jax.Array, model: Model, batch: BatchFn, stop_at: float, learning_rate: float, max_steps: int, shared: bool
+    key: jax.Array,
+    model: Model,
+    batch: BatchFn,
+    stop_at: float,
+    learning_rate: float,
+    max_steps: int,
+    devices: Devices,
 ) -> _Map:
     """theta_u: a fresh network, trained by Adam until the loss of a batch is at most ``stop_at``.
 
@@ -168,7 +172,7 @@ def train_on_coreset(
         stop_at: gamma, a mean loss.
         learning_rate: of Adam.
         max_steps: its cap, since a loss under augmentation may never come down to gamma.
-        shared: whether devices share each batch.
+        devices: that may share each batch.
     """
     adam = optax.adam(learning_rate)
     init_key, step_key = jax.random.split(key)
@@ -178,7 +182,7 @@ def train_on_coreset(
 
     def step(state: _Map) -> _Map:
         points = batch(jax.random.fold_in(step_key, state.steps))
-        loss, gradient = mean_loss_and_gradient(model, state.params, points, shared=shared)
+        loss, gradient = mean_loss_and_gradient(model, state.params, points, devices)
         updates, optimizer = adam.update(gradient, state.optimizer)
         # The loss belongs to the parameters before the update: once it is small enough they are kept.
         params = jax.tree.map(lambda p, u: jnp.where(loss > stop_at, p + u, p), state.params, updates)
@@ -203,43 +207,42 @@ class _FunctionKL:
     inner_max_steps: int
     free: tuple[str, ...]
 
-    def init(self, key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
+    def init(self, key: jax.Array, coreset: Rows, data: DeviceData) -> tuple[()]:
         return ()
 
     def gradient(
-        self, key: jax.Array, state: tuple[()], coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        self, key: jax.Array, state: tuple[()], coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         (snapshot,) = snapshots
-        shared = has_data_axis(data.mesh) and self.model.is_separable
-        if self.num_networks == 1 and not shared:
+        devices = data.devices.sharing_rows(self.model)
+        if self.num_networks == 1 and devices.rows == "whole":
             leaves, info = self._of_network(key, snapshot, coreset, data)
             return leaves, state, info
 
-        def of_pair(item: tuple[jax.Array, Params], coreset: CoresetArrays, data: DeviceData) -> Any:
-            return self._of_network(*item, coreset, data, shared)
+        def of_pair(item: tuple[jax.Array, Params], coreset: Rows, data: DeviceData) -> Any:
+            return self._of_network(*item, coreset, data)
 
         # The devices share the pairs; of what is inside of one they share batches, where they do, and nothing else.
         if self.num_networks == 1:
             pairs = jax.tree.map(lambda leaf: leaf[None], (key, snapshot))
         else:
             pairs = (jax.random.split(key, self.num_networks), snapshot)
-        alone = replace(data, mesh=None)
-        each, info = map_stack(of_pair, pairs, coreset, alone, mesh=data.mesh, splits_batches=shared)
+        each, info = devices.map(of_pair, pairs, coreset, replace(data, devices=devices.within))
         leaves = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
         capped = jnp.any(info.pop("inner_capped"))
         return leaves, state, {name: jnp.mean(value) for name, value in info.items()} | {"inner_capped": capped}
 
     def _of_network(
-        self, key: jax.Array, snapshot: Params, coreset: CoresetArrays, data: DeviceData, shared: bool = False
+        self, key: jax.Array, snapshot: Params, coreset: Rows, data: DeviceData
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The gradient of one pair of networks, and what to report of it; every batch ``shared``, or not."""
+        """The gradient of one pair of networks, and what to report of it."""
         map_key, choice_key, view_key, data_key, coreset_key = jax.random.split(key, 5)
         batch = self.view.batches(coreset)
         solution = train_on_coreset(
-            map_key, self.model, batch, self.inner_loss, self.inner_learning_rate, self.inner_max_steps, shared
+            map_key, self.model, batch, self.inner_loss, self.inner_learning_rate, self.inner_max_steps, data.devices
         )
 
-        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], CoresetArrays]:
+        def look(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Rows]:
             """The points of this step as they are seen: their free leaves, and all leaves."""
             points = self.view.choose(choice_key, coreset._replace(**leaves))
             seen = points._replace(inputs=self.view.seen(view_key, points.inputs))
@@ -247,7 +250,7 @@ class _FunctionKL:
 
         _, pull_back, seen = jax.vjp(look, {name: getattr(coreset, name) for name in self.free}, has_aux=True)
         of_data = self.view.batches_of_data(data, self.covariance.batch_size)
-        full = Side(snapshot, of_data, data.num_data, True, data.mesh, shared)
+        full = Side(snapshot, of_data, data.num_data, True, data.devices)
         small = full._replace(
             params=solution.params,
             batch=batch,
@@ -260,7 +263,7 @@ class _FunctionKL:
             for k, side in ((data_key, full), (coreset_key, small))
         ]
         sides = jax.tree.map(lambda *leaves: jnp.stack(leaves), (snapshot, noise[0]), (solution.params, noise[1]))
-        (data_loss, coreset_loss), each = jax.lax.map(lambda side: self._of_side(side[0], side[1], seen, shared), sides)
+        (data_loss, coreset_loss), each = jax.lax.map(lambda one: self._of_side(one, seen, data.devices), sides)
         (leaves,) = pull_back({name: leaf[0] - leaf[1] for name, leaf in each.items()})
         info = {
             "loss": data_loss - coreset_loss,
@@ -275,25 +278,24 @@ class _FunctionKL:
         return leaves, info
 
     def _of_side(
-        self, params: Params, deviations: jax.Array, seen: CoresetArrays, shared: bool
+        self, side: tuple[Params, jax.Array], seen: Rows, devices: Devices
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Expected loss of the points under one of the two posteriors, and its gradient in their leaves."""
-        mass = jnp.sum(seen.weights)
+        (params, deviations), mass = side, jnp.sum(seen.weights)
 
-        def of_points(some: Any, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            points, their = some
-
-            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+        def of_points(points: Rows, their: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            def loss_fn(arrays: Rows) -> tuple[jax.Array, None]:
                 # f = g(u) + Psi^(1/2) eps
                 values = self.model.apply(params, arrays.inputs)[None] + jnp.moveaxis(their, 1, 0)
                 # Each side has its own parameters of the likelihood, a noise scale say.
                 return _expected_loss(self.model, params, values, *arrays) / mass, None
 
-            (loss, _), leaves = differentiate(loss_fn, points._replace(weights=weights), self.free)
+            (loss, _), leaves = differentiate(loss_fn, points, self.free)
             return loss, leaves
 
-        rows = (seen, jnp.moveaxis(deviations, 1, 0))
-        return over_data(self.model, of_points, rows, seen.weights, shared=shared)
+        devices = devices.for_rows_of(self.model)
+        loss, leaves = devices.sum_rows(of_points, seen, jnp.moveaxis(deviations, 1, 0), has_aux=True)
+        return loss, devices.gather(leaves, len(seen.weights))
 
 
 @checked

@@ -22,16 +22,17 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, SnapshotWindow, check_free
+from pseudocoreset.objectives.base import Gradient, Objective, SnapshotWindow, check_free
 from pseudocoreset.objectives.by_class import (
     ClassSlots,
     class_batches,
     class_slots,
+    gradient_by_class,
     siamese,
-    sum_over_classes,
 )
 from pseudocoreset.objectives.posteriors import InnerTraining
 from pseudocoreset.proxies import mean_loss
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = ["cosine_distance", "gradient_matching", "squared_distance"]
@@ -86,7 +87,7 @@ class _Training(NamedTuple):
     matched: jax.Array  # matches since it was drawn
 
 
-def _network(key: jax.Array, model: Model, inner: InnerTraining, state: _Training, coreset: CoresetArrays) -> Params:
+def _network(key: jax.Array, model: Model, inner: InnerTraining, state: _Training, coreset: Rows) -> Params:
     """The network of this step: a new one, or that of the last step after training on the coreset."""
 
     def trained(params: Params) -> Params:
@@ -148,14 +149,14 @@ def gradient_matching(
     def between(one: Params, other: Params) -> jax.Array:
         return cosine_distance(one, other, model.outputs_last) if distance == "cosine" else squared_distance(one, other)
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> ClassSlots | _Training:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> ClassSlots | _Training:
         slots = class_slots(coreset, num_classes)
         return slots if window is not None else _Training(slots, model.init(key), jnp.zeros((), jnp.int32))
 
     def gradient(
         key: jax.Array,
         state: ClassSlots | _Training,
-        coreset: CoresetArrays,
+        coreset: Rows,
         data: DeviceData,
         snapshots: tuple[Params, ...],
     ) -> Gradient:
@@ -170,7 +171,7 @@ def gradient_matching(
         indices, mask = class_batches(batch_key, data, num_classes, batch_size)
 
         def loss_fn(
-            points: CoresetArrays, item: Any, data: DeviceData, params: Params
+            points: Rows, item: Any, data: DeviceData, params: Params
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             chosen, present, k = item
             x, y = data.batch(chosen)
@@ -186,7 +187,7 @@ def gradient_matching(
             return jnp.where(on_both_sides, value, 0.0), {}
 
         items = (indices, mask, jax.random.split(view_key, len(indices)))
-        leaves, info = sum_over_classes(loss_fn, coreset, free, slots, items, data, params, mesh=data.mesh)
+        leaves, info = gradient_by_class(loss_fn, coreset, free, slots, items, data, params, devices=data.devices)
         return leaves, state, info | report
 
     mass = "kept by class" if by_class else "kept"  # gradients are those of weighted means

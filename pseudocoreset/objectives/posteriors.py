@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked_class, described
 from pseudocoreset.augment import Augmentation
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import fill_up, spread
 from pseudocoreset.models import Gaussian, Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, GradientFn, SnapshotWindow, differentiate
+from pseudocoreset.objectives.base import Gradient, GradientFn, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.proxies import BatchFn, Covariance, Isotropic, Laplace, Side, Trajectory, descend
 from pseudocoreset.proxies.laplace import (
@@ -37,6 +35,7 @@ from pseudocoreset.proxies.laplace import (
     laplace,
     starts_of_search,
 )
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer, check_positive
 
 __all__ = [
@@ -48,7 +47,6 @@ __all__ = [
     "WeightDraws",
     "bind_posteriors",
     "closed_form",
-    "mean_over",
 ]
 
 PROXIES = ("conjugate", "laplace", "chains", "isotropic", "trajectory")
@@ -88,16 +86,15 @@ class InnerTraining:
         """The snapshots that it takes."""
         return SnapshotWindow(self.first_epoch, self.last_epoch, self.expert_epochs)
 
-    def batches(self, coreset: CoresetArrays) -> BatchFn:
+    def batches(self, coreset: Rows) -> BatchFn:
         """All points of the coreset, augmented."""
 
-        def batch(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            inputs = coreset.inputs if self.augment is None else self.augment(key, coreset.inputs)
-            return inputs, coreset.targets, coreset.weights
+        def batch(key: jax.Array) -> Rows:
+            return coreset if self.augment is None else coreset._replace(inputs=self.augment(key, coreset.inputs))
 
         return batch
 
-    def train(self, key: jax.Array, model: Model, start: Params, coreset: CoresetArrays) -> Params:
+    def train(self, key: jax.Array, model: Model, start: Params, coreset: Rows) -> Params:
         """Parameters after the steps from ``start``."""
         params, _ = descend(
             model,
@@ -224,18 +221,18 @@ def _default(model: Model) -> str:
 def _closed_form(
     model: Model,
     init: Callable[..., Any],
-    coreset_gaussian: Callable[[Any, CoresetArrays], Gaussian],
+    coreset_gaussian: Callable[[Any, Rows], Gaussian],
     settings: dict[str, Any],
 ) -> Posteriors:
     """Of a state that begins with the Gaussian of the full data."""
 
-    def draws(key: jax.Array, state: Any, coreset: CoresetArrays, data: Any, snapshots: Any, num_draws: int) -> Any:
+    def draws(key: jax.Array, state: Any, coreset: Rows, data: Any, snapshots: Any, num_draws: int) -> Any:
         gaussian = coreset_gaussian(state, coreset)
         keys = jax.random.split(key, num_draws)
         state = (state[0], gaussian.mean)  # where the search for the mode starts next time
         return gaussian_draws(model, gaussian, keys), gaussian_draws(model, state[0], keys), state, {}
 
-    def gaussians(state: Any, coreset: CoresetArrays) -> tuple[Gaussian, Gaussian]:
+    def gaussians(state: Any, coreset: Rows) -> tuple[Gaussian, Gaussian]:
         return coreset_gaussian(state, coreset), state[0]
 
     return Posteriors(init, draws, gaussians, None, settings)
@@ -245,7 +242,7 @@ def _conjugate(model: Model) -> Posteriors:
     conjugate = model.conjugate
     assert conjugate is not None
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[Gaussian, jax.Array]:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> tuple[Gaussian, jax.Array]:
         x, y = data.batch(jnp.arange(data.num_data))
         full = conjugate(x, y, jnp.ones(data.num_data, x.dtype))
         return full, full.mean
@@ -265,7 +262,7 @@ def _laplace(model: Model, remedy: str) -> Posteriors:
         found, is_mode = best_mode(potential, starts)
         return laplace(potential, found), is_mode
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[Gaussian, jax.Array]:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> tuple[Gaussian, jax.Array]:
         full, is_mode = jax.jit(around)(starts_of_search(model, key), data)
         if not isinstance(is_mode, jax.core.Tracer) and not (is_mode and bool(jnp.all(jnp.isfinite(full.scale)))):
             raise NoModeError(
@@ -276,35 +273,33 @@ def _laplace(model: Model, remedy: str) -> Posteriors:
             )
         return full, full.mean
 
-    def coreset_gaussian(state: Any, coreset: CoresetArrays) -> Gaussian:
-        return laplace(lambda v, *arrays: coreset_potential(model, arrays)(v), state[1], *coreset)
+    def coreset_gaussian(state: Any, coreset: Rows) -> Gaussian:
+        return laplace(lambda v, points: coreset_potential(model, points)(v), state[1], coreset)
 
     return _closed_form(model, init, coreset_gaussian, {"proxy": "laplace", "structure": "dense"})
 
 
 def _chains(model: Model, chains: Chains) -> Posteriors:
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> Any:
-        return chains.init(key, model, coreset_potential(model, coreset), data.mesh)
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> Any:
+        return chains.init(key, model, coreset_potential(model, coreset), data.devices)
 
-    def draws(key: jax.Array, state: Any, coreset: CoresetArrays, data: Any, snapshots: Any, num_draws: int) -> Any:
+    def draws(key: jax.Array, state: Any, coreset: Rows, data: Any, snapshots: Any, num_draws: int) -> Any:
         del num_draws  # as many as there are chains
-        state, info = chains.advance(key, state, coreset_potential(model, coreset), data.mesh)
+        state, info = chains.advance(key, state, coreset_potential(model, coreset), data.devices)
         return WeightDraws(state.positions, Partial(model.unflatten)), None, state, info
 
     return Posteriors(init, draws, None, None, chains.describe())
 
 
 def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wants_data: bool) -> Posteriors:
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> tuple[()]:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> tuple[()]:
         return ()
 
-    def draws(
-        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: Any, num_draws: int
-    ) -> Any:
+    def draws(key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: Any, num_draws: int) -> Any:
         start, target = snapshots
         training_key, coreset_key, data_key, draw_key = jax.random.split(key, 4)
         solution = inner.train(training_key, model, start, coreset)
-        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False)
+        side = Side(solution, inner.batches(coreset), jnp.sum(coreset.weights), False, data.devices)
         small = covariance.around(coreset_key, model, side)
         # The same random numbers for both, which cancel in part; the reference draws them apart.
         keys = jax.random.split(draw_key, num_draws)
@@ -313,11 +308,11 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
         full = None
         if wants_data:
 
-            def data_batch(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            def data_batch(k: jax.Array) -> Rows:
                 x, y = data.sample(k, covariance.batch_size)
-                return x, y, jnp.ones(x.shape[0], x.dtype)
+                return Rows(x, y, jnp.ones(x.shape[0], x.dtype))
 
-            around = covariance.around(data_key, model, Side(target, data_batch, data.num_data, True))
+            around = covariance.around(data_key, model, Side(target, data_batch, data.num_data, True, data.devices))
             full = gaussian_draws(model, around, keys)
         return gaussian_draws(model, small, keys), full, state, info
 
@@ -340,9 +335,9 @@ def closed_form(
     gaussians = posteriors.gaussians
 
     def gradient(
-        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
-        def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, jax.Array]:
+        def loss_fn(arrays: Rows) -> tuple[jax.Array, jax.Array]:
             small, full = gaussians(state, arrays)
             return divergence(small, full), small.mean
 
@@ -350,25 +345,3 @@ def closed_form(
         return leaves, (state[0], jax.lax.stop_gradient(mean)), {"loss": loss}
 
     return gradient
-
-
-def mean_over(model: Model, fn: Callable[..., Any], items: Any, *shared: Any, mesh: Mesh | None = None) -> Any:
-    """Mean of ``fn(item, *shared)`` over a stack of items.
-
-    One after the other for networks: the memory of one at any number. With a mesh each device adds up its part.
-    """
-    count = jax.tree.leaves(items)[0].shape[0]
-    shapes = jax.eval_shape(fn, jax.tree.map(lambda leaf: leaf[0], items), *shared)
-
-    def of_part(part: Any, *whole: Any) -> Any:
-        def value(item: tuple[Any, jax.Array]) -> Any:
-            return jax.tree.map(lambda leaf: jnp.where(item[1], leaf, 0), fn(item[0], *whole))
-
-        if not model.is_network:
-            return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, keepdims=True), jax.vmap(value)(part))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(lambda total, item: (jax.tree.map(jnp.add, total, value(item)), None), zeros, part)
-        return jax.tree.map(lambda leaf: leaf[None], total)
-
-    totals = spread(of_part, mesh, fill_up(items, mesh), *shared)
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / count, totals)

@@ -25,13 +25,13 @@ from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked
 from pseudocoreset.device import DeviceData
-from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import CoresetArrays, Gradient, Objective, check_free, differentiate
+from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.objectives.gaussian import kl_divergence
-from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form, mean_over
+from pseudocoreset.objectives.posteriors import InnerTraining, WeightDraws, bind_posteriors, closed_form
 from pseudocoreset.proxies import Covariance
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer
 
 __all__ = ["reverse_kl"]
@@ -105,7 +105,7 @@ def reverse_kl(
         return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
 
     def gradient(
-        key: jax.Array, state: Any, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         draw_key, batch_key = jax.random.split(key)
         fixed = jax.lax.stop_gradient(coreset)
@@ -115,24 +115,26 @@ def reverse_kl(
         rows = (
             data.batch(jnp.arange(n)) if batch_size is None or batch_size >= n else data.sample(batch_key, batch_size)
         )
-        residuals = functools.partial(_residuals, model, n, target)
+        devices = data.devices.for_draws_of(model)
+        residual = functools.partial(_residual, model, n, target)
         # One factor of a covariance centred is enough.
-        each = spread(residuals, data.mesh, draws.items, draws.to_params, rows, fixed)
+        each = devices.map(residual, draws.items, draws.to_params, rows, fixed)
         count = each.shape[0]
         centred = (each - jnp.mean(each)) * (count / (count - 1))
         if target == "tempered":
             centred = centred / jnp.mean(fixed.weights)
 
-        def leaves_of(item: Any, points: CoresetArrays, to_params: Partial) -> dict[str, jax.Array]:
+        def leaves_of(item: Any, points: Rows, to_params: Partial) -> dict[str, jax.Array]:
             params, factor = to_params(item[0]), item[1]
 
-            def loss_fn(arrays: CoresetArrays) -> tuple[jax.Array, None]:
+            def loss_fn(arrays: Rows) -> tuple[jax.Array, None]:
                 each = model.log_likelihood(params, arrays.inputs, arrays.targets)
                 return -factor * jnp.sum(arrays.weights * each), None
 
             return differentiate(loss_fn, points, free)[1]
 
-        leaves = mean_over(model, leaves_of, (draws.items, centred), coreset, draws.to_params, mesh=data.mesh)
+        total = devices.sum(leaves_of, (draws.items, centred), coreset, draws.to_params)
+        leaves = jax.tree.map(lambda leaf: leaf / count, total)
         info |= {"loss": jnp.std(each), "residual_mean": jnp.mean(each)}
         return leaves, state, info
 
@@ -142,17 +144,13 @@ def reverse_kl(
     )
 
 
-def _residuals(
-    model: Model, n: int, target: str, items: Any, to_params: Partial, rows: tuple[jax.Array, jax.Array], points: Any
+def _residual(
+    model: Model, n: int, target: str, item: Any, to_params: Partial, rows: tuple[jax.Array, jax.Array], points: Rows
 ) -> jax.Array:
-    """r(theta) (S,) of draws; the sum over n data is estimated from ``rows``."""
-
-    def residual(item: Any) -> jax.Array:
-        params = to_params(item)
-        full = jnp.mean(model.log_likelihood(params, *rows))
-        small = jnp.sum(points.weights * model.log_likelihood(params, points.inputs, points.targets))
-        if target == "tempered":
-            return full - small / jnp.sum(points.weights)
-        return n * full - small
-
-    return jax.lax.map(residual, items) if model.is_network else jax.vmap(residual)(items)
+    """r(theta) of a draw; the sum over n data is estimated from ``rows``."""
+    params = to_params(item)
+    full = jnp.mean(model.log_likelihood(params, *rows))
+    small = jnp.sum(points.weights * model.log_likelihood(params, points.inputs, points.targets))
+    if target == "tempered":
+        return full - small / jnp.sum(points.weights)
+    return n * full - small

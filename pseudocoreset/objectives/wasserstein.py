@@ -17,12 +17,13 @@ import optax
 from pseudocoreset.arguments import checked
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model, Params
-from pseudocoreset.objectives.base import LEAVES, CoresetArrays, Gradient, Objective, check_free
+from pseudocoreset.objectives.base import LEAVES, Gradient, Objective, check_free
 from pseudocoreset.objectives.gaussian import squared_wasserstein
 from pseudocoreset.objectives.posteriors import InnerTraining, bind_posteriors, closed_form
 from pseudocoreset.objectives.unrolled import KEPT, descend_through
 from pseudocoreset.proxies import mean_loss
 from pseudocoreset.proxies.laplace import DENSE_LIMIT
+from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice
 
 __all__ = ["trajectory_matching", "wasserstein"]
@@ -125,15 +126,15 @@ def _unrolled(
         raise ValueError(f"learn_step_size must be in [0, 1); got {learn_step_size}")
     adam = optax.adam(learn_step_size)
 
-    def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> _StepSize:
+    def init(key: jax.Array, coreset: Rows, data: DeviceData) -> _StepSize:
         log_value = jnp.log(jnp.asarray(inner.learning_rate, coreset.inputs.dtype))
         return _StepSize(log_value, adam.init(log_value))
 
-    def step_loss(key: jax.Array, params: Params, leaves: dict[str, jax.Array], coreset: CoresetArrays) -> jax.Array:
+    def step_loss(key: jax.Array, params: Params, leaves: dict[str, jax.Array], coreset: Rows) -> jax.Array:
         return mean_loss(model, params, inner.batches(coreset._replace(**leaves))(key))
 
     def gradient(
-        key: jax.Array, state: _StepSize, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Params, ...]
+        key: jax.Array, state: _StepSize, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]
     ) -> Gradient:
         start, target = snapshots
 

@@ -10,10 +10,9 @@ from pseudocoreset.proxies.covariance import (
     resolve_covariance,
 )
 from pseudocoreset.proxies.divergence import ModeDivergence, divergence_at_mode
-from pseudocoreset.proxies.training import Batch, BatchFn, descend, mean_loss, mean_loss_and_gradient
+from pseudocoreset.proxies.training import BatchFn, descend, mean_loss, mean_loss_and_gradient
 
 __all__ = [
-    "Batch",
     "BatchFn",
     "Covariance",
     "Isotropic",

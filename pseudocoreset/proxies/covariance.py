@@ -15,10 +15,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from pseudocoreset.chunks import map_over_data
-from pseudocoreset.meshes import all_rows, own_rows, spread
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.proxies.laplace import DENSE_LIMIT, coreset_potential, diagonal_laplace
 from pseudocoreset.proxies.training import BatchFn, descend
@@ -34,8 +32,7 @@ class Side(NamedTuple):
     batch: BatchFn  # batches of its data, of one fixed size
     mass: jax.Array | float  # number of data that a batch stands for: n, or the sum of the weights
     is_data: bool  # the full data, not the coreset
-    mesh: Mesh | None = None  # devices that share draws
-    shared: bool = False  # whether those along the axis "data" share batches and inputs (``over_data``)
+    devices: Devices  # that share draws, or batches and inputs
     fixed: bool = False  # whether every batch is the same, the points that function values are wanted at
 
 
@@ -137,7 +134,7 @@ class Trajectory:
             num_steps=self.num_steps,
             learning_rate=rate,
             visited=visited,
-            shared=side.shared,
+            devices=side.devices,
             **calls,
         )
 
@@ -168,11 +165,10 @@ class Trajectory:
 
     def scales(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array) -> jax.Array:
         """Standard deviations (m, d) of the function values at ``inputs``."""
-        # Devices that share the inputs exchange what they found once, at the end.
-        own = own_rows(inputs, jnp.ones(len(inputs)))[0] if side.shared else inputs
+        devices = side.devices.for_rows_of(model)
 
         def values(params: Params) -> jax.Array:
-            return map_over_data(model, functools.partial(model.apply, params), own)
+            return devices.map_rows(functools.partial(model.apply, params), inputs)
 
         def add(seen: Any, values: jax.Array) -> Any:
             # Deviations from the first values keep the variance accurate when it is small beside the mean.
@@ -181,18 +177,19 @@ class Trajectory:
             deviation = values - reference
             return reference, first + deviation, second + deviation**2, count + 1
 
-        shape = jax.eval_shape(model.apply, side.params, own)
+        shape = jax.eval_shape(values, side.params)
         zero = jnp.zeros(shape.shape, shape.dtype)
         start = (zero, zero, zero, jnp.zeros((), jnp.int32))
         if side.fixed:
             # The values after one step are those that the next begins with; the very first are the reference.
-            last, seen = self._descend(key, model, side, start, look=add, gathered=False)
+            last, seen = self._descend(key, model, side, start, look=add)
             _, first, second, _ = add(seen, values(last))
         else:
             _, seen = self._descend(key, model, side, start, visit=lambda seen, params: add(seen, values(params)))
             _, first, second, _ = seen
         deviations = self._deviations(first, second)
-        return all_rows(deviations, len(inputs)) if side.shared else deviations
+        # Devices that share the inputs exchange what they found once.
+        return devices.gather(deviations, len(inputs))
 
     def noise(self, key: jax.Array, model: Model, side: Side, inputs: jax.Array, num_draws: int) -> jax.Array:
         """Independent normal noise of these standard deviations."""
@@ -246,12 +243,12 @@ class Laplace:
 
     def around(self, key: jax.Array, model: Model, side: Side) -> Gaussian:
         """N(theta, H^-1), H from one batch, scaled to the mass."""
-        x, y, weights = side.batch(key)
-        scale = side.mass / jnp.sum(weights)
+        batch = side.batch(key)
+        scale = side.mass / jnp.sum(batch.weights)
         if not self.is_dense(model):
-            return diagonal_laplace(model, side.params, (x, y, weights), scale)
+            return diagonal_laplace(model, side.params, batch, scale)
         mean = model.flatten(side.params)
-        hessian = jax.hessian(coreset_potential(model, (x, y, scale * weights)))(mean)
+        hessian = jax.hessian(coreset_potential(model, batch._replace(weights=scale * batch.weights)))(mean)
         # Away from the mode the Hessian need not be positive: its eigenvalues by their size.
         values, vectors = jnp.linalg.eigh(hessian)
         floor = jnp.finfo(mean.dtype).eps * jnp.max(jnp.abs(values))
@@ -300,19 +297,19 @@ class Linearized:
         around_key, draw_key = jax.random.split(key)
         gaussian = self.around(around_key, model, side)._replace(mean=jnp.zeros(model.num_params, inputs.dtype))
 
-        def draws(keys: jax.Array, gaussian: Gaussian, params: Params, at: jax.Array) -> jax.Array:
-            def draw(k: jax.Array) -> jax.Array:
-                direction = model.unflatten(gaussian.sample(k))
+        within = side.devices.within.for_rows_of(model)
 
-                def along(x: jax.Array) -> jax.Array:
-                    return jax.jvp(lambda p: model.apply(p, x), (params,), (direction,))[1]
+        def draw(k: jax.Array, gaussian: Gaussian, params: Params, at: jax.Array) -> jax.Array:
+            direction = model.unflatten(gaussian.sample(k))
 
-                return map_over_data(model, along, at, shared=side.shared)
+            def along(x: jax.Array) -> jax.Array:
+                return jax.jvp(lambda p: model.apply(p, x), (params,), (direction,))[1]
 
-            # One after the other: a direction is as large as the network.
-            return jax.lax.map(draw, keys)
+            return within.gather(within.map_rows(along, at), len(at))
 
-        return spread(draws, side.mesh, jax.random.split(draw_key, num_draws), gaussian, side.params, inputs)
+        # One after the other: a direction is as large as the network.
+        one_by_one = side.devices.taking(1)
+        return one_by_one.map(draw, jax.random.split(draw_key, num_draws), gaussian, side.params, inputs)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""

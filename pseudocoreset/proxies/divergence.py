@@ -17,7 +17,7 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Model
 from pseudocoreset.newton import Expansion, Mode, find_best_mode, inverse_factor
 from pseudocoreset.proxies.laplace import starts_of_search
-from pseudocoreset.rows import ModelInputs
+from pseudocoreset.rows import ModelInputs, Rows
 
 __all__ = ["ModeDivergence", "divergence_at", "divergence_at_mode", "mode_of_data"]
 
@@ -120,10 +120,10 @@ def _search(model: Model, starts: jax.Array, data: DeviceData, count: int) -> Mo
     firsts = jnp.arange(math.ceil(count / size)) * size
     indices = jnp.asarray(np.linspace(0, data.num_data - 1, count).round().astype(np.int32))
 
-    def rows_at(first: jax.Array) -> Any:
+    def rows_at(first: jax.Array) -> Rows:
         place = first + jnp.arange(size)
         weights = jnp.where(place < count, data.num_data / count, 0.0)
-        return (*data.batch(indices[jnp.minimum(place, count - 1)]), weights)
+        return Rows(*data.batch(indices[jnp.minimum(place, count - 1)]), weights)
 
     def expand(vector: jax.Array) -> Expansion:
         def add(total: Expansion, first: jax.Array) -> tuple[Expansion, None]:

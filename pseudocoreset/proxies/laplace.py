@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.newton import Expansion, find_best_mode, find_mode, inverse_factor
-from pseudocoreset.proxies.training import Batch
+from pseudocoreset.rows import Rows
 
 __all__ = [
     "DENSE_LIMIT",
@@ -37,10 +37,10 @@ NUM_STARTS = 4  # of the search for a mode of the full data, zero among them
 Potential = Callable[[jax.Array], jax.Array]
 
 
-def coreset_potential(model: Model, batch: Batch) -> Potential:
+def coreset_potential(model: Model, batch: Rows) -> Potential:
     """-log prior(theta) - sum_j w_j log p(y_j | u_j, theta): a pytree of the batch."""
 
-    def potential(batch: Batch, vector: jax.Array) -> jax.Array:
+    def potential(batch: Rows, vector: jax.Array) -> jax.Array:
         x, y, weights = batch
         params = model.unflatten(vector)
         return -model.log_prior(params) - jnp.sum(weights * model.log_likelihood(params, x, y))
@@ -126,7 +126,7 @@ def laplace(potential: Callable[..., jax.Array], start: jax.Array, *arguments: A
     return Gaussian.from_covariance(mean, covariance)
 
 
-def diagonal_laplace(model: Model, params: Params, batch: Batch, scale: float | jax.Array = 1.0) -> Gaussian:
+def diagonal_laplace(model: Model, params: Params, batch: Rows, scale: float | jax.Array = 1.0) -> Gaussian:
     """Gaussian at ``params`` with the diagonal of the generalised Gauss-Newton matrix as precision.
 
     precision_i = prior_i + scale * sum_j w_j [ sum_k (d f_j / d theta_i . s_jk)^2 + h_ji ], S_j S_j^T the Hessian of
@@ -136,7 +136,7 @@ def diagonal_laplace(model: Model, params: Params, batch: Batch, scale: float | 
     Args:
         model: a model with function values and independent Gaussian priors.
         params: where.
-        batch: inputs, targets, weights.
+        batch: the data.
         scale: n / B for a batch that stands for n data.
     """
     x, y, weights = batch

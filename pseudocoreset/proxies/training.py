@@ -8,52 +8,58 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.chunks import over_data, sum_over_data
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.models import Model, Params
+from pseudocoreset.rows import Rows
 
-__all__ = ["Batch", "BatchFn", "descend", "mean_loss", "mean_loss_and_gradient"]
+__all__ = ["BatchFn", "descend", "mean_loss", "mean_loss_and_gradient"]
 
-Batch = tuple[jax.Array, jax.Array, jax.Array]  # inputs, targets, weights
-BatchFn = Callable[[jax.Array], Batch]
+BatchFn = Callable[[jax.Array], Rows]
 
 
-def mean_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+def mean_loss(model: Model, params: Params, batch: Rows) -> jax.Array:
     """Weighted mean negative log-likelihood of a batch."""
     x, y, weights = batch
     return -jnp.sum(weights * model.log_likelihood(params, x, y)) / jnp.sum(weights)
 
 
-def mean_loss_and_gradient(model: Model, params: Params, batch: Batch, **how: bool) -> tuple[jax.Array, Params]:
+def mean_loss_and_gradient(
+    model: Model, params: Params, batch: Rows, devices: Devices | None = None
+) -> tuple[jax.Array, Params]:
     """``mean_loss`` and its gradient in the parameters, a few data at a time.
 
     Args:
         model: the model.
         params: where.
-        batch: inputs, targets and weights.
-        **how: ``shared`` (``over_data``).
+        batch: the data.
+        devices: that may share the data; the default one if None.
     """
-    x, y, weights = batch
-    mass = jnp.sum(weights)
+    mass = jnp.sum(batch.weights)
 
-    def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[jax.Array, Params]:
-        return jax.value_and_grad(lambda p: -jnp.sum(some * model.log_likelihood(p, *data)) / mass)(params)
+    def part(some: Rows) -> tuple[jax.Array, Params]:
+        def loss(p: Params) -> jax.Array:
+            return -jnp.sum(some.weights * model.log_likelihood(p, some.inputs, some.targets)) / mass
 
-    return sum_over_data(model, part, (x, y), weights, **how)
+        return jax.value_and_grad(loss)(params)
+
+    return (devices or Devices()).for_rows_of(model).sum_rows(part, batch)
 
 
-def gradient_and_values(model: Model, params: Params, batch: Batch, **how: bool) -> tuple[Params, jax.Array]:
+def gradient_and_values(
+    model: Model, params: Params, batch: Rows, devices: Devices | None = None
+) -> tuple[Params, jax.Array]:
     """The gradient of ``mean_loss``, and the function values (n, d) that it passes through, in the same way."""
-    x, y, weights = batch
-    mass = jnp.sum(weights)
+    mass = jnp.sum(batch.weights)
 
-    def part(data: tuple[jax.Array, jax.Array], some: jax.Array) -> tuple[Params, jax.Array]:
+    def part(some: Rows) -> tuple[Params, jax.Array]:
         def loss(p: Params) -> tuple[jax.Array, jax.Array]:
-            values = model.apply(p, data[0])
-            return -jnp.sum(some * model.function_log_likelihood(p, values, *data)) / mass, values
+            values = model.apply(p, some.inputs)
+            each = model.function_log_likelihood(p, values, some.inputs, some.targets)
+            return -jnp.sum(some.weights * each) / mass, values
 
         return jax.grad(loss, has_aux=True)(params)
 
-    return over_data(model, part, (x, y), weights, **how)
+    return (devices or Devices()).for_rows_of(model).sum_rows(part, batch, has_aux=True)
 
 
 def descend(
@@ -67,7 +73,7 @@ def descend(
     visit: Callable[[Any, Params], Any] | None = None,
     look: Callable[[Any, jax.Array], Any] | None = None,
     visited: Any = None,
-    **how: bool,
+    devices: Devices | None = None,
 ) -> tuple[Params, Any]:
     """Gradient descent.
 
@@ -80,10 +86,9 @@ def descend(
         learning_rate: on the mean loss.
         visit: ``(visited, params) -> visited``, called after every step.
         look: ``(visited, values) -> visited``, called in every step with the function values (n, d) of its batch before
-            the step, for nothing more than its gradient costs; those of a device alone if ``shared`` and not
-            ``gathered``.
+            the step, for nothing more than its gradient costs; of devices that share rows each sees its own.
         visited: the first argument of both at the start.
-        **how: ``shared`` and ``gathered`` (``over_data``).
+        devices: that may share the data of a batch; the default one if None.
 
     Returns:
         The last parameters and what ``visit`` and ``look`` accumulated.
@@ -92,9 +97,9 @@ def descend(
     def step(carry: tuple[Params, Any], step_key: jax.Array) -> tuple[tuple[Params, Any], None]:
         p, seen = carry
         if look is None:
-            _, gradient = mean_loss_and_gradient(model, p, batch(step_key), **how)
+            _, gradient = mean_loss_and_gradient(model, p, batch(step_key), devices)
         else:
-            gradient, values = gradient_and_values(model, p, batch(step_key), **how)
+            gradient, values = gradient_and_values(model, p, batch(step_key), devices)
             seen = look(seen, values)
         p = jax.tree.map(lambda a, g: a - learning_rate * g, p, gradient)
         return (p, seen if visit is None else visit(seen, p)), None

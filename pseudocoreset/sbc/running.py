@@ -20,16 +20,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import blaming, check_call, checked
-from pseudocoreset.batching import full_precision
+from pseudocoreset.compute.backends import full_precision
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.processes import to_host
 from pseudocoreset.formatting import json_values
-from pseudocoreset.inference.data import Minibatch
 from pseudocoreset.inference.engine import Kernel, Run
 from pseudocoreset.inference.engine.guards import warn_of_no_mode
 from pseudocoreset.inference.engine.prepare import set_up, start_of
 from pseudocoreset.inference.kernels import resolve_kernel
 from pseudocoreset.inference.schedules import Constant
-from pseudocoreset.meshes import check_mesh, replicate, to_host
 from pseudocoreset.models import Model
+from pseudocoreset.rows import Rows
 from pseudocoreset.sbc.calibration import Calibration
 from pseudocoreset.sbc.ranks import autocorrelations, draws_to_independence, ranks_of
 from pseudocoreset.sbc.simulation import (
@@ -122,10 +123,10 @@ def calibrate(
     """
     started = time.perf_counter()
     check_key(key)
-    mesh = check_mesh(mesh)
+    devices = Devices.of(mesh)
     num_simulations = check_integer(num_simulations, "num_simulations", 10)
     num_draws = check_integer(num_draws, "num_draws")
-    at_once = None if at_once is None else check_integer(at_once, "at_once")
+    devices = devices.taking("all" if at_once is None else check_integer(at_once, "at_once"))
     example = _example(x)
     model = bind_to_inputs(model, example)
     num_inputs = _number_of_inputs(num_inputs, model)
@@ -153,7 +154,7 @@ def calibrate(
     ranked = Quantities(model, num_inputs, quantities)
     total_weight = float(jnp.mean(jnp.sum(rows.weights, axis=1)))
     chains, states = _Chains.warmed_up(
-        run, ranked, num_draws, at_once, mesh, simulated, rows, (init_key, warmup_key), total_weight
+        run, ranked, num_draws, devices, simulated, rows, (init_key, warmup_key), total_weight
     )
     apart = run.thinning
     if thinning is None:
@@ -171,8 +172,7 @@ class _Chains:
         run: of one chain.
         quantities: what is ranked.
         num_draws: draws that a rank counts.
-        at_once: simulations that run side by side on a device; None for all.
-        mesh: devices that share the simulations.
+        devices: that share the simulations, so many of them side by side.
         simulated: parameters and data.
         rows: what the posteriors are given.
         tuning: of every chain.
@@ -181,10 +181,9 @@ class _Chains:
     run: Run
     quantities: Quantities
     num_draws: int
-    at_once: int | None
-    mesh: Mesh | None
+    devices: Devices
     simulated: Simulated
-    rows: Minibatch
+    rows: Rows
     tuning: Any
 
     @classmethod
@@ -193,22 +192,21 @@ class _Chains:
         run: Run,
         quantities: Quantities,
         num_draws: int,
-        at_once: int | None,
-        mesh: Mesh | None,
+        devices: Devices,
         simulated: Simulated,
-        rows: Minibatch,
+        rows: Rows,
         keys: tuple[jax.Array, jax.Array],
         total_weight: float,
     ) -> tuple[_Chains, Any]:
         """The chains after their warmup, and the states of the kernel; the keys are of starts and of the warmup."""
         positions, tuning, _ = start_of(run, keys[0], total_weight)
         if run.is_centred:
-            positions, tuning = centre(run, at_once, positions, tuning, rows)
+            positions, tuning = centre(run, devices.within, positions, tuning, rows)
             warn_of_no_mode(tuning, "simulations")
-        rows, simulated, positions, tuning = replicate((rows, simulated, positions, tuning), mesh)
-        warmup_keys = replicate(jax.random.split(keys[1], len(simulated.x)), mesh)
-        states, tuning = warm_up(run.plan, run.num_warmup, at_once, mesh, warmup_keys, positions, tuning, rows)
-        return cls(run, quantities, num_draws, at_once, mesh, simulated, rows, tuning), states
+        rows, simulated, positions, tuning = devices.replicate((rows, simulated, positions, tuning))
+        warmup_keys = devices.replicate(jax.random.split(keys[1], len(simulated.x)))
+        states, tuning = warm_up(run.plan, run.num_warmup, devices, warmup_keys, positions, tuning, rows)
+        return cls(run, quantities, num_draws, devices, simulated, rows, tuning), states
 
     @property
     def num_simulations(self) -> int:
@@ -221,10 +219,9 @@ class _Chains:
             self.run.plan,
             self.quantities,
             self.num_draws,
-            self.at_once,
-            self.mesh,
+            self.devices,
             thinning,
-            replicate(jax.random.split(key, self.num_simulations), self.mesh),
+            self.devices.replicate(jax.random.split(key, self.num_simulations)),
             states,
             self.tuning,
             self.rows,
@@ -289,7 +286,7 @@ def _number_of_inputs(num_inputs: int | None, model: Model) -> int:
 
 def _simulated(
     model: Model, x: Any, coreset: Coreset, keys: tuple[jax.Array, jax.Array], num_simulations: int
-) -> tuple[Simulated, Minibatch]:
+) -> tuple[Simulated, Rows]:
     """Parameters and data, and what the posteriors are given in their place; ``x`` is inputs, or makes them."""
     is_input = observes_inputs(model, _example(x))
     inputs: dict[str, Any] = {"inputs_of": x} if callable(x) else {"inputs": x}
@@ -297,7 +294,7 @@ def _simulated(
     _check_finite(simulated, "what was simulated")
     given = jax.jit(jax.vmap(coreset))(jax.random.split(keys[1], num_simulations), simulated.x, simulated.y)
     _check_finite(given, "what coreset returned")
-    return simulated, Minibatch(*given)
+    return simulated, Rows(*given)
 
 
 def _ranked(chains: _Chains, values: np.ndarray, key: jax.Array, metadata: dict[str, Any]) -> Calibration:

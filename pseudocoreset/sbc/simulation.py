@@ -10,18 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from pseudocoreset.arguments import blaming
-from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.inference.engine import Plan, Run
 from pseudocoreset.inference.engine.blocks import adapt_chains, run_block
-from pseudocoreset.meshes import spread
 from pseudocoreset.models import Model, Params
 from pseudocoreset.models.structure import is_factor
-from pseudocoreset.rows import spread_indices
+from pseudocoreset.rows import Rows, spread_indices
 
 __all__ = [
     "Draws",
@@ -211,19 +209,9 @@ def _elements(name: str, value: jax.Array) -> dict[str, jax.Array]:
     return {f"{name}[{', '.join(map(str, index))}]": value[index] for index in np.ndindex(value.shape)}
 
 
-def _over_simulations(
-    fn: Callable[..., Any], stack: Any, *shared: Any, at_once: int | None, mesh: Mesh | None = None
-) -> Any:
-    """``fn(simulation, *shared)`` of every simulation, whose leaves keep a leading axis of one chain."""
-    return spread(functools.partial(_over_part, fn, at_once), mesh, stack, *shared)
-
-
-def _over_part(fn: Callable[..., Any], at_once: int | None, part: Any, *shared: Any) -> Any:
-    def one(item: Any) -> Any:
-        return fn(jax.tree.map(lambda leaf: leaf[None], item), *shared)
-
-    size = jax.tree.leaves(part)[0].shape[0]
-    return jax.vmap(one)(part) if at_once is None or at_once >= size else jax.lax.map(one, part, batch_size=at_once)
+def _stack_of(tree: Any) -> Any:
+    """Everything with a leading axis of one, as functions of several chains take it."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
 def first_of(tree: Any) -> Any:
@@ -231,41 +219,39 @@ def first_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def centre(run: Run, at_once: int | None, positions: Params, tuning: Any, rows: Minibatch) -> tuple[Params, Any]:
+def centre(run: Run, devices: Devices, positions: Params, tuning: Any, rows: Rows) -> tuple[Params, Any]:
     """Positions and tuning (S, ...) with the centres of control variates, of every simulation's own data."""
 
     def one(item: Any) -> tuple[Params, Any]:
-        position, tuned, batch = item
-        return first_of(run.kernel.centred(run, position, tuned, Minibatch(*first_of(batch))))
+        position, tuned, data = item
+        return first_of(run.kernel.centred(run, _stack_of(position), _stack_of(tuned), data))
 
-    return _over_simulations(one, (positions, tuning, tuple(rows)), at_once=at_once)
+    return devices.map(one, (positions, tuning, rows))
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "num_warmup", "at_once", "mesh"))
+@functools.partial(jax.jit, static_argnames=("plan", "num_warmup", "devices"))
 def warm_up(
     plan: Plan,
     num_warmup: int,
-    at_once: int | None,
-    mesh: Mesh | None,
+    devices: Devices,
     keys: jax.Array,
     positions: Params,
     tuning: Any,
-    rows: Minibatch,
+    rows: Rows,
 ) -> tuple[Any, Any]:
     """Kernel states and tuning after the warmup, adapted where the step size is not given; leaves (S, 1, ...)."""
 
     def one(item: Any) -> tuple[Any, Any]:
-        key, position, tuned, batch = item
-        data = Minibatch(*first_of(batch))
+        key, position, tuned, data = item
         if "step_size" not in tuned:
-            return adapt_chains(plan, num_warmup, key, position, tuned, data)
-        split = jax.random.split(key[0])
-        state = plan.kernel.init(split[0], first_of(position), first_of(tuned), plan.density(data))
-        state = jax.tree.map(lambda leaf: leaf[None], state)
+            return adapt_chains(plan, num_warmup, key[None], _stack_of(position), _stack_of(tuned), data)
+        split = jax.random.split(key)
+        state = _stack_of(plan.kernel.init(split[0], position, tuned, plan.density(data)))
+        tuned = _stack_of(tuned)
         state, _, _ = run_block(plan, 1, False, 1, state, tuned, split[1:], 0, num_warmup, data, None)
         return state, tuned
 
-    return _over_simulations(one, (keys, positions, tuning, tuple(rows)), at_once=at_once, mesh=mesh)
+    return devices.map(one, (keys, positions, tuning, rows))
 
 
 @functools.partial(jax.jit, static_argnames="quantities")
@@ -293,30 +279,29 @@ class Draws(NamedTuple):
     num_divergent: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "quantities", "num_draws", "at_once", "mesh"))
+@functools.partial(jax.jit, static_argnames=("plan", "quantities", "num_draws", "devices"))
 def draw(
     plan: Plan,
     quantities: Quantities,
     num_draws: int,
-    at_once: int | None,
-    mesh: Mesh | None,
+    devices: Devices,
     thinning: int,
     keys: jax.Array,
     states: Any,
     tuning: Any,
-    rows: Minibatch,
+    rows: Rows,
     simulated: Simulated,
 ) -> Draws:
     """Draws of every simulation, ``thinning`` steps apart."""
 
     def one(item: Any, thinning: jax.Array) -> Draws:
-        key, state, tuned, batch, made = item
         # States and tuning have their own axis of one chain below that of simulations.
-        state, tuned, data, (_, x, y) = first_of(state), first_of(tuned), Minibatch(*first_of(batch)), first_of(made)
-        state, kept, finite = run_block(plan, num_draws, True, thinning, state, tuned, key, 0, num_draws, data, None)
+        key, state, tuned, data, (_, x, y) = item
+        state, kept, finite = run_block(
+            plan, num_draws, True, thinning, state, tuned, key[None], 0, num_draws, data, None
+        )
         values = jax.vmap(lambda params: quantities.stacked(params, x, y))(first_of(kept["unconstrained"]))
         divergent = kept["sample_stats"].get("diverging", jnp.zeros((1, num_draws), bool))
         return Draws(state, values, finite[0] & jnp.all(jnp.isfinite(values)), jnp.sum(divergent))
 
-    stack = (keys, states, tuning, tuple(rows), tuple(simulated))
-    return _over_simulations(one, stack, thinning, at_once=at_once, mesh=mesh)
+    return devices.map(one, (keys, states, tuning, rows, simulated), thinning)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import class_weights
 from pseudocoreset.data import Dataset
 from pseudocoreset.methods.base import Callback, Problem, is_table
 from pseudocoreset.methods.optimizers import column_scales
-from pseudocoreset.progress import progress_bar
 from pseudocoreset.subsets.base import Choice, Subset, quota_of, subset_of
 
 __all__ = ["ByFeatures", "Features"]

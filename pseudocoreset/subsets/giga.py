@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.batching import map_stack
 from pseudocoreset.device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.rows import Rows
 from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, subset_of
 from pseudocoreset.validation import check_integer
 
@@ -81,7 +80,7 @@ class GIGA(Chosen):
             return given, {"proxy": "given"}
         posteriors = gaussian_posteriors(model, given, "posterior")
         x, y = device.batch(jnp.zeros(1, jnp.int32))
-        state = posteriors.init(key, CoresetArrays(x, y, jnp.zeros(1, x.dtype)), device)
+        state = posteriors.init(key, Rows(x, y, jnp.zeros(1, x.dtype)), device)
         return state[0], posteriors.settings
 
 
@@ -92,7 +91,7 @@ def _project(model: Model, draws: jax.Array, data: DeviceData) -> jax.Array:
 
     def of_chunk(start: jax.Array) -> jax.Array:
         x, y = data.batch(jnp.minimum(start + jnp.arange(size), data.num_data - 1))
-        return map_stack(lambda draw: model.log_likelihood(model.unflatten(draw), x, y), draws).T
+        return data.devices.within.map(lambda draw: model.log_likelihood(model.unflatten(draw), x, y), draws).T
 
     starts = jnp.arange(math.ceil(data.num_data / size)) * size
     return jax.lax.map(of_chunk, starts).reshape(-1, len(draws))[: data.num_data]

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
-from pseudocoreset.objectives import CoresetArrays
 from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws
-from pseudocoreset.progress import progress_bar
+from pseudocoreset.rows import Rows
 from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, ratio, subset_of
 from pseudocoreset.validation import check_integer, check_positive
 
@@ -111,7 +111,7 @@ class SparseVI(Chosen):
 class _State(NamedTuple):
     """SparseVI between two choices."""
 
-    coreset: CoresetArrays  # ``capacity`` slots; those not filled have weight zero
+    coreset: Rows  # ``capacity`` slots; those not filled have weight zero
     indices: jax.Array  # (capacity,), -1 in slots not filled
     posterior: Any  # of ``Posteriors``: the Gaussian of the full data, and the mean of that of the coreset
 
@@ -130,7 +130,7 @@ class _View(NamedTuple):
 def _begin(posteriors: Posteriors, data: DeviceData, capacity: int, key: jax.Array) -> _State:
     # Slots not filled hold the first datum: a likelihood need not be finite at zeros.
     x, y = data.batch(jnp.zeros(capacity, jnp.int32))
-    coreset = CoresetArrays(x, y, jnp.zeros(capacity))
+    coreset = Rows(x, y, jnp.zeros(capacity))
     return _State(coreset, jnp.full(capacity, -1), posteriors.init(key, coreset, data))
 
 
@@ -257,7 +257,7 @@ class _Addition:
         of_own = jnp.max(jnp.where(filled, jnp.where(weights > 0, jnp.abs(of_own), of_own), -2.0))
         best, slot = jnp.argmax(of_new), jnp.sum(filled)
         grown = state._replace(
-            coreset=CoresetArrays(inputs.at[slot].set(seen.x[best]), targets.at[slot].set(seen.y[best]), weights),
+            coreset=Rows(inputs.at[slot].set(seen.x[best]), targets.at[slot].set(seen.y[best]), weights),
             indices=state.indices.at[slot].set(seen.indices[best]),
         )
         takes = of_new[best] > of_own

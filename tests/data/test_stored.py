@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from pseudocoreset import Experts, Pseudocoreset, experts, fit_fbpc, fit_random, train_experts
+from pseudocoreset import Experts, Pseudocoreset, fit_fbpc, fit_random, train_experts
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.data import load_dataset, records
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.inference.engine import stored as stored_blocks
@@ -116,13 +117,13 @@ def test_records_that_are_damaged_are_named_and_a_damaged_index_is_made_again(pa
 
 
 @pytest.mark.parametrize("images", [15, 45])  # of one step a block, of three
-def test_experts_are_those_of_data_in_memory(pair, tmp_path, monkeypatch, images):
+def test_experts_are_those_of_data_in_memory(pair, tmp_path, images):
     memory, stored = pair
-    monkeypatch.setattr(experts, "STREAMED_BYTES", 2 * images * 32 * 32 * 3)
     model = bnn(MLP((4,)), memory)
     settings = dict(num_experts=3, experts_per_group=2, num_epochs=2, batch_size=15, augment="flip", key=KEY)
     here = train_experts(model, memory, directory=tmp_path, progress=False, **settings)
-    there = train_experts(model, stored, progress=False, **settings)
+    with limited(streamed_bytes=2 * images * 32 * 32 * 3):
+        there = train_experts(model, stored, progress=False, **settings)
     for expert in range(3):
         for site, leaf in here.snapshot(expert, 2).items():
             np.testing.assert_allclose(there.snapshot(expert, 2)[site], leaf, rtol=1e-5, atol=1e-6)
@@ -140,11 +141,10 @@ def test_experts_are_those_of_data_in_memory(pair, tmp_path, monkeypatch, images
     ids=["augmented", "cyclical", "preconditioned"],
 )
 @pytest.mark.parametrize("at_once", slow_but([1, 2], 2))
-def test_chains_are_those_of_data_in_memory(pair, monkeypatch, kernel, options, at_once):
-    monkeypatch.setattr(stored_blocks, "STREAMED_BYTES", at_once * 2 * 6 * 32 * 32 * 3)
+def test_chains_are_those_of_data_in_memory(pair, kernel, options, at_once):
     model = bnn(MLP((4,)), pair[0])
     length = dict(num_chains=2, num_warmup=5, num_samples=4, batch_size=6, step_size=1e-3)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), limited(streamed_bytes=at_once * 2 * 6 * 32 * 32 * 3):
         warnings.filterwarnings("ignore", "augment=|the kinetic temperature")
         here, there = (
             sample(model, data, kernel=kernel, keep="weights", key=KEY, progress=False, **length, **options)

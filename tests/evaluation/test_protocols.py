@@ -11,7 +11,7 @@ from pseudocoreset import Dataset, Pseudocoreset, evaluate
 from pseudocoreset.evaluation import FBPC2023, Distillation, Kim2022
 from pseudocoreset.evaluation.base import Learning
 from pseudocoreset.models import MLP, ConvNet, bnn
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.objectives import Rows
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(3, 5))
@@ -23,7 +23,7 @@ FREE = bnn(MLP(widths=()), DATA)
 START = FREE.init(jax.random.key(1))
 LINEAR = replace(FREE, initializer=lambda key: START)  # starts where NumPy can
 KERNEL, BIAS = sorted(START, key=lambda name: -START[name].ndim)
-ARRAYS = CoresetArrays(*map(jnp.asarray, (CORESET.inputs, CORESET.targets, CORESET.weights)))
+ARRAYS = Rows(*map(jnp.asarray, (CORESET.inputs, CORESET.targets, CORESET.weights)))
 KEY = jax.random.key(2)
 
 
@@ -140,7 +140,7 @@ def test_a_round_takes_the_memory_of_a_few_points(protocol):
     """And goes where one goes that takes all of them at once."""
     network = bnn(ConvNet(depth=2, width=32), input_shape=(16, 16, 3), num_outputs=3)
     inputs = jnp.asarray(RNG.normal(size=(400, 16, 16, 3)), jnp.float32)
-    many = CoresetArrays(inputs, jnp.asarray(np.arange(400) % 3, jnp.int32), jnp.linspace(0.5, 1.5, 400))
+    many = Rows(inputs, jnp.asarray(np.arange(400) % 3, jnp.int32), jnp.linspace(0.5, 1.5, 400))
     short = dict(num_iterations=2, num_steps=2, num_burn_in=0, step_size=1e-3, momentum_scale=0.1, weight_decay=0.1)
     few = replace(protocol, **short) if isinstance(protocol, Kim2022) else protocol
     few = replace(few, num_epochs=2, sample_every=2) if isinstance(few, FBPC2023) else few

@@ -14,7 +14,7 @@ from pseudocoreset.evaluation.steps import (
     one_pass,
     sgd,
 )
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.objectives import Rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 4))
@@ -143,7 +143,7 @@ def test_normals_differ_from_leaf_to_leaf():
 @pytest.mark.parametrize(("batch_size", "num_steps"), [(4, 3), (5, 2), (10, 1), (100, 1)])
 def test_a_pass_sees_every_point_once(batch_size, num_steps):
     """The sum of 1 / batch size over points is the number of steps; the orders of two keys differ."""
-    arrays = CoresetArrays(jnp.zeros((10, 1)), jnp.arange(10), jnp.ones(10))
+    arrays = Rows(jnp.zeros((10, 1)), jnp.arange(10), jnp.ones(10))
 
     def step(state, key, batch):
         visits, count, _ = state

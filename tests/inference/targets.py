@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from pseudocoreset.inference import Minibatch, sample
+from pseudocoreset.inference import Rows, sample
 from pseudocoreset.inference.engine import Density, Kernel, Plan
 from pseudocoreset.inference.kernels import KERNELS
 from pseudocoreset.models import Model, linear_regression
@@ -119,9 +119,8 @@ def density(target: GaussianTarget, kernel: str, batch_size: int | None = None) 
         num_data=num_data,
         batch_size=batch_size,
         preprocessing=None,
-        chunk_size=num_data,
         held_out_preprocessing=None,
         held_out_chunk_size=num_data,
         keep_weights=True,
     )
-    return plan.density(Minibatch(x, y, jnp.ones(num_data)))
+    return plan.density(Rows(x, y, jnp.ones(num_data)))

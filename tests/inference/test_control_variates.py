@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.inference import Minibatch, gradient_estimator, sample
+from pseudocoreset.inference import Rows, gradient_estimator, sample
 from pseudocoreset.inference.data import control_variate_estimator
 from pseudocoreset.models import logistic_regression
 
@@ -22,11 +22,11 @@ WEIGHTS = np.linspace(0.0, 3.0, 8)
 def all_estimates(regression, params, centre) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates from all minibatches of three, with and without control variate, and the full gradient."""
     with jax.enable_x64(True):
-        rows = Minibatch(*(jnp.asarray(leaf, float) for leaf in (regression.x[:8], regression.y[:8], WEIGHTS)))
+        rows = Rows(*(jnp.asarray(leaf, float) for leaf in (regression.x[:8], regression.y[:8], WEIGHTS)))
         gradient = jax.jit(gradient_estimator(regression.model, 8))
         params, centre = jax.tree.map(jnp.asarray, (params, centre))
         controlled = jax.jit(control_variate_estimator(gradient, centre, gradient(centre, rows)))
-        batches = [Minibatch(*(leaf[np.array(c)] for leaf in rows)) for c in itertools.combinations(range(8), 3)]
+        batches = [Rows(*(leaf[np.array(c)] for leaf in rows)) for c in itertools.combinations(range(8), 3)]
         theirs = blackjax.sgmcmc.gradients.control_variates(gradient, centre, rows)
         np.testing.assert_allclose(
             theirs(params, batches[0])["b"], controlled(params, batches[0])["b"], rtol=1e-12, atol=1e-12
@@ -80,7 +80,7 @@ def test_the_centre_of_a_logistic_regression_is_its_mode() -> None:
         num_chains=2, chunk_size=25, key=jax.random.key(0), progress=False,
     )  # fmt: skip
     gradient = gradient_estimator(model, 60)
-    rows = Minibatch(jnp.asarray(x), jnp.asarray(y), jnp.ones(60))
+    rows = Rows(jnp.asarray(x), jnp.asarray(y), jnp.ones(60))
     for chain in range(2):
         params = {name: jnp.asarray(array[chain, 0]) for name, array in posterior.unconstrained.items()}
         norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in gradient(params, rows).values()))

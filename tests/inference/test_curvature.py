@@ -11,7 +11,7 @@ import pytest
 
 from pseudocoreset.inference import SGHMC, sample
 from pseudocoreset.inference.adaptation import curvature
-from pseudocoreset.inference.data import Minibatch
+from pseudocoreset.inference.data import Rows
 from pseudocoreset.inference.engine.prepare import set_up
 from pseudocoreset.models import MLP, Model, bnn
 
@@ -144,7 +144,7 @@ def test_the_noise_is_that_of_minibatches(batch_size: int) -> None:
     settings = {"num_warmup": 0, "num_samples": 1, "thinning": 1, "num_chains": 1, "temperature": 1.0}
     sizes = {"num_data": 300, "feature_shape": (4,), "batch_size": batch_size}
     asked = set_up(bound(linear, 4), SGHMC(), step_size=None, **settings, **sizes)
-    density = asked.plan.density(Minibatch(*map(jnp.asarray, (*data, np.ones(300, np.float32)))))
+    density = asked.plan.density(Rows(*map(jnp.asarray, (*data, np.ones(300, np.float32)))))
     factor = np.linalg.cholesky(covariance)
     points = jnp.asarray(factor @ [1.0, -1.0, 0.5, 2.0], jnp.float32)[None]
     found = curvature._noise(asked.plan, density, lambda v: {"b": v}, jnp.asarray(factor), points, None)

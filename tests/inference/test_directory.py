@@ -13,7 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.inference import SGLD, Posterior, sample, sampling
+from pseudocoreset.compute.limits import limited
+from pseudocoreset.inference import SGLD, Posterior, sample
 from pseudocoreset.inference.engine import running
 from pseudocoreset.storage import CorruptFileError, map_arrays, read_arrays, seal, write_arrays
 
@@ -173,11 +174,11 @@ def test_a_full_disk_is_an_error_and_the_run_can_go_on(regression, tmp_path: Pat
     assert_same(run(regression, "sghmc", directory=tmp_path / "run"), run(regression, "sghmc"))
 
 
-def test_a_directory_lifts_the_limit_of_memory(regression, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sampling, "KEEP_LIMIT_BYTES", 1000)
-    with pytest.raises(ValueError, match="or give directory"):
-        run(regression, "sghmc")
-    assert run(regression, "sghmc", directory=tmp_path / "run").num_draws == 40
+def test_a_directory_lifts_the_limit_of_memory(regression, tmp_path: Path) -> None:
+    with limited(kept_bytes=1000):
+        with pytest.raises(ValueError, match="or give directory"):
+            run(regression, "sghmc")
+        assert run(regression, "sghmc", directory=tmp_path / "run").num_draws == 40
 
 
 @pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])

@@ -9,19 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.data import Dataset
-from pseudocoreset.inference import Minibatch, draw_minibatch, gradient_estimator, log_density_estimator, sample
+from pseudocoreset.inference import Rows, draw_minibatch, gradient_estimator, log_density_estimator, sample
 from pseudocoreset.models import MLP, ConvNet, bnn
 
 PARAMS = {"b": jnp.array([0.3, -0.2, 1.1])}
 
 
-def rows_of(regression, num_rows: int, weights: np.ndarray | None = None) -> Minibatch:
+@pytest.fixture
+def one_byte():
+    """Activations of a chunk may take next to nothing."""
+    with limited(activation_bytes=1):
+        yield
+
+
+def rows_of(regression, num_rows: int, weights: np.ndarray | None = None) -> Rows:
     weights = np.ones(num_rows) if weights is None else weights
-    return Minibatch(*map(jnp.asarray, (regression.x[:num_rows], regression.y[:num_rows], weights)))
+    return Rows(*map(jnp.asarray, (regression.x[:num_rows], regression.y[:num_rows], weights)))
 
 
-def full_gradient(regression, rows: Minibatch) -> np.ndarray:
+def full_gradient(regression, rows: Rows) -> np.ndarray:
     """Of the log posterior of the linear regression, by NumPy in double precision."""
     x, y, w, b = (np.asarray(a, float) for a in (*rows, PARAMS["b"]))
     return x.T @ (w * (y - x @ b)) / 0.5**2 - b / 2.0**2
@@ -32,7 +40,7 @@ def test_mean_over_all_minibatches_is_the_full_gradient(regression) -> None:
     rows = rows_of(regression, 8, weights)
     estimate = jax.jit(gradient_estimator(regression.model, 8))
     gradients = [
-        estimate(PARAMS, Minibatch(*(leaf[np.array(chosen)] for leaf in rows)))["b"]
+        estimate(PARAMS, Rows(*(leaf[np.array(chosen)] for leaf in rows)))["b"]
         for chosen in itertools.combinations(range(8), 3)
     ]
     np.testing.assert_allclose(np.mean(gradients, axis=0), full_gradient(regression, rows), rtol=2e-5)
@@ -71,7 +79,7 @@ def test_chunks_change_nothing(regression, chunk_size: int) -> None:
 
 def test_weight_two_is_a_datum_twice_and_weight_zero_none(regression) -> None:
     weighted = rows_of(regression, 4, np.array([2.0, 1.0, 0.0, 1.0]))
-    repeated = Minibatch(*(leaf[np.array([0, 0, 1, 3])] for leaf in rows_of(regression, 4)))
+    repeated = Rows(*(leaf[np.array([0, 0, 1, 3])] for leaf in rows_of(regression, 4)))
     density = log_density_estimator(regression.model, 4)
     np.testing.assert_allclose(density(PARAMS, weighted), density(PARAMS, repeated), rtol=1e-6)
 
@@ -90,15 +98,14 @@ def test_bytes_are_preprocessed_on_the_fly() -> None:
     model = bnn(MLP(widths=()), data)
     params = model.init(jax.random.key(0))
     targets, weights = jnp.asarray(data.train.y), jnp.ones(12)
-    raw = Minibatch(jnp.asarray(images), targets, weights)
-    preprocessed = Minibatch(jnp.asarray(data.train.x), targets, weights)
+    raw = Rows(jnp.asarray(images), targets, weights)
+    preprocessed = Rows(jnp.asarray(data.train.x), targets, weights)
     on_the_fly = log_density_estimator(model, 12, preprocessing=data.train.preprocessing, chunk_size=5)
     whole = log_density_estimator(model, 12)(params, preprocessed)
     np.testing.assert_allclose(jax.jit(on_the_fly)(params, raw), whole, rtol=1e-5)
 
 
-def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(monkeypatch):
-    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(one_byte):
     x = np.random.default_rng(0).normal(size=(40, 4, 4, 1)).astype(np.float32)
     model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)
     common = {"kernel": "hmc", "num_chains": 1, "num_warmup": 0, "num_samples": 2, "step_size": 0.01, "keep": "weights"}
@@ -111,8 +118,7 @@ def test_rows_that_depend_on_one_another_are_not_evaluated_in_chunks(monkeypatch
     assert any(np.any(draws[2].unconstrained[name] != array) for name, array in draws[1].unconstrained.items())
 
 
-def test_held_out_rows_that_depend_on_one_another_come_in_batches_of_256(monkeypatch):
-    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
+def test_held_out_rows_that_depend_on_one_another_come_in_batches_of_256(one_byte):
     x = np.random.default_rng(0).normal(size=(512, 4, 4, 1)).astype(np.float32)
     y = np.arange(512) % 2
     model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)

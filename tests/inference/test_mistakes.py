@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.inference import Minibatch
+from pseudocoreset.inference import Rows
 from pseudocoreset.inference.engine import Density
 from pseudocoreset.inference.kernels import HMC, KERNELS
 from tests.inference.statistics import (
@@ -54,7 +54,7 @@ class Recipe(NamedTuple):
 def wrong_density(recipe: Recipe, kernel: str, batch_size: int | None) -> Density:
     right, prior = density(REGRESSION, kernel, batch_size), jax.grad(REGRESSION.model.log_prior)
 
-    def gradient(params: Any, rows: Minibatch) -> Any:
+    def gradient(params: Any, rows: Rows) -> Any:
         return jax.tree.map(
             lambda whole, part: recipe.likelihood * (whole - part) + recipe.prior * part,
             right.gradient(params, rows),

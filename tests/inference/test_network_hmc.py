@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.inference import Minibatch, hmc, log_density_estimator, sample
+from pseudocoreset.inference import Rows, hmc, log_density_estimator, sample
 from pseudocoreset.inference.data import log_density_terms
 from pseudocoreset.models import MLP, bnn, logistic_regression
 from tests.inference.statistics import FAILURE_RATE, POWER, chain_means, chain_moments, weakest_power
@@ -75,7 +75,7 @@ def test_compensated_sums_lose_nothing() -> None:
 def test_terms_add_up_to_the_log_density(chunk_size: int | None) -> None:
     soft = np.eye(3, dtype=np.float32)[LABELS[:30] % 3] * 0.7 + 0.1
     weights = np.linspace(0, 2, 30).astype(np.float32)
-    rows = Minibatch(jnp.asarray(PIXELS[:30]), jnp.asarray(soft), jnp.asarray(weights))
+    rows = Rows(jnp.asarray(PIXELS[:30]), jnp.asarray(soft), jnp.asarray(weights))
     model = logistic_regression(num_classes=3).bind(PIXELS[:30], LABELS[:30] % 3)
     params = model.init(jax.random.key(0))
     terms = log_density_terms(model, chunk_size=chunk_size)(params, rows)
@@ -87,7 +87,7 @@ def test_terms_add_up_to_the_log_density(chunk_size: int | None) -> None:
 
 def network_energies(dtype, ends, temperature: float) -> np.ndarray:
     """Delta H by terms, and as the difference of two energies, of each (position, momentum, position, momentum)."""
-    rows = Minibatch(jnp.asarray(PIXELS, dtype), jnp.asarray(LABELS), jnp.ones(len(PIXELS), dtype))
+    rows = Rows(jnp.asarray(PIXELS, dtype), jnp.asarray(LABELS), jnp.ones(len(PIXELS), dtype))
     terms, density = log_density_terms(NETWORK), log_density_estimator(NETWORK, len(PIXELS))
 
     @jax.jit

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from pseudocoreset import Dataset
 from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.data.records import StoredImages
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.inference import Posterior, sample
@@ -247,8 +248,7 @@ def test_minibatches_come_from_memory_or_disk() -> None:
     model = bnn(MLP((4,)), memory)
     here = sample(model, memory, **settings)
     there = sample(model, stored, **settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pseudocoreset.inference.engine.stored.STREAMED_BYTES", 3 * 2 * 6 * 16)
+    with limited(streamed_bytes=3 * 2 * 6 * 16):
         pieces = sample(model, stored, **settings)
     with pytest.raises(AttributeError, match=r"on disk.*no density\.data"):
         sample(model, stored, **{**settings, "kernel": Onlooker()})

@@ -17,7 +17,7 @@ from pseudocoreset.fitting import Outcome
 from pseudocoreset.inference import sample
 from pseudocoreset.methods import Problem
 from pseudocoreset.models import MLP, bnn, logistic_regression
-from pseudocoreset.objectives import CoresetArrays
+from pseudocoreset.objectives import Rows
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from toy import MeanMatching
@@ -77,7 +77,7 @@ def test_the_gradient_is_that_of_the_loss():
     problem = Problem((MODEL.bind(DATA.train.x, DATA.train.y),), DATA, jax.random.key(0), size=4)
     objective = MeanMatching(strength=1.0, weights="learned").resolved(problem).objective(MODEL, problem)
     weights = jnp.asarray([1.0, 2.0, 3.0, 4.0])
-    coreset = CoresetArrays(jnp.asarray(X[:4]), DATA.train.y[:4], weights)
+    coreset = Rows(jnp.asarray(X[:4]), DATA.train.y[:4], weights)
     device = DeviceData.from_dataset(DATA)
     gradient, _, _ = objective.gradient(None, objective.init(None, coreset, device), coreset, device, ())
     assert set(gradient) == {"inputs", "weights"}

@@ -12,7 +12,7 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.methods import Learned, Optimizer, Problem
 from pseudocoreset.methods.optimizers import adam
 from pseudocoreset.models import Model
-from pseudocoreset.objectives import CoresetArrays, Objective
+from pseudocoreset.objectives import Objective, Rows
 from pseudocoreset.objectives.base import Gradient, differentiate
 from pseudocoreset.validation import check_positive
 
@@ -44,14 +44,14 @@ class MeanMatching(Learned):
     def objective(self, model: Model, problem: Problem) -> Objective:
         strength, free = self.strength, self.free
 
-        def init(key: jax.Array, coreset: CoresetArrays, data: DeviceData) -> jax.Array:
+        def init(key: jax.Array, coreset: Rows, data: DeviceData) -> jax.Array:
             x, _ = data.batch(jnp.arange(data.num_data))
             return jnp.mean(x, axis=0)
 
         def gradient(
-            key: jax.Array, mean: jax.Array, coreset: CoresetArrays, data: DeviceData, snapshots: tuple[Any, ...]
+            key: jax.Array, mean: jax.Array, coreset: Rows, data: DeviceData, snapshots: tuple[Any, ...]
         ) -> Gradient:
-            def loss_fn(points: CoresetArrays) -> tuple[jax.Array, None]:
+            def loss_fn(points: Rows) -> tuple[jax.Array, None]:
                 weights = points.weights / jnp.sum(points.weights)
                 return strength * jnp.sum((jnp.tensordot(weights, points.inputs, 1) - mean) ** 2), None
 

@@ -8,7 +8,7 @@ import pytest
 
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import gaussian_location, linear_regression, logistic_regression
-from pseudocoreset.objectives import Chains, CoresetArrays, forward_kl, reverse_kl, wasserstein
+from pseudocoreset.objectives import Chains, Rows, forward_kl, reverse_kl, wasserstein
 
 RNG = np.random.default_rng(7)
 NOISE, PRIOR, PRIOR_MEAN = 0.7, 1.3, 0.4
@@ -96,7 +96,7 @@ def exact_gradient(posterior, divergence):
 
 
 def arrays(leaves=(U, V, W)):
-    return CoresetArrays(*map(jnp.asarray, leaves))
+    return Rows(*map(jnp.asarray, leaves))
 
 
 def full_data(y=Y):
@@ -198,7 +198,7 @@ def test_optimisers_close_the_divergence(kind, name, extra):
             def step(carry, key):
                 leaves, moments, s = carry
                 gradient, s, _ = objective.gradient(key, s, leaves, full_data(), ())
-                updates, moments = optimizer.update(CoresetArrays(**gradient), moments)
+                updates, moments = optimizer.update(Rows(**gradient), moments)
                 leaves = optax.apply_updates(leaves, updates)
                 return (leaves._replace(weights=jnp.maximum(leaves.weights, 0.0)), moments, s), None
 

@@ -13,9 +13,10 @@ import numpyro.distributions as dist
 import pytest
 
 from pseudocoreset import Dataset
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
-from pseudocoreset.objectives import CoresetArrays, function_kl, function_kl_surrogate
+from pseudocoreset.objectives import Rows, function_kl, function_kl_surrogate
 from pseudocoreset.proxies import Isotropic, Side, Trajectory
 
 NOISE = 0.7
@@ -107,7 +108,7 @@ def test_the_objective_estimates_equation_17(proxy):
             inner_learning_rate=0.05,
             inner_max_steps=4000,
         )
-        coreset = CoresetArrays(jnp.asarray(U), jnp.asarray(V), jnp.asarray(W))
+        coreset = Rows(jnp.asarray(U), jnp.asarray(V), jnp.asarray(W))
         data = DeviceData(jnp.asarray(X), jnp.asarray(Y), Float64())
         snapshot = {"theta": jnp.asarray([0.4, -1.0, 0.2])}
 
@@ -143,7 +144,7 @@ def test_trajectory_scales_are_the_empirical_standard_deviations():
         def coreset(key):
             return jnp.asarray(U), jnp.asarray(V), jnp.asarray(W)
 
-        side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False)
+        side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False, Devices())
         scales = proxy.scales(jax.random.key(0), model, side, jnp.asarray(U))
         gaussian = proxy.around(jax.random.key(0), model, side)
     theta, values, thetas = start.copy(), [], []
@@ -168,7 +169,7 @@ def test_the_inner_training_stops_at_gamma_and_keeps_those_parameters():
     data = classification()
     model = bnn(MLP((8,)), data)
     objective = function_kl(model, proxy="isotropic", inner_loss=0.5, inner_learning_rate=0.02, inner_max_steps=300)
-    coreset = CoresetArrays(jnp.asarray(data.train.x[:6]), jnp.asarray(data.train.y[:6]), jnp.ones(6))
+    coreset = Rows(jnp.asarray(data.train.x[:6]), jnp.asarray(data.train.y[:6]), jnp.ones(6))
     snapshot = model.init(jax.random.key(0))
     gradient = jax.jit(objective.gradient)
     _, _, info = gradient(jax.random.key(1), (), coreset, DeviceData.from_dataset(data), (snapshot,))
@@ -181,7 +182,7 @@ def test_a_batch_of_the_coreset_leaves_the_other_points_alone():
     data = classification()
     model = bnn(MLP((8,)), data)
     objective = function_kl(model, proxy="isotropic", coreset_batch_size=2, inner_max_steps=5)
-    coreset = CoresetArrays(jnp.asarray(data.train.x[:6]), jnp.asarray(data.train.y[:6]), jnp.ones(6))
+    coreset = Rows(jnp.asarray(data.train.x[:6]), jnp.asarray(data.train.y[:6]), jnp.ones(6))
     snapshot = model.init(jax.random.key(0))
     gradient_fn = jax.jit(objective.gradient)
     gradient, _, _ = gradient_fn(jax.random.key(1), (), coreset, DeviceData.from_dataset(data), (snapshot,))
@@ -214,7 +215,7 @@ def test_several_networks_a_step_are_the_mean_of_steps_of_one():
     model = bnn(MLP((3,)), input_shape=(3,), num_outputs=1, likelihood="gaussian")
     settings = {"proxy": Trajectory(3, batch_size=4), "inner_loss": 1e-9, "inner_max_steps": 3}
     one, four = (function_kl(model, num_networks=count, **settings) for count in (1, 4))
-    coreset = CoresetArrays(jnp.asarray(U, jnp.float32), jnp.asarray(V, jnp.float32), jnp.asarray(W, jnp.float32))
+    coreset = Rows(jnp.asarray(U, jnp.float32), jnp.asarray(V, jnp.float32), jnp.asarray(W, jnp.float32))
     data = DeviceData(jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32))
     experts = [model.init(key) for key in jax.random.split(jax.random.key(1), 4)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts)
@@ -281,7 +282,7 @@ def test_each_side_has_its_own_noise_and_every_point_its_own_error():
         model = replace(bound, initializer=lambda _: jax.tree.map(jnp.asarray, trained))
         # The network is at its end before the first step.
         objective = function_kl(model, proxy=Isotropic(1e-12), num_draws=2, inner_loss=1e9)
-        coreset = CoresetArrays(jnp.asarray(u), jnp.asarray(V), jnp.asarray(W))
+        coreset = Rows(jnp.asarray(u), jnp.asarray(V), jnp.asarray(W))
         data = DeviceData(jnp.asarray(x), jnp.asarray(Y), Float64())
         snapshot = jax.tree.map(jnp.asarray, expert)
         leaves, _, info = objective.gradient(jax.random.key(0), (), coreset, data, (snapshot,))

@@ -14,8 +14,8 @@ from pseudocoreset.device import DeviceData
 from pseudocoreset.fitting import Outcome, optimise
 from pseudocoreset.models import MLP, bnn, linear_regression
 from pseudocoreset.objectives import (
-    CoresetArrays,
     InnerTraining,
+    Rows,
     bacon,
     distribution_matching,
     forward_kl,
@@ -98,7 +98,7 @@ def coreset_of(name, indices=(0, 1, 2, 3), weights=(1.0, 2.0, 0.5, 1.5)):
     x, y = data.train.x[list(indices)], data.train.y[list(indices)]
     if name in CLASSIFIERS:
         y = np.eye(3, dtype=np.float32)[y] * 0.8 + 0.2 / 3
-    return CoresetArrays(jnp.asarray(x), jnp.asarray(y), jnp.asarray(weights, jnp.float32))
+    return Rows(jnp.asarray(x), jnp.asarray(y), jnp.asarray(weights, jnp.float32))
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from pseudocoreset.augment import Augmentation
 from pseudocoreset.data import Preprocessing
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, Model, bnn, linear_regression, logistic_regression
-from pseudocoreset.objectives import CoresetArrays, SnapshotWindow
+from pseudocoreset.objectives import Rows, SnapshotWindow
 from pseudocoreset.objectives.bacon import bacon
 from pseudocoreset.objectives.by_class import class_batches
 from pseudocoreset.objectives.distribution_matching import distribution_matching
@@ -58,7 +58,7 @@ def data64(x=X, y=Y):
 
 
 def arrays(u=U, v=V, w=W):
-    return CoresetArrays(jnp.asarray(u), jnp.asarray(v), jnp.asarray(w))
+    return Rows(jnp.asarray(u), jnp.asarray(v), jnp.asarray(w))
 
 
 @functools.cache
@@ -438,7 +438,7 @@ def test_bacon_with_soft_targets_and_four_images_a_point():
         model = Model.from_numpyro(softmax_program).bind(real, labels)
         objective = bacon(model, variant="released", window=SnapshotWindow(0), formation=2, batch_size=ALL, free=LEAVES)
         data = DeviceData(jnp.asarray(real), jnp.asarray(labels), Float64())
-        point = CoresetArrays(*map(jnp.asarray, (u, soft, w)))
+        point = Rows(*map(jnp.asarray, (u, soft, w)))
         gradient, _, info = step(objective, point, data, (jax.tree.map(jnp.asarray, theta),))
     np.testing.assert_allclose(info["loss"], loss(u, soft, w), rtol=1e-10)
     for i, name in enumerate(LEAVES):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.batching import activation_bytes
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
-from pseudocoreset.objectives import CoresetArrays, InnerTraining, forward_kl, function_kl, reverse_kl, wasserstein
+from pseudocoreset.objectives import InnerTraining, Rows, forward_kl, function_kl, reverse_kl, wasserstein
 from pseudocoreset.proxies import Trajectory
 from tests.marks import slow_but
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(64, 16, 16, 3)), jnp.float32)
 LABELS = jnp.asarray(np.arange(64) % 10, jnp.int32)
 DATA = DeviceData(IMAGES, LABELS)
-POINTS = CoresetArrays(IMAGES[:20], LABELS[:20], jnp.ones(20))
+POINTS = Rows(IMAGES[:20], LABELS[:20], jnp.ones(20))
 CONVNET = bnn(ConvNet(depth=1, width=8), input_shape=(16, 16, 3), num_outputs=10)
 
 
@@ -50,20 +50,23 @@ def test_function_kl_takes_the_memory_of_a_few_points(proxy):
     """
     model = bnn(ConvNet(depth=2, width=32), input_shape=(16, 16, 3), num_outputs=10)
     named = {"trajectory": Trajectory(num_steps=2, batch_size=256)}
-    many = CoresetArrays(*(jnp.tile(leaf, (20,) + (1,) * (leaf.ndim - 1)) for leaf in POINTS))
+    many = Rows(*(jnp.tile(leaf, (20,) + (1,) * (leaf.ndim - 1)) for leaf in POINTS))
     some, whole = (
         function_kl(one, proxy=named.get(proxy, proxy), num_draws=2, inner_max_steps=2)
         for one in (model, replace(model, is_separable=False))
     )
-    most = 4 * many.inputs.nbytes + activation_bytes()
-    assert temporaries(some, many) - temporaries(some) < most
-    assert temporaries(whole, many) > 2 * most
+    activations = 6 * 2**20
+    most = 4 * many.inputs.nbytes + activations
+    with limited(activation_bytes=activations):
+        data = DeviceData(IMAGES, LABELS)
+        assert temporaries(some, many, data) - temporaries(some, POINTS, data) < most
+        assert temporaries(whole, many, data) > 2 * most
 
 
 def test_no_jacobian_of_a_network_is_formed():
     model = bnn(MLP((400, 400)), input_shape=(50,), num_outputs=10)
     x = jnp.asarray(RNG.normal(size=(40, 50)), jnp.float32)
-    points = CoresetArrays(x, LABELS[:40], jnp.ones(40))
+    points = Rows(x, LABELS[:40], jnp.ones(40))
     objective = function_kl(model, proxy="linearized", num_draws=3, inner_max_steps=2)
     jacobian = 4 * 40 * 10 * model.num_params
     assert temporaries(objective, points, DeviceData(x, LABELS[:40])) < jacobian / 8

@@ -7,7 +7,7 @@ import pytest
 
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, bnn
-from pseudocoreset.objectives import CoresetArrays, InnerTraining, trajectory_matching, wasserstein
+from pseudocoreset.objectives import InnerTraining, Rows, trajectory_matching, wasserstein
 from pseudocoreset.objectives.unrolled import KEPT, descend_through
 
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def setup(**settings):
         jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(seed))) for seed in (0, 1)
     )
     data = DeviceData(jnp.asarray(U), jnp.asarray(np.arange(3)))
-    coreset = CoresetArrays(*map(jnp.asarray, (U, V, W)))
+    coreset = Rows(*map(jnp.asarray, (U, V, W)))
     return objective, data, coreset, snapshots
 
 

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.models import MLP, bnn, logistic_regression
 from pseudocoreset.proxies import Isotropic, Laplace, Linearized, Side, Trajectory
 from pseudocoreset.proxies.laplace import best_mode, coreset_potential, data_potential
+from pseudocoreset.rows import Rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 3))
@@ -17,9 +20,9 @@ W = RNG.uniform(0.5, 2.0, size=9)
 
 def side(model, params, is_data=False):
     def batch(key):
-        return jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)
+        return Rows(jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W))
 
-    return Side(params, batch, W.sum(), is_data)
+    return Side(params, batch, W.sum(), is_data, Devices())
 
 
 def around(proxy, model, params, mass=None, key=None):
@@ -42,7 +45,7 @@ def test_the_diagonal_is_that_of_the_hessian_where_the_network_is_linear():
         params = model.init(jax.random.key(0))
         gaussian = around(Laplace("diagonal"), model, params)
         vector = model.flatten(params)
-        potential = coreset_potential(model, (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
+        potential = coreset_potential(model, Rows(jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
         hessian = jax.jit(jax.hessian(potential))(vector)
         np.testing.assert_allclose(gaussian.scale, 1 / np.sqrt(np.diagonal(hessian)), rtol=1e-8)
         dense = around(Laplace("dense"), model, params)
@@ -96,7 +99,7 @@ def test_the_mode_is_found_from_far_away():
         x = np.tile(X, (1000, 1)).astype(np.float32)
         y = RNG.integers(0, 2, size=9000).astype(np.int32)
         potential = data_potential(model, DeviceData(jnp.asarray(x), jnp.asarray(y)))
-        direct = coreset_potential(model, (jnp.asarray(x), jnp.asarray(y), jnp.ones(9000)))
+        direct = coreset_potential(model, Rows(jnp.asarray(x), jnp.asarray(y), jnp.ones(9000)))
         far = jnp.full(4, 20.0)
         np.testing.assert_allclose(potential(far), direct(far), rtol=1e-5)
         found, is_mode = jax.jit(lambda start: best_mode(potential, start[None]))(far)
@@ -122,10 +125,9 @@ def test_bad_arguments_are_named(make, message):
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("chunk", [9, 4])
-def test_variances_along_the_trajectory_are_equation_16(fixed, chunk, monkeypatch):
+def test_variances_along_the_trajectory_are_equation_16(fixed, chunk):
     """Steps by hand; where every batch is the same points, the values are those that the gradients pass through."""
-    monkeypatch.setattr("pseudocoreset.chunks.data_at_once", lambda model: chunk)
-    with jax.enable_x64(True):
+    with limited(rows=chunk), jax.enable_x64(True):
         model = softmax()
         params = model.init(jax.random.key(0))
         proxy = Trajectory(5, coreset_learning_rate=0.3)

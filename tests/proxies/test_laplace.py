@@ -13,6 +13,7 @@ from pseudocoreset import Dataset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, fit_giga
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.proxies.laplace import best_mode, data_potential, diagonal_laplace, starts_of_search
+from pseudocoreset.rows import Rows
 
 
 def test_a_saddle_is_no_mode():
@@ -49,7 +50,7 @@ def test_the_diagonal_counts_parameters_of_the_likelihood():
         residual = rng.normal(size=n)
         residual *= 0.2 / np.sqrt(np.mean(residual**2))
         params = {**params, "noise": jnp.log(jnp.asarray(0.2))}
-        batch = jnp.asarray(x), jnp.asarray(f + residual), jnp.ones(n)
+        batch = Rows(jnp.asarray(x), jnp.asarray(f + residual), jnp.ones(n))
         gaussian = diagonal_laplace(model, params, batch)
         scale = jax.device_get(model.unflatten(gaussian.scale))
     # The half-normal prior of the noise, as a density of its logarithm t, is exp(t - exp(2 t) / 2).

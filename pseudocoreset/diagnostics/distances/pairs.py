@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pseudocoreset.compute.limits import limits
 from pseudocoreset.diagnostics.distances.samples import Sample, autocorrelation_time
 
 __all__ = ["PairMeans", "discrepancy", "energy", "gaussian_function", "median_distance"]
-
-CHUNK = 2**22  # pairwise distances held at once
 
 
 class PairMeans:
@@ -120,7 +119,7 @@ def _group_sums(
     a: np.ndarray, b: np.ndarray, of_squares: Callable[[np.ndarray], np.ndarray], in_a: np.ndarray, in_b: np.ndarray
 ) -> np.ndarray:
     """Sums over pairs of a row of each, by group of a and group of b; memberships are one-hot."""
-    rows = max(1, CHUNK // len(b))
+    rows = max(1, limits().pair_elements // len(b))
     parts = (slice(i, i + rows) for i in range(0, len(a), rows))
     return sum(in_a[part].T @ of_squares(_squared_distances(a[part], b)) @ in_b for part in parts)
 

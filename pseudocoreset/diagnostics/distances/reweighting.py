@@ -13,9 +13,10 @@ import numpy as np
 from pseudocoreset.arguments import checked
 from pseudocoreset.data.doors import check_preprocessing
 from pseudocoreset.formatting import json_values, number, with_error
-from pseudocoreset.inference.data import Minibatch, default_chunk_size, log_density_estimator
+from pseudocoreset.inference.data import default_chunk_size, log_density_estimator
 from pseudocoreset.inference.posterior.model import accepts_model, check_is_of, model_of
 from pseudocoreset.inference.validation import resolve_data
+from pseudocoreset.rows import Rows
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
@@ -122,16 +123,16 @@ def reweight(posterior: Posterior, *, source: Any, target: Any) -> Reweighting:
     )
 
     def log_density(name: str) -> np.ndarray:
-        rows = sides[name]
-        bound, targets = rows.bind(model_of(posterior), name)
+        side = sides[name]
+        bound, targets = side.bind(model_of(posterior), name)
         check_is_of(posterior, bound)
         estimate = log_density_estimator(
             bound,
-            len(rows.inputs),
-            preprocessing=rows.preprocessing,
-            chunk_size=default_chunk_size(bound, rows.inputs.shape[1:]),
+            len(side.rows.inputs),
+            preprocessing=side.preprocessing,
+            chunk_size=default_chunk_size(bound, side.rows.inputs.shape[1:]),
         )
-        whole = Minibatch(*map(jnp.asarray, (rows.inputs, targets, rows.weights)))
+        whole = Rows(*map(jnp.asarray, (side.rows.inputs, targets, side.rows.weights)))
         values = jax.jit(lambda stack, batch: jax.lax.map(lambda params: estimate(params, batch), stack))(flat, whole)
         return np.asarray(values, np.float64)
 

@@ -6,6 +6,7 @@ import pytest
 import scipy.spatial
 import scipy.stats
 
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.diagnostics.distances.between import (
     all_distances,
     energy_distance,
@@ -40,8 +41,13 @@ def test_a_shift_is_the_wasserstein_distance():
         assert sliced_wasserstein(X, np.repeat(X, 3, axis=0), key=KEY, order=order) < 1e-12
 
 
-def test_pairs_are_scipys(monkeypatch):
-    monkeypatch.setattr("pseudocoreset.diagnostics.distances.pairs.CHUNK", 50)  # several chunks
+@pytest.fixture
+def several_chunks():
+    with limited(pair_elements=50):
+        yield
+
+
+def test_pairs_are_scipys(several_chunks):
     cross, within_x, within_y = (scipy.spatial.distance.cdist(a, b) for a, b in ((X, Y), (X, X), (Y, Y)))
 
     def off_diagonal(values):

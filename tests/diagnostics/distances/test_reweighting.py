@@ -9,7 +9,7 @@ import pytest
 from arviz_stats.base import array_stats
 
 from pseudocoreset import Dataset, Pseudocoreset
-from pseudocoreset.chunks import data_at_once
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.diagnostics import Reweighting, reweight
 from pseudocoreset.diagnostics.distances.reweighting import _smoothed
 from pseudocoreset.inference import Posterior
@@ -159,7 +159,7 @@ def test_what_cannot_be_weighted_is_refused(change, message):
         reweight(change(drawn(small, draws=20)), source=small, target=DATA)
 
 
-def test_data_that_depend_on_one_another_are_taken_at_once(monkeypatch):
+def test_data_that_depend_on_one_another_are_taken_at_once():
     x = RNG.normal(size=(40, 4, 4, 1)).astype(np.float32)
     model = bnn(ConvNet(depth=1, width=3, norm="batch"), input_shape=(4, 4, 1), num_outputs=2)
     weights = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 100))
@@ -167,7 +167,5 @@ def test_data_that_depend_on_one_another_are_taken_at_once(monkeypatch):
     posterior = dataclasses.replace(drawn(coreset()), draws=stack, unconstrained=stack, model=model)
     data = {"source": (x[:10], np.arange(10) % 2), "target": (x, np.arange(40) % 2)}
     wanted = reweight(posterior, **data)
-    monkeypatch.setattr("pseudocoreset.chunks.activation_bytes", lambda: 1)
-    data_at_once.cache_clear()
-    np.testing.assert_allclose(reweight(posterior, **data).log_weights, wanted.log_weights, atol=1e-4)
-    data_at_once.cache_clear()
+    with limited(activation_bytes=1):
+        np.testing.assert_allclose(reweight(posterior, **data).log_weights, wanted.log_weights, atol=1e-4)

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.diagnostics import Metrics, expected_calibration_error, predictive_metrics
 from pseudocoreset.inference import Posterior
 from pseudocoreset.models import Model, gaussian_location
@@ -129,7 +130,7 @@ def test_order_of_examples_and_draws_does_not_matter(logits: np.ndarray, y: np.n
 
 
 def test_a_posterior_is_scored_as_its_probabilities_in_any_blocks(
-    softmax: tuple[Model, object], softmax_posterior: Posterior, monkeypatch: pytest.MonkeyPatch
+    softmax: tuple[Model, object], softmax_posterior: Posterior
 ) -> None:
     _, split = softmax
     # The scale is a site of the likelihood; the weights act through f.
@@ -137,8 +138,8 @@ def test_a_posterior_is_scored_as_its_probabilities_in_any_blocks(
     expected = defined_metrics(softmax_of(logits.astype(float)).reshape(-1, *logits.shape[2:]), split.y)
     whole = predictive_metrics(softmax_posterior).as_dict()
     assert_same(whole, expected, tolerance=1e-5)
-    monkeypatch.setattr("pseudocoreset.inference.posterior.likelihoods.BLOCK_ELEMENTS", 7 * 3 * split.num_data)
-    assert_same(predictive_metrics(softmax_posterior).as_dict(), whole, tolerance=1e-6)
+    with limited(scored_elements=7 * 3 * split.num_data):
+        assert_same(predictive_metrics(softmax_posterior).as_dict(), whole, tolerance=1e-6)
 
 
 def test_weights_that_were_not_kept_are_not_needed(

@@ -1,4 +1,4 @@
-"""One computation over a stack of parameter sets: the only place that chooses how, per backend.
+"""What is chosen per backend: the form of a convolution, the precision of products, networks that go together.
 
 Experts, chains and posterior draws are the same thing to a compiler: a network applied to many parameter
 sets. Vectorising a convolution over its filters turns it into a grouped convolution, and a batched matrix
@@ -19,25 +19,22 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, jaxprs_in_params
-from jax.sharding import Mesh
 
 from pseudocoreset.kernels import routines_work
-from pseudocoreset.meshes import spread
 
 __all__ = [
     "FEW_CHANNELS",
     "Form",
-    "activation_bytes",
     "convolution_form",
     "full_precision",
-    "map_stack",
+    "largest_array",
+    "on_cpu",
     "tiles_are_worth_it",
     "written_out",
 ]
 
 Form = Literal["routine", "winograd", "product", "library"]
 
-MEBIBYTE = 2**20
 # Below them the transforms of tiles cost more than the products that they save (``results/batching.json``).
 LEAST_CHANNELS = 8
 LEAST_SIZE = 4
@@ -45,11 +42,10 @@ LEAST_SIZE = 4
 WEIGHTS_A_PIXEL = 512
 # Up to them a GPU's library pads the channels of images in passes of their own (``results/kernels_gpu.json``).
 FEW_CHANNELS = 4
-# Of the arrays of networks that are vectorised: passes over so much take longer than their launches.
-BUSY_BYTES = 64 * MEBIBYTE
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether the default devices are CPUs."""
     return jax.default_backend() == "cpu"
 
 
@@ -59,7 +55,7 @@ def _on_gpu() -> bool:
 
 def _rounds_factors() -> bool:
     """Whether products of float32 numbers take rounded factors here, as someone told JAX."""
-    return not _on_cpu() and jax.default_matmul_precision.value not in ("highest", "float32")
+    return not on_cpu() and jax.default_matmul_precision.value not in ("highest", "float32")
 
 
 def convolution_form(images: jax.Array, filters: jax.Array, padding: int, stride: int) -> Form:
@@ -79,7 +75,7 @@ def convolution_form(images: jax.Array, filters: jax.Array, padding: int, stride
     """
     height, width, channels, num_filters = filters.shape
     is_usual = (height, width, padding, stride) == (3, 3, 1, 1) and images.dtype == filters.dtype
-    if _on_cpu():
+    if on_cpu():
         is_worth_it = channels * num_filters <= WEIGHTS_A_PIXEL * math.prod(images.shape[:3])
         is_routine = is_usual and is_worth_it and images.dtype in (jnp.float32, jnp.float64) and routines_work()
         return "routine" if is_routine else "product"
@@ -104,7 +100,7 @@ def full_precision() -> Iterator[None]:
     is said. To have that, say so: ``with jax.default_matmul_precision("tensorfloat32"):``, or the environment
     variable ``JAX_DEFAULT_MATMUL_PRECISION``. Sums are in float32 either way. A CPU rounds nothing.
     """
-    if _on_cpu() or jax.default_matmul_precision.value is not None:
+    if on_cpu() or jax.default_matmul_precision.value is not None:
         yield
         return
     with jax.default_matmul_precision("highest"):
@@ -120,54 +116,7 @@ def written_out(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x) if _on_gpu() else x
 
 
-def activation_bytes() -> int:
-    """Memory that the activations of one chunk of a batch may take on the current backend.
-
-    On CPU a network is no slower on a handful of images than on hundreds, whose activations leave the caches.
-    """
-    return 6 * MEBIBYTE if _on_cpu() else 1024 * MEBIBYTE
-
-
-def map_stack(
-    fn: Callable[..., Any],
-    stack: Any,
-    *shared: Any,
-    mesh: Mesh | None = None,
-    splits_batches: bool = False,
-) -> Any:
-    """Apply ``fn(item, *shared)`` to every item of a stacked pytree.
-
-    On CPU they go one by one; on accelerators so many are vectorised that the largest arrays of their computations
-    together keep the device busy.
-
-    Args:
-        fn: function of one item of the stack and the shared arguments; any pytree out.
-        stack: pytree of arrays with the same leading axis.
-        *shared: arguments passed whole to every call.
-        mesh: devices that share the stack; each goes through its part in the same way.
-        splits_batches: whether those along the mesh's axis ``"data"`` share what ``fn`` does of an item instead.
-
-    Returns:
-        The results, stacked along a new leading axis.
-    """
-
-    def of_part(part: Any, *whole: Any) -> Any:
-        def one(item: Any) -> Any:
-            return fn(item, *whole)
-
-        size = jax.tree.leaves(part)[0].shape[0]
-        at_once = 1 if _on_cpu() else BUSY_BYTES // _largest_array(one, part)
-        if at_once <= 1 or size == 1:  # an axis of one item costs more than a loop of one turn
-            return jax.lax.map(one, part)
-        if at_once >= size:
-            return jax.vmap(one)(part)
-        rounds = -(-size // at_once)
-        return jax.lax.map(one, part, batch_size=-(-size // rounds))
-
-    return spread(of_part, mesh, stack, *shared, splits_batches=splits_batches)
-
-
-def _largest_array(fn: Callable[[Any], Any], stack: Any) -> int:
+def largest_array(fn: Callable[[Any], Any], stack: Any) -> int:
     """Bytes of the largest array that ``fn`` of one item of the stack makes on its way."""
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset import chunks
+from pseudocoreset.compute import chunks
+from pseudocoreset.compute.devices import Devices
+from pseudocoreset.compute.limits import limited
 from pseudocoreset.device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
-from pseudocoreset.objectives import CoresetArrays, function_kl
+from pseudocoreset.objectives import Rows, function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient
 
 RNG = np.random.default_rng(0)
@@ -21,9 +23,10 @@ WEIGHTS = RNG.uniform(0.5, 2.0, 17).astype(np.float32)
 
 
 @pytest.fixture
-def three_at_once(monkeypatch):
+def three_at_once():
     """Chunks of three data, whatever the model."""
-    monkeypatch.setattr(chunks, "data_at_once", lambda model: 3)
+    with limited(rows=3):
+        yield
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
@@ -34,7 +37,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(three_at_once, norm):
     def whole(p):
         return -jnp.sum(WEIGHTS * model.log_likelihood(p, IMAGES, LABELS)) / WEIGHTS.sum()
 
-    loss, gradient = jax.jit(lambda p: mean_loss_and_gradient(model, p, (IMAGES, LABELS, WEIGHTS)))(params)
+    loss, gradient = jax.jit(lambda p: mean_loss_and_gradient(model, p, Rows(IMAGES, LABELS, WEIGHTS)))(params)
     expected, slope = jax.jit(jax.value_and_grad(whole))(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for name in params:
@@ -43,14 +46,14 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(three_at_once, norm):
 
 
 def test_results_come_back_in_order_and_without_what_fills_up(three_at_once):
-    model = bnn(MLP((4,)), input_shape=(8, 8, 1), num_outputs=3)
+    devices = Devices().for_rows_of(bnn(MLP((4,)), input_shape=(8, 8, 1), num_outputs=3))
     seen = []
 
-    def fn(data, weights):
-        seen.append(len(weights))
-        return jnp.sum(weights * data), 2 * data
+    def fn(rows):
+        seen.append(len(rows.weights))
+        return jnp.sum(rows.weights * rows.inputs), 2 * rows.inputs
 
-    total, doubled = chunks.over_data(model, fn, jnp.arange(17.0), jnp.asarray(WEIGHTS))
+    total, doubled = devices.sum_rows(fn, Rows(jnp.arange(17.0), None, jnp.asarray(WEIGHTS)), has_aux=True)
     np.testing.assert_allclose(total, np.sum(WEIGHTS * np.arange(17.0)), rtol=1e-5)
     np.testing.assert_array_equal(doubled, 2 * np.arange(17.0))
     assert max(seen) <= 3
@@ -60,7 +63,7 @@ def test_results_come_back_in_order_and_without_what_fills_up(three_at_once):
 def test_function_kl_is_the_same_in_chunks_and_in_one_piece(three_at_once, proxy):
     model = bnn(MLP((4,)), input_shape=(5,), num_outputs=3)
     x = jnp.asarray(RNG.normal(size=(17, 5)), jnp.float32)
-    points = CoresetArrays(x[:11], jnp.asarray(LABELS[:11]), jnp.asarray(WEIGHTS[:11]))
+    points = Rows(x[:11], jnp.asarray(LABELS[:11]), jnp.asarray(WEIGHTS[:11]))
     snapshot = model.init(jax.random.key(0))
     results = []
     for one in (model, replace(model, is_separable=False)):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import pseudocoreset as pc
-from pseudocoreset.batching import convolution_form, full_precision, map_stack
+from pseudocoreset.compute.backends import convolution_form, full_precision
+from pseudocoreset.compute.devices import Devices
 from pseudocoreset.inference import sample
 from pseudocoreset.models import ConvNet, bnn
 
@@ -187,7 +188,7 @@ def test_an_accelerator_takes_as_many_networks_at_once_as_keep_it_busy(accelerat
     """Arrays of 64 MiB together do; the largest of one network is 4 times as large as its parameters here."""
 
     def mapped(stack):
-        return map_stack(outer, stack, 1.0)
+        return Devices().map(outer, stack, 1.0)
 
     stack = jax.ShapeDtypeStruct((5, 2**26 // fills // 16), jnp.float32)
     scans = [e.params["length"] for e in equations(mapped, stack) if e.primitive.name == "scan"]
@@ -203,12 +204,12 @@ def outer(params, offset):
 def test_networks_that_go_together_are_each_by_itself(size, accelerator):
     """All five, or in rounds of two."""
     stack = np.random.default_rng(0).normal(size=(5, size)).astype(np.float32)
-    np.testing.assert_allclose(map_stack(outer, stack, 1.0), 6 * stack + 1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(Devices().map(outer, stack, 1.0), 6 * stack + 1, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_networks_go_one_by_one_on_a_cpu(size):
     stack = np.ones((size, 7), np.float32)
-    made = equations(lambda stack: map_stack(lambda params: params @ jnp.eye(7), stack), stack)
+    made = equations(lambda stack: Devices().map(lambda params: params @ jnp.eye(7), stack), stack)
     assert [e.params["length"] for e in made if e.primitive.name == "scan"] == [size]
     assert {e.invars[0].aval.shape for e in made if e.primitive.name == "dot_general"} == {(7,)}

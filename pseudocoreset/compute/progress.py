@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
-from pseudocoreset.meshes import is_writer
+from pseudocoreset.compute.processes import is_writer
 
 __all__ = ["Display", "keep_running", "progress_bar", "standard_error"]
 

@@ -13,8 +13,8 @@ import time
 import pytest
 
 from pseudocoreset import Experts
+from pseudocoreset.compute.progress import Display, progress_bar
 from pseudocoreset.inference import Posterior
-from pseudocoreset.progress import Display, progress_bar
 
 COMMAND = [sys.executable, "-c", "from pseudocoreset.cli import main; main()"]
 NETWORK = ["--data", "digits", "--width", "2", "--depth", "1"]
