@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from pseudocoreset import Dataset, Pseudocoreset, fit, fit_curvature
 from pseudocoreset.models import MLP, Model, bnn, linear_regression, logistic_regression, poisson_regression
 from pseudocoreset.subsets import Curvature
+from tests.marks import slow_but
 
 RNG = np.random.default_rng(0)
 SCALES = np.array([0.1, 1.0, 30.0])
@@ -173,7 +174,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(FAMILIES, "logistic", "Poisson", "normal", "binomial"))
 def test_synthetic_points_have_gradient_and_hessian_of_all_data(family):
     model, data, most = FAMILIES[family]
     if not isinstance(data, Dataset):
@@ -305,7 +306,7 @@ def test_fewer_points_than_it_takes_are_the_best_of_that_number(caplog):
     assert "size=5 is fewer than it takes, up to 15" in caplog.text
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", slow_but([False, True], False))
 def test_rare_categories_are_among_the_points(double):
     rng = np.random.default_rng(2)
     x = np.c_[np.ones(30_000), rng.normal(size=30_000) * 1e3, np.arange(30_000) < 3].astype(np.float32)
