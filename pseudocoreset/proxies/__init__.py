@@ -1,4 +1,7 @@
-"""Gaussian stand-ins for the full-data and the coreset posterior."""
+"""Gaussian stand-ins for the full-data and the coreset posterior, and their distance at a mode.
+
+``pseudocoreset.objectives.posteriors`` makes of these, of conjugate posteriors and of chains what a method compares.
+"""
 
 from pseudocoreset.proxies.covariance import (
     Covariance,

@@ -97,6 +97,9 @@ class NamedScores:
             raise AttributeError(f"{type(self).__name__} has no {name!r}; the scores are {', '.join(SCORES)}")
         return (self.scores if score == name else self.errors).get(score)
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *SCORES, *(f"{name}{ERROR}" for name in SCORES)})
+
     def by_name(self, names: Iterable[str]) -> dict[str, float | None]:
         """Each score and its standard error, None where it has no meaning."""
         return {f"{name}{end}": getattr(self, f"{name}{end}") for name in names for end in ("", ERROR)}

@@ -100,6 +100,7 @@ def test_what_is_no_score_is_no_attribute() -> None:
     found = predictive_metrics(P, [0, 1])
     with pytest.raises(AttributeError, match="Metrics has no 'acuracy'; the scores are accuracy, rmse, nll"):
         found.acuracy  # noqa: B018
+    assert {"spherical", "spherical_standard_error", "nll", "num_data"} <= set(dir(found))
     for same in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
         assert same == found
         assert same.spherical == found.spherical
