@@ -62,7 +62,7 @@ def _reach(*_: Any, **__: Any) -> Any:
 @contextlib.contextmanager
 def without_computing() -> Iterator[None]:
     """Long computations end where they begin."""
-    import pseudocoreset.experts
+    import pseudocoreset.experts.training
     from pseudocoreset.evaluation import runs
     from pseudocoreset.fitting import loop
     from pseudocoreset.inference import sampling
@@ -71,7 +71,7 @@ def without_computing() -> Iterator[None]:
 
     places = [
         (loop, "block_memory"),
-        (pseudocoreset.experts, "_trajectory"),
+        (pseudocoreset.experts.training, "trajectory"),
         (sampling, "run_chains"),
         (runs, "progress_bar"),
         (by_features, "progress_bar"),

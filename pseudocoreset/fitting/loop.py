@@ -25,8 +25,9 @@ from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
+from pseudocoreset.data.fingerprints import fingerprint
 from pseudocoreset.device import DeviceData
-from pseudocoreset.experts import Experts, fingerprint
+from pseudocoreset.experts import Experts
 from pseudocoreset.fitting.block import Constraints, Loop, compile_block
 from pseudocoreset.fitting.leaves import (
     Box,

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data.fingerprints import fingerprint
 from pseudocoreset.device import check_in_memory
-from pseudocoreset.experts import Experts, fingerprint, train_experts
+from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting.keeping import keep_better
 from pseudocoreset.fitting.loop import Plan, prepare, run
 from pseudocoreset.fitting.outcome import FitResult, Outcome
