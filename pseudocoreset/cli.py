@@ -370,7 +370,7 @@ def evaluate(
     from pseudocoreset import models
     from pseudocoreset.data import load_dataset
     from pseudocoreset.evaluation import evaluate as evaluate_coreset
-    from pseudocoreset.storage import write_json
+    from pseudocoreset.files.storage import write_json
     from pseudocoreset.validation import check_choice
 
     if json_file is not None:
@@ -473,7 +473,7 @@ def main() -> None:
     from rich.markup import escape
 
     from pseudocoreset.compute.progress import keep_running
-    from pseudocoreset.storage import CorruptFileError
+    from pseudocoreset.files.storage import CorruptFileError
 
     keep_running()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)

@@ -13,10 +13,9 @@ import numpy as np
 
 from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.data.coercion import as_numbers, as_several
+from pseudocoreset.data.levels import stratified
 from pseudocoreset.data.preprocessing import Preprocessing
-from pseudocoreset.layout import InputLayout, is_several
-from pseudocoreset.levels import stratified
-from pseudocoreset.schema import (
+from pseudocoreset.files.schema import (
     COUNT,
     FLAG,
     POSITIVE_COUNT,
@@ -30,7 +29,7 @@ from pseudocoreset.schema import (
     maybe,
     optional,
 )
-from pseudocoreset.storage import (
+from pseudocoreset.files.storage import (
     CorruptFileError,
     atomic_directory,
     read_arrays,
@@ -39,6 +38,7 @@ from pseudocoreset.storage import (
     write_arrays,
     write_json,
 )
+from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.validation import check_choice, check_integer, check_key
 
 if TYPE_CHECKING:

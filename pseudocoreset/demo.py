@@ -17,11 +17,11 @@ from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset, Split, load_dataset
 from pseudocoreset.diagnostics import Comparison, compare_posteriors, plot_coreset, report, to_arviz
 from pseudocoreset.experts import train_experts
+from pseudocoreset.files.storage import write_json
 from pseudocoreset.fitting import FitResult, fit_fbpc
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.models import ConvNet, Model, bnn
 from pseudocoreset.proxies import Trajectory
-from pseudocoreset.storage import write_json
 from pseudocoreset.validation import check_key
 
 __all__ = ["DemoSettings", "run_demo"]

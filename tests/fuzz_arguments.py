@@ -301,7 +301,7 @@ def outcome_of(name: str, changes: dict[str, str]) -> str:
     except (TypeError, ValueError) as error:
         is_named = any(re.search(rf"\b{re.escape(word)}\b", str(error)) for word in names_of(function))
         return "refused" if is_named else _told(error)
-    except (OSError, pseudocoreset.storage.CorruptFileError) as error:
+    except (OSError, pseudocoreset.files.storage.CorruptFileError) as error:
         is_path = any("path" in argument or "director" in argument or argument.endswith("dir") for argument in values)
         return "refused" if is_path else _told(error)
     except Exception as error:

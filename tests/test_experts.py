@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pseudocoreset import Dataset, Experts, train_experts
+from pseudocoreset.files.storage import CorruptFileError, seal
 from pseudocoreset.models import MLP, bnn, logistic_regression
-from pseudocoreset.storage import CorruptFileError, seal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 5)).astype(np.float32)

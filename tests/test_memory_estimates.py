@@ -13,7 +13,7 @@ import pseudocoreset as pc
 from pseudocoreset import Dataset, Experts, estimate_memory
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.experts.trajectory import Training
 from pseudocoreset.fitting import loop, memory, optimise
 from pseudocoreset.models import MLP, bnn, gaussian_location

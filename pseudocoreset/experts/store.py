@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from pseudocoreset.arguments import checked_class
-from pseudocoreset.models import Params
-from pseudocoreset.schema import (
+from pseudocoreset.files.schema import (
     COUNT,
     POSITIVE_COUNT,
     RECORD,
@@ -24,7 +23,7 @@ from pseudocoreset.schema import (
     listing,
     optional,
 )
-from pseudocoreset.storage import (
+from pseudocoreset.files.storage import (
     array_shapes,
     atomic_directory,
     map_arrays,
@@ -33,6 +32,7 @@ from pseudocoreset.storage import (
     write_arrays,
     write_json,
 )
+from pseudocoreset.models import Params
 
 __all__ = ["Experts", "Folder"]
 

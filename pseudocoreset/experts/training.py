@@ -14,18 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation, resolve_augmentation
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.processes import to_host, wait_for_all
 from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.augmentation import Augmentation, resolve_augmentation
 from pseudocoreset.data.doors import bind_to
 from pseudocoreset.data.fingerprints import fingerprint
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.experts.store import Experts, Folder
 from pseudocoreset.experts.trajectory import Epoch, Training, trajectory
+from pseudocoreset.files.checkpoints import Checkpointer
 from pseudocoreset.models import Model
 from pseudocoreset.validation import check_integer, check_key, check_positive, key_record
 

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.processes import to_host
 from pseudocoreset.data import Split
-from pseudocoreset.data.records import StoredImages
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
+from pseudocoreset.data.sources.records import StoredImages
+from pseudocoreset.files.checkpoints import Checkpointer
 from pseudocoreset.models import Model, Params
 from pseudocoreset.newton import SHRINKAGE
 from pseudocoreset.proxies import mean_loss_and_gradient

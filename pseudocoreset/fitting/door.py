@@ -20,7 +20,7 @@ from pseudocoreset.compute.memory import MemoryEstimate
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
-from pseudocoreset.device import check_in_memory
+from pseudocoreset.data.on_device import check_in_memory
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting.automatic import Attempt, attempt
 from pseudocoreset.fitting.outcome import FitResult

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data.fingerprints import fingerprint
-from pseudocoreset.device import check_in_memory
+from pseudocoreset.data.levels import warn_of_missing_levels
+from pseudocoreset.data.on_device import check_in_memory
 from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting.keeping import keep_better
 from pseudocoreset.fitting.loop import Plan, prepare, run
 from pseudocoreset.fitting.outcome import FitResult, Outcome
-from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.methods import Learned, Problem
 from pseudocoreset.methods.base import EXPERT_EPOCHS, Callback
 from pseudocoreset.models import Model

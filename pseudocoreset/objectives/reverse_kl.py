@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains

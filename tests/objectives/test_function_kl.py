@@ -14,7 +14,7 @@ import pytest
 
 from pseudocoreset import Dataset
 from pseudocoreset.compute.devices import Devices
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.objectives import Rows, function_kl, function_kl_surrogate
 from pseudocoreset.proxies import Isotropic, Side, Trajectory
