@@ -9,7 +9,8 @@ import pytest
 
 from pseudocoreset import Experts, Pseudocoreset, fit_fbpc, fit_random, train_experts
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.data import load_dataset, records
+from pseudocoreset.data import load_dataset
+from pseudocoreset.data.sources import records
 from pseudocoreset.files.storage import CorruptFileError
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.inference.engine import stored as stored_blocks
