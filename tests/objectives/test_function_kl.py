@@ -142,7 +142,7 @@ def test_trajectory_scales_are_the_empirical_standard_deviations():
         start = np.array([0.5, 0.5, -0.5])
 
         def coreset(key):
-            return jnp.asarray(U), jnp.asarray(V), jnp.asarray(W)
+            return Rows(jnp.asarray(U), jnp.asarray(V), jnp.asarray(W))
 
         side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False, Devices())
         scales = proxy.scales(jax.random.key(0), model, side, jnp.asarray(U))
