@@ -20,8 +20,10 @@ from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.limits import limits
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
 from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.data.doors import check_preprocessing, check_targets
+from pseudocoreset.data.fingerprints import fingerprint
 from pseudocoreset.data.sources.records import Inputs, StoredImages
 from pseudocoreset.inference.engine.guards import warn_of_augmentation
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning
@@ -302,6 +304,7 @@ def _metadata(
         "total_weight": _total_weight(source),
         "augment": None if run.plan.augment is None else run.plan.augment.strategy,
         "preprocessing": source.summary,
+        "data_fingerprint": fingerprint(data) if isinstance(data, Dataset) else None,
         "step_size": np.asarray(tuning["step_size"]).tolist(),
         "options": run.kernel.reported(tuning),
         "key": {
