@@ -36,7 +36,7 @@ class Task:
         model: a bound model.
         coreset: all that the model may learn from.
         split: the data that are scored.
-        validation: data to choose settings on; None unless the protocol needs them, or they are scored.
+        validation: data to choose settings on, for a protocol with ``needs_validation``; others leave it alone.
         data_name: of the data set.
         key: one typed key.
         mesh: devices to share the work, or None.

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pseudocoreset.diagnostics.predictions.scores import SCORES
 from pseudocoreset.formatting import Table, json_values, number, text_table, with_error
 
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
 
 __all__ = ["Estimate", "Evaluation", "Evaluations"]
-
-_SHORT = ("accuracy", "nll", "nll_batchmean", "rmse", "brier", "ece", "ensemble_accuracy", "ensemble_nll")
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,22 @@ class Evaluation:
         return "\n".join([f"Evaluation of {text_table(self.table())}", *self.notes])
 
 
+def _is_main(name: str) -> bool:
+    """Whether a score is in the table of several networks, which has room for few."""
+    score = name.removeprefix("ensemble_")
+    if score != name:
+        return score in ("accuracy", "nll")
+    return SCORES[name].is_compared if name in SCORES else name != "ece_batch"
+
+
 class Evaluations(dict[str, Evaluation]):
     """Evaluations by name of the network: what a coreset is worth to each of them."""
 
     def table(self) -> Table:
         """A row a network; spreads are over repeats, or over held-out examples where there is one repeat."""
-        names = [name for name in _SHORT if any(name in one.metrics for one in self.values())]
+        names = [
+            name for name in dict.fromkeys(name for one in self.values() for name in one.metrics) if _is_main(name)
+        ]
         rows = [
             (model, *(str(one.metrics[name]) if name in one.metrics else number(None) for name in names))
             for model, one in self.items()

@@ -1,8 +1,10 @@
-"""Scores of repeats, and the formulas of published code that differ from them."""
+"""Scores of repeats, and the formulas of published code that differ from them.
+
+The scores themselves are in ``diagnostics/predictions/scores.py``.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +15,7 @@ from pseudocoreset.arguments import checked
 from pseudocoreset.data.coercion import as_numbers
 from pseudocoreset.diagnostics.predictions.metrics import metrics_of
 from pseudocoreset.diagnostics.predictions.predictive import Predictive
+from pseudocoreset.diagnostics.predictions.scores import ERROR
 from pseudocoreset.evaluation.result import Estimate
 from pseudocoreset.validation import check_integer
 
@@ -20,7 +23,6 @@ __all__ = ["ece_batch", "estimates", "nll_batchmean", "scores_of"]
 
 PUBLISHED_BATCH = 128
 PUBLISHED_EDGES = 30
-_ERROR = "_standard_error"
 
 
 @checked
@@ -98,11 +100,8 @@ def scores_of(predictive: Predictive, log_likelihood: np.ndarray | None = None) 
         predictive: averaged over the draws of the repeat.
         log_likelihood: (draws, n), for the formulas of published code; None leaves them out.
     """
-    scores = {
-        name: float(value)
-        for name, value in dataclasses.asdict(metrics_of(predictive)).items()
-        if value is not None and not name.startswith("num_")
-    }
+    found = metrics_of(predictive)
+    scores = {name: value for name, value in found.by_name(found.scores).items() if value is not None}
     if predictive.num_chains * predictive.num_draws == 1:
         # The member is the average.
         scores = {name: value for name, value in scores.items() if not name.startswith("nll_member")}
@@ -116,9 +115,9 @@ def estimates(repeats: Sequence[Mapping[str, float]], prefix: str = "") -> dict[
     """Each score over repeats; those of ``scores_of``, which all have the same names."""
     found = {}
     for name in repeats[0]:
-        if name.endswith(_ERROR):
+        if name.endswith(ERROR):
             continue
         values = tuple(scores[name] for scores in repeats)
-        errors = [scores[name + _ERROR] for scores in repeats if name + _ERROR in scores]
+        errors = [scores[name + ERROR] for scores in repeats if name + ERROR in scores]
         found[prefix + name] = Estimate(values, float(np.mean(errors)) if errors else None)
     return found

@@ -243,7 +243,9 @@ def method_class(name: str) -> type[Method]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"method={name!r}: {error}") from error
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        remedy = f"; put the folder of {error.name} on PYTHONPATH, or install it" if is_missing else ""
+        raise ValueError(f"method={name!r}: {error}{remedy}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"method={name!r} must name a class of Method; got {found!r}")
     return found

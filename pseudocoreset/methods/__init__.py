@@ -1,7 +1,7 @@
 """Methods that learn a coreset: one frozen dataclass each, with its settings."""
 
 from pseudocoreset.methods.bacon import BACON
-from pseudocoreset.methods.base import Learned, Method, Optimizer, Problem
+from pseudocoreset.methods.base import Callback, Learned, Method, Optimizer, Problem
 from pseudocoreset.methods.bpc_fkl import BPCForwardKL
 from pseudocoreset.methods.bpc_rkl import BPCReverseKL
 from pseudocoreset.methods.bpc_w import BPCWasserstein
@@ -16,6 +16,7 @@ __all__ = [
     "BPCForwardKL",
     "BPCReverseKL",
     "BPCWasserstein",
+    "Callback",
     "DistributionMatching",
     "GradientMatching",
     "Learned",

@@ -85,8 +85,7 @@ def forward_kl(
         "augment_draws": None if augment is None else augment.strategy,
     }
     if estimator == "closed_form":
-        exact = closed_form(posteriors, free, lambda small, full: kl_divergence(full, small))
-        return Objective("forward_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
+        return closed_form("forward_kl", model, posteriors, lambda p, q: kl_divergence(q, p), free, settings)
 
     def gradient(
         key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]

@@ -12,7 +12,7 @@ Three families, one interface:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ from pseudocoreset.arguments import checked_class, described
 from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
-from pseudocoreset.objectives.base import Gradient, GradientFn, SnapshotWindow, differentiate
+from pseudocoreset.objectives.base import Gradient, Objective, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains
 from pseudocoreset.proxies import BatchFn, Covariance, Isotropic, Laplace, Side, Trajectory, descend
 from pseudocoreset.proxies.laplace import (
+    DENSE_LIMIT,
     NUM_STARTS,
     best_mode,
     coreset_potential,
@@ -47,6 +48,7 @@ __all__ = [
     "WeightDraws",
     "bind_posteriors",
     "closed_form",
+    "gaussian_posteriors",
 ]
 
 PROXIES = ("conjugate", "laplace", "chains", "isotropic", "trajectory")
@@ -319,10 +321,47 @@ def _around_maps(model: Model, covariance: Covariance, inner: InnerTraining, wan
     return Posteriors(init, draws, None, inner.window, {**covariance.describe(), **inner.describe()}, "kept")
 
 
+def gaussian_posteriors(model: Model, proxy: str | None, argument: str, instead: str = "") -> Posteriors:
+    """The two posteriors of a model as Gaussians in closed form.
+
+    Args:
+        model: a bound model.
+        proxy: ``"conjugate"``, ``"laplace"`` (at most 2,000 parameters), or None for the first that the model has.
+        argument: what the user calls ``proxy``; errors name it.
+        instead: what else there is where a model has no mode, a clause of that error.
+
+    Raises:
+        ValueError: for a model without such posteriors.
+    """
+    if proxy is not None:
+        check_choice(proxy, argument, ("conjugate", "laplace"))
+    remedy = f"{instead}, or {NO_REMEDY}" if instead else NO_REMEDY
+    posteriors = bind_posteriors(model, proxy, InnerTraining(), wants_data=False, remedy=remedy)
+    if posteriors.gaussians is None:
+        raise ValueError(
+            f"{argument} must be a conjugate posterior or a dense Laplace approximation, for models of at most "
+            f"{DENSE_LIMIT} parameters; {model.name!r} has {model.num_params}, and networks have none unless asked for"
+        )
+    return posteriors
+
+
 def closed_form(
-    posteriors: Posteriors, free: tuple[str, ...], divergence: Callable[[Gaussian, Gaussian], jax.Array]
-) -> GradientFn:
-    """Exact gradient of ``divergence(of the coreset, of the full data)`` between Gaussian posteriors.
+    name: str,
+    model: Model,
+    posteriors: Posteriors,
+    divergence: Callable[[Gaussian, Gaussian], jax.Array],
+    free: tuple[str, ...],
+    settings: Mapping[str, Any] | None = None,
+) -> Objective:
+    """The objective ``divergence(of the coreset, of the full data)`` between Gaussian posteriors, exact: no draws.
+
+    Args:
+        name: of the objective.
+        model: a bound model.
+        posteriors: those of the model, as ``gaussian_posteriors`` gives them.
+        divergence: of two ``Gaussian``, differentiable; see ``objectives.gaussian``.
+        free: leaves of the coreset to differentiate.
+        settings: saved with the coreset beside those of the posteriors.
 
     Raises:
         ValueError: if the posteriors are not Gaussian in closed form.
@@ -344,4 +383,5 @@ def closed_form(
         (loss, mean), leaves = differentiate(loss_fn, coreset, free)
         return leaves, (state[0], jax.lax.stop_gradient(mean)), {"loss": loss}
 
-    return gradient
+    saved = {**posteriors.settings, **(settings or {})}
+    return Objective(name, model, posteriors.init, gradient, None, saved, free, loss_is_value=True)

@@ -101,8 +101,7 @@ def reverse_kl(
         "target": target,
     }
     if estimator == "closed_form":
-        exact = closed_form(posteriors, free, kl_divergence)
-        return Objective("reverse_kl", model, posteriors.init, exact, None, settings, free, loss_is_value=True)
+        return closed_form("reverse_kl", model, posteriors, kl_divergence, free, settings)
 
     def gradient(
         key: jax.Array, state: Any, coreset: Rows, data: DeviceData, snapshots: tuple[Params, ...]

@@ -77,10 +77,7 @@ def wasserstein(
         )
     posteriors = bind_posteriors(model, proxy, training)
     if posteriors.gaussians is not None:
-        exact = closed_form(posteriors, free, squared_wasserstein)
-        return Objective(
-            "wasserstein", model, posteriors.init, exact, None, posteriors.settings, free, loss_is_value=True
-        )
+        return closed_form("wasserstein", model, posteriors, squared_wasserstein, free)
     if proxy not in (None, "isotropic"):
         raise ValueError(
             f"proxy={proxy!r}: fixed covariances leave the gradient of the Wasserstein distance as it is; use "

@@ -13,12 +13,9 @@ from pseudocoreset.coreset import MASSES, Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.methods.base import Callback, Method, Problem
 from pseudocoreset.models import Model
-from pseudocoreset.objectives import InnerTraining
-from pseudocoreset.objectives.posteriors import NO_REMEDY, Posteriors, bind_posteriors
-from pseudocoreset.proxies.laplace import DENSE_LIMIT
 from pseudocoreset.validation import check_choice, check_integer
 
-__all__ = ["Choice", "Chosen", "Subset", "gaussian_posteriors", "one_model", "quota_of", "ratio", "subset_of"]
+__all__ = ["Choice", "Chosen", "Subset", "one_model", "quota_of", "ratio", "subset_of"]
 
 
 class Choice(NamedTuple):
@@ -90,20 +87,6 @@ def one_model(problem: Problem) -> Model:
             f"model must be one Model, whose log-likelihoods choose the points; got {len(problem.models)} of them"
         )
     return problem.models[0]
-
-
-def gaussian_posteriors(model: Model, proxy: str | None, argument: str) -> Posteriors:
-    """The posteriors of a model that are Gaussian in closed form."""
-    if proxy is not None:
-        check_choice(proxy, argument, ("conjugate", "laplace"))
-    given = "posterior= a Gaussian of draws of the posterior, or " if argument == "posterior" else ""
-    posteriors = bind_posteriors(model, proxy, InnerTraining(), wants_data=False, remedy=given + NO_REMEDY)
-    if posteriors.gaussians is None:
-        raise ValueError(
-            f"{argument} must be a conjugate posterior or a dense Laplace approximation, for models of at most "
-            f"{DENSE_LIMIT} parameters; {model.name!r} has {model.num_params}, and networks have none unless asked for"
-        )
-    return posteriors
 
 
 def quota_of(problem: Problem) -> tuple[np.ndarray, int]:

@@ -14,8 +14,9 @@ import numpy as np
 from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
+from pseudocoreset.objectives.posteriors import gaussian_posteriors
 from pseudocoreset.rows import Rows
-from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, subset_of
+from pseudocoreset.subsets.base import Choice, Chosen, one_model, quota_of, subset_of
 from pseudocoreset.validation import check_integer
 
 __all__ = ["GIGA", "geodesic_ascent"]
@@ -78,7 +79,7 @@ class GIGA(Chosen):
                     f"mean of shape {given.mean.shape}"
                 )
             return given, {"proxy": "given"}
-        posteriors = gaussian_posteriors(model, given, "posterior")
+        posteriors = gaussian_posteriors(model, given, "posterior", "posterior= a Gaussian of draws of the posterior")
         x, y = device.batch(jnp.zeros(1, jnp.int32))
         state = posteriors.init(key, Rows(x, y, jnp.zeros(1, x.dtype)), device)
         return state[0], posteriors.settings

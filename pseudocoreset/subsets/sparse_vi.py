@@ -17,9 +17,9 @@ from pseudocoreset.data import Dataset
 from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
-from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws
+from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws, gaussian_posteriors
 from pseudocoreset.rows import Rows
-from pseudocoreset.subsets.base import Choice, Chosen, gaussian_posteriors, one_model, quota_of, ratio, subset_of
+from pseudocoreset.subsets.base import Choice, Chosen, one_model, quota_of, ratio, subset_of
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["SparseVI"]

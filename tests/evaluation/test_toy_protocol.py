@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pseudocoreset import Pseudocoreset, cli, evaluate, load_dataset
-from pseudocoreset.evaluation import PROTOCOLS, Estimate, Protocol, Scored, Task
+from pseudocoreset.evaluation import PROTOCOLS, Estimate, Evaluations, Protocol, Scored, Task
 from pseudocoreset.models import MLP, bnn
 
 DATA = load_dataset("digits")
@@ -68,6 +68,14 @@ def test_evaluate_knows_it_by_name_and_by_configuration(toy: type[Any]) -> None:
         evaluate(CORESET, MODEL, DATA, protocol="nearest_point", key=KEY, metric="l1")
     with pytest.raises(ValueError, match=r"protocol='nearest' is unknown.*'default'.*'nearest_point'"):
         evaluate(CORESET, MODEL, DATA, protocol="nearest", key=KEY)
+
+
+def test_a_score_of_its_own_is_in_the_table_of_networks() -> None:
+    found = evaluate(CORESET, {"a": MODEL}, DATA, protocol="nearest_point", key=KEY)["a"]
+    found = dataclasses.replace(found, metrics={**found.metrics, "margin": Estimate((0.25,))})
+    _, columns, rows = Evaluations({"a": found}).table()
+    assert columns == ["accuracy", "margin"]
+    assert rows[0][2] == "0.250"
 
 
 def test_the_command_knows_it(tmp_path: Path) -> None:

@@ -267,11 +267,38 @@ def _on_disk(split):
     return changed
 
 
-def test_the_skeleton_of_the_page_works(tmp_path: Path) -> None:
+def skeleton_of_the_page(number: int, folder: Path, name: str) -> type[Any]:
     page = Path(__file__).parents[2] / "docs" / "add-a-kernel.md"
-    (tmp_path / "page.py").write_text(page.read_text().split("```python\n")[1].split("```")[0])
+    (folder / "page.py").write_text(page.read_text().split("```python\n")[number].split("```")[0])
+    return runpy.run_path(str(folder / "page.py"))[name]
+
+
+def test_the_option_of_the_page_works(tmp_path: Path) -> None:
+    few = {"num_warmup": 3, "num_samples": 4, "thinning": 1, "step_size": 0.01}
     try:
-        skeleton = runpy.run_path(str(tmp_path / "page.py"))["RandomWalk"]
+        clipped = skeleton_of_the_page(2, tmp_path, "ClippedSGHMC")
+        loose = run("clipped_sghmc", max_grad_norm=1e9, **few)
+        still = {
+            "num_warmup": 0,
+            "num_samples": 1,
+            "temperature": 1e-9,
+            "init_params": {REGRESSION.site: np.full(4, 5.0)},
+        }
+        tight = run(clipped(max_grad_norm=2.0), **{**few, **still, "step_size": 0.05})
+        with pytest.raises(ValueError, match="max_grad_norm must be a positive number; got -1"):
+            run("clipped_sghmc", max_grad_norm=-1.0, **few)
+    finally:
+        KERNELS.pop("clipped_sghmc", None)
+    assert loose.metadata["options"]["max_grad_norm"] == 1e9
+    np.testing.assert_allclose(loose.draws[REGRESSION.site], run("sghmc", **few).draws[REGRESSION.site], rtol=1e-5)
+    # Two halves of a step with a momentum of h g, then of 0.9 h g.
+    moved = np.linalg.norm(tight.draws[REGRESSION.site][:, 0] - 5.0, axis=-1)
+    np.testing.assert_allclose(moved, 0.05**2 / 2 * (1 + 0.9) * 2.0, rtol=0.01)
+
+
+def test_the_skeleton_of_the_page_works(tmp_path: Path) -> None:
+    try:
+        skeleton = skeleton_of_the_page(1, tmp_path, "RandomWalk")
         found = run("random_walk", jump=0.5, step_size=0.1)
     finally:
         KERNELS.pop("random_walk", None)

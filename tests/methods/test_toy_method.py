@@ -1,6 +1,7 @@
 """A method in a file of its own goes through every door: no other file knows of it."""
 
 import pathlib
+import re
 import sys
 
 import jax
@@ -16,7 +17,7 @@ from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.fitting import Outcome
 from pseudocoreset.inference import sample
 from pseudocoreset.methods import Problem
-from pseudocoreset.models import MLP, bnn, logistic_regression
+from pseudocoreset.models import MLP, bnn, gaussian_location, logistic_regression
 from pseudocoreset.objectives import Rows
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -112,6 +113,54 @@ def test_the_command_takes_it_by_the_place_of_its_class(tmp_path):
 def test_what_it_cannot_take_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         fit(MODEL, DATA, MeanMatching, **{**dict(size=4), **QUIET, **arguments})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Modules of the skeletons of the page, where ``fit`` finds them: a divergence, the method above, a choice."""
+    folder = tmp_path_factory.mktemp("page")
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for block in blocks:
+            if "@dataclass" in block:
+                name = re.search(r"class (\w+)", block)[1]
+                (folder / f"page_{name}.py").write_text(block)
+        yield
+
+
+def test_the_method_of_the_page_is_this_one(page):
+    wanted = fit(MODEL, DATA, MeanMatching(), size=4, steps=3, **QUIET)
+    found = fit(MODEL, DATA, "page_MeanMatching:MeanMatching", size=4, steps=3, **QUIET)
+    np.testing.assert_array_equal(found.coreset.inputs, wanted.coreset.inputs)
+
+
+def test_the_divergence_of_the_page_is_exact(page):
+    """Of one mean under n data and under m points: N(s / (1 + w), 1 / (1 + w)) with s the sum of w data."""
+    data = Dataset.from_arrays(X[:, :1])
+    result = fit(gaussian_location(data), data, "page_SymmetrisedKL:SymmetrisedKL", size=2, steps=2, **QUIET)
+    start = Pseudocoreset.from_data(data, size=2, key=jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0))
+    total, shift = 1 + 90, (X[:, 0].sum() - 45 * start.inputs.sum()) / (1 + 90)
+    assert result.history["loss"][0] == pytest.approx(total * shift**2 / 2, rel=1e-4)
+    assert result.history["loss"][1] < result.history["loss"][0]
+    assert result.coreset.metadata["objectives"][0]["proxy"] == "conjugate"
+    network = bnn(MLP((4,)), DATA)
+    with pytest.raises(ValueError, match="proxy must be a conjugate posterior or a dense Laplace approximation"):
+        fit(network, DATA, "page_SymmetrisedKL:SymmetrisedKL", size=4, steps=2, **QUIET)
+
+
+def test_the_choice_of_the_page_is_taken(page):
+    result = fit(MODEL, DATA, "page_EvenlySpaced:EvenlySpaced", size=3, **QUIET)
+    np.testing.assert_array_equal(result.coreset.inputs, X[[0, 44, 89]])
+    assert result.coreset.mass == pytest.approx(90)
+    with pytest.raises(ValueError, match="'evenly_spaced' knows no classes; give size"):
+        fit(MODEL, DATA, "page_EvenlySpaced:EvenlySpaced", images_per_class=1, **QUIET)
+
+
+def test_a_module_that_is_not_found_is_answered_with_what_to_do():
+    with pytest.raises(ValueError, match="No module named 'nowhere'; put the folder of nowhere on PYTHONPATH"):
+        fit(MODEL, DATA, "nowhere:Method", size=3, **QUIET)
 
 
 def test_no_other_file_names_it():

@@ -8,7 +8,8 @@ import numpy as np
 
 from pseudocoreset.diagnostics.comparison.findings import Findings
 from pseudocoreset.diagnostics.distances.agreement import UNIFORM
-from pseudocoreset.diagnostics.predictions.differences import held_out_elpd
+from pseudocoreset.diagnostics.predictions.differences import compared_scores, held_out_elpd
+from pseudocoreset.diagnostics.predictions.scores import SCORES
 from pseudocoreset.formatting import MISSING, Table, number, with_error
 
 __all__ = ["tables_with_notes"]
@@ -42,17 +43,8 @@ def _cell(row: Any, name: str) -> str:
 
 def _metrics(comparison: Findings) -> tuple[Table, str]:
     heading = f"Predictions on {comparison.num_data} held-out examples, averaged over draws (± standard error)"
-    if comparison.is_classification:
-        titles = {
-            "accuracy": "accuracy",
-            "nll": "NLL",
-            "nll_member": "NLL of one draw",
-            "brier": "Brier",
-            "ece": "ECE",
-            "entropy": "entropy",
-        }
-    else:
-        titles = {"rmse": "RMSE", "nll": "NLL", "nll_member": "NLL of one draw"}
+    held = comparison.metrics.values()
+    titles = {name: score.title for name, score in SCORES.items() if any(name in row.scores for row in held)}
     rows = [
         [name, *(_cell(row, field) for field in titles), number(row.num_draws)]
         for name, row in comparison.metrics.items()
@@ -99,10 +91,9 @@ def _agreement(comparison: Findings) -> tuple[Table, str]:
 
 
 def _differences(comparison: Findings) -> tuple[Table, str]:
-    titles = {"elpd": "elpd"}
-    titles |= (
-        {"accuracy": "accuracy", "brier": "Brier", "ece": "ECE"} if comparison.is_classification else {"rmse": "RMSE"}
-    )
+    held = comparison.differences.values()
+    titles = {name: SCORES[name].title for name in compared_scores() if any(name in row.scores for row in held)}
+    titles = {"elpd": "elpd", **titles}
     is_finite = all(np.isfinite(row.log_likelihood).all() for row in comparison.predictions.values())
     weights = held_out_elpd(comparison.predictions)["weight"] if is_finite else {}
 

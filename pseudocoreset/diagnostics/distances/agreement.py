@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pseudocoreset.diagnostics.predictions.metrics import standard_error, top_classes
+from pseudocoreset.diagnostics.predictions.metrics import standard_error
 from pseudocoreset.diagnostics.predictions.predictive import Predictive
+from pseudocoreset.diagnostics.predictions.scores import top_classes
 from pseudocoreset.formatting import json_values
 from pseudocoreset.inference.posterior.likelihoods import log_probability_blocks, mean_blocks
 from pseudocoreset.inference.posterior.model import model_of

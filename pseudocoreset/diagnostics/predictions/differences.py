@@ -20,44 +20,41 @@ from typing import Any
 import numpy as np
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.diagnostics.predictions.metrics import contributions, standard_error
+from pseudocoreset.diagnostics.predictions.metrics import standard_error
 from pseudocoreset.diagnostics.predictions.predictive import Predictive
+from pseudocoreset.diagnostics.predictions.scores import SCORES, NamedScores, contributions
 from pseudocoreset.formatting import json_values
 
-__all__ = ["ScoreDifference", "held_out_elpd", "score_difference"]
+__all__ = ["ScoreDifference", "compared_scores", "held_out_elpd", "score_difference"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreDifference:
+class ScoreDifference(NamedScores):
     """Scores of one posterior less those of the reference, with paired standard errors over held-out examples.
+
+    ``found.brier`` and ``found.brier_standard_error`` are of the Brier score, and so on by the names of the scores.
 
     Attributes:
         elpd: Difference of the sums of log predictive densities over the held-out examples; above zero is better.
         elpd_standard_error: sqrt(n) times the standard deviation of the differences of single examples.
-        accuracy: Above zero is better; None for a regression, like the next two.
-        accuracy_standard_error: Likewise.
-        brier: Below zero is better.
-        brier_standard_error: Likewise.
-        ece: Below zero is better calibrated.
-        ece_standard_error: Likewise.
-        rmse: Below zero is better; None for classes.
-        rmse_standard_error: Likewise.
+        scores: Differences of the other scores by name, those that have a meaning for both.
+        errors: Their standard errors.
     """
 
     elpd: float
     elpd_standard_error: float
-    accuracy: float | None = None
-    accuracy_standard_error: float | None = None
-    brier: float | None = None
-    brier_standard_error: float | None = None
-    ece: float | None = None
-    ece_standard_error: float | None = None
-    rmse: float | None = None
-    rmse_standard_error: float | None = None
+    scores: dict[str, float]
+    errors: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """The values by name, ready for JSON."""
-        return json_values(dataclasses.asdict(self))
+        sums = {"elpd": self.elpd, "elpd_standard_error": self.elpd_standard_error}
+        return json_values(sums | self.by_name(compared_scores()))
+
+
+def compared_scores() -> list[str]:
+    """Names of the scores of a ``ScoreDifference``; its ``elpd`` is that of the NLL."""
+    return [name for name, score in SCORES.items() if score.is_compared and name != "nll"]
 
 
 def score_difference(reference: Predictive, other: Predictive, *, num_bins: int = 15) -> ScoreDifference:
@@ -70,14 +67,15 @@ def score_difference(reference: Predictive, other: Predictive, *, num_bins: int 
     """
     left, right = (contributions(predictive, num_bins=num_bins) for predictive in (reference, other))
     count = other.log_likelihood.size
-    found: dict[str, float] = {}
     with np.errstate(invalid="ignore"):  # both infinite
-        for name in ("accuracy", "brier", "ece", "rmse"):
-            if name in left and name in right:
-                gap = right[name] - left[name]
-                found |= {name: float(gap.mean()), f"{name}_standard_error": standard_error(gap)}
+        gaps = {name: right[name] - left[name] for name in compared_scores() if name in left and name in right}
         gap = left["nll"] - right["nll"]
-    return ScoreDifference(elpd=float(gap.sum()), elpd_standard_error=count * standard_error(gap), **found)
+        return ScoreDifference(
+            elpd=float(gap.sum()),
+            elpd_standard_error=count * standard_error(gap),
+            scores={name: float(row.mean()) for name, row in gaps.items()},
+            errors={name: standard_error(row) for name, row in gaps.items()},
+        )
 
 
 @checked

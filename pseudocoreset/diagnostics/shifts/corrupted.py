@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from pseudocoreset.arguments import checked, described
 from pseudocoreset.data import CORRUPTIONS, SEVERITIES, Split, corrupted
 from pseudocoreset.data.coercion import as_numbers
-from pseudocoreset.diagnostics.predictions.metrics import Metrics, contributions, metrics_of, standard_errors
+from pseudocoreset.diagnostics.predictions.metrics import Metrics, metrics_of, standard_errors
 from pseudocoreset.diagnostics.predictions.predictive import Predictive, predict, predict_from_probabilities
+from pseudocoreset.diagnostics.predictions.scores import contributions
 from pseudocoreset.formatting import json_values, number, text_table, with_error
 from pseudocoreset.inference.posterior.likelihoods import same_data
 from pseudocoreset.inference.posterior.model import accepts_model
