@@ -239,6 +239,7 @@ def fit(
     ] = None,
     overwrite: Overwrite = False,
     checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
+    verdict: Annotated[bool, typer.Option(help="judge the coreset at the end")] = True,
     depth: Depth = 3,
     width: Width = 128,
     norm: NormKind = "instance",
@@ -271,6 +272,7 @@ def fit(
         key=jax.random.key(seed),
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
+        verdict=verdict,
         **named | dict(_setting(text) for text in setting or ()),
     )
     if weights is None:

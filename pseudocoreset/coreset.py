@@ -235,7 +235,10 @@ class Pseudocoreset:
             if not 0 < total < np.inf:
                 raise ValueError(f"mass must be 'ones', 'data' or a positive number; got {mass!r}")
         weights = self.weights * np.float32(total / self.mass)
-        return replace(self, weights=weights, metadata={**self.metadata, "mass": mass})
+        metadata = {**self.metadata, "mass": mass}
+        if not np.isclose(total, self.mass):
+            metadata.pop("verdict", None)  # it was that of another posterior
+        return replace(self, weights=weights, metadata=metadata)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a directory: ``coreset.safetensors``, ``coreset.json``, ``manifest.json``; whole or not at all."""
