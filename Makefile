@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # What `make oldest` runs: each door once, and the models, kernels and files behind it.
-CORE := tests/test_fitting.py tests/test_cli.py tests/test_coreset.py tests/models/test_model.py tests/inference/test_sampling.py tests/data/test_loading.py
+CORE := tests/fitting/test_fitting.py tests/test_cli.py tests/test_coreset.py tests/models/test_model.py tests/inference/test_sampling.py tests/data/test_loading.py
 
 .DEFAULT_GOAL := help
 .PHONY: help test oldest newest demo bench lint clean

@@ -2,13 +2,14 @@
 
     python benchmarks/tables.py --work DIR --out benchmarks/results/tables.json [--only poisson,bpc_rkl] [--rows 20000]
 
-Columns have their raw scales, 0.1 to 100, and everything is left to defaults. For each problem and method: the largest
-and the median error of a posterior mean and the range of standard deviations, in units of the posterior standard
-deviations of all data, by NUTS on the coreset against NUTS on all data (networks: of the function at 200 training
-inputs and of the log of the noise); the divergence at the mode in nats (Laplace); seconds. ``beside_random`` says of
-each method whether it is nearer than all of 15 random subsets, among them, or farther than all, by nats, or
-where most of these are not known by the mismatch of score and curvature at the mode; of networks,
-whose nats are not known, beside five random subsets by the root mean square error of the mean function. Chains
+Columns have their raw scales, 0.1 to 100, and everything is left to defaults; ``curvature`` finds its own number of
+points. For each problem and method: the largest and the median error of a posterior mean and the range of standard
+deviations, in units of the posterior standard deviations of all data, by NUTS on the coreset against NUTS on all data
+(networks: of the function at 200 training inputs and of the log of the noise); the divergence at the mode in nats
+(Laplace); seconds. ``beside_random`` says of each method whether it is nearer than all of 15 random subsets, among
+them, or farther than all, by nats, or where most of these are not known by the mismatch of score and curvature at the
+mode; of networks, whose nats are not known, beside five random subsets by the root mean square error of the mean
+function. Chains
 on the 200,000 rows of the hierarchical problem take hours on a CPU: ``--laplace-only`` names problems without, and
 ``chains`` of the results says which had some. ``--work`` keeps what is done; ``--out`` is written after every cell.
 """
@@ -37,7 +38,16 @@ from pseudocoreset.proxies.divergence import divergence_at, mode_of_data
 SCALES = np.array([0.1, 1.0, 10.0, 30.0, 100.0])
 SIZE, GROUPS, NUM_RANDOM = 50, 40, 15
 RANDOM = ("random", "random_2", "random_3", "random_4", "random_5")
+
+
+def as_many_as_it_takes(model, data, *, size, **how):
+    """Curvature matching, which finds its own number of points."""
+    return pc.fit_curvature(model, data, **how)
+
+
 METHODS = {
+    "auto": pc.fit,
+    "curvature": as_many_as_it_takes,
     **dict.fromkeys(RANDOM, pc.fit_random),
     "herding": pc.fit_herding,
     "k_centres": pc.fit_k_centres,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from machine import describe_machine
 
-from pseudocoreset.augment import resolve_augmentation
+from pseudocoreset.data.augmentation import resolve_augmentation
 from pseudocoreset.models import ConvNet, bnn
 from pseudocoreset.objectives.unrolled import descend_through
 

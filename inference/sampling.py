@@ -16,13 +16,15 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.limits import limits
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data import Dataset
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.data.doors import check_preprocessing, check_targets
-from pseudocoreset.data.records import Inputs, StoredImages
+from pseudocoreset.data.fingerprints import fingerprint
+from pseudocoreset.data.sources.records import Inputs, StoredImages
 from pseudocoreset.inference.engine.guards import warn_of_augmentation
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning
 from pseudocoreset.inference.engine.plan import Plan, Run
@@ -107,10 +109,10 @@ def sample(
         key: one typed key, ``jax.random.key(seed)``. The same key on the same machine gives the same draws.
         batch_size: data in a minibatch, 1 to n; for the stochastic gradient kernels only. By default all data
             up to 2,000 of them, and 128 beyond.
-        augment: ``"auto"``, a strategy or an ``Augmentation`` (``pseudocoreset.augment``): every gradient sees the
-            images through a new one, so that the chain samples the posterior whose log-likelihood is the mean over
-            augmentations, as the coreset papers evaluate, and not that of the model, which a warning says; for the
-            stochastic gradient kernels only. None by default.
+        augment: ``"auto"``, a strategy or an ``Augmentation`` (``pseudocoreset.data.augmentation``): every gradient
+            sees the images through a new one, so that the chain samples the posterior whose log-likelihood is the
+            mean over augmentations, as the coreset papers evaluate, and not that of the model, which a warning says;
+            for the stochastic gradient kernels only. None by default.
         step_size: of the integrator, positive. By default all kernels but SGHMC and SGLD adapt it. For a model of at
             most 300 parameters that is no network these two take it, and a preconditioner, from the curvature of the
             posterior at its mode and the noise of minibatches: right whatever the units of the columns are. Otherwise,
@@ -302,6 +304,7 @@ def _metadata(
         "total_weight": _total_weight(source),
         "augment": None if run.plan.augment is None else run.plan.augment.strategy,
         "preprocessing": source.summary,
+        "data_fingerprint": fingerprint(data) if isinstance(data, Dataset) else None,
         "step_size": np.asarray(tuning["step_size"]).tolist(),
         "options": run.kernel.reported(tuning),
         "key": {

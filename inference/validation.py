@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.arguments import described
-from pseudocoreset.augment import Augmentation, resolve_augmentation
+from pseudocoreset.data.augmentation import Augmentation, resolve_augmentation
 from pseudocoreset.data.coercion import as_inputs, as_several, as_weights, default_dtype
 from pseudocoreset.data.doors import bind_to_rows
-from pseudocoreset.data.records import Inputs
+from pseudocoreset.data.sources.records import Inputs
 from pseudocoreset.data.targets import as_targets, is_one_hot
 from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.models import Model

@@ -110,9 +110,7 @@ def bnn(
         for name, (_, leaf) in zip(names, paths, strict=True)
     }
 
-    noise_prior: dist.Distribution = dist.HalfNormal(1.0)
-    if target_shape:
-        noise_prior = noise_prior.expand(target_shape).to_event(1)
+    observation = _observation(likelihood, target_shape, noise_scale)
 
     def program(x: jax.Array, y: jax.Array | None = None) -> None:
         leaves = [
@@ -124,14 +122,9 @@ def bnn(
         if features is not None:
             numpyro.deterministic("features", _at_least(x, features.reshape(x.shape[0], -1)))
         f = numpyro.deterministic("f", _at_least(x, outputs))
-        if likelihood == "categorical":
-            observation: dist.Distribution = dist.Categorical(logits=f)
-        else:
-            mean = f if target_shape else f[:, 0]
-            noise = numpyro.sample("noise", noise_prior) if noise_scale is None else noise_scale
-            observation = dist.Normal(mean, noise).to_event(len(target_shape))
+        targets = observation(f)
         with numpyro.plate("data", x.shape[0]):
-            numpyro.sample("y", observation, obs=y)
+            numpyro.sample("y", targets, obs=y)
 
     def initializer(key: jax.Array) -> Params:
         # Modules make float32 weights where JAX computes in float64 too, and steps on them would change their type.
@@ -154,6 +147,23 @@ def bnn(
     )
     target = jax.ShapeDtypeStruct((1, *target_shape), jnp.int32 if likelihood == "categorical" else jnp.float32)
     return model.bind(batch, target)
+
+
+def _observation(
+    likelihood: str, target_shape: tuple[int, ...], noise_scale: float | None
+) -> Callable[[jax.Array], dist.Distribution]:
+    """The distribution of targets given function values (n, d), inside a program: a noise scale is a site of it."""
+    if likelihood == "categorical":
+        return lambda f: dist.Categorical(logits=f)
+    noise_prior: dist.Distribution = dist.HalfNormal(1.0)
+    if target_shape:
+        noise_prior = noise_prior.expand(target_shape).to_event(1)
+
+    def gaussian(f: jax.Array) -> dist.Distribution:
+        noise = numpyro.sample("noise", noise_prior) if noise_scale is None else noise_scale
+        return dist.Normal(f if target_shape else f[:, 0], noise).to_event(len(target_shape))
+
+    return gaussian
 
 
 def _check_settings(likelihood: str, prior_scale: PriorScale, noise_scale: float | None) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pseudocoreset.diagnostics import compare_posteriors as compare_posteriors
     from pseudocoreset.evaluation import Evaluation as Evaluation
     from pseudocoreset.evaluation import evaluate as evaluate
+    from pseudocoreset.evaluation.mass import choose_mass as choose_mass
     from pseudocoreset.experts import Experts as Experts
     from pseudocoreset.experts import train_experts as train_experts
     from pseudocoreset.fitting import FitResult as FitResult
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from pseudocoreset.fitting import fit_sparse_vi as fit_sparse_vi
     from pseudocoreset.fitting import fit_trajectory_matching as fit_trajectory_matching
     from pseudocoreset.inference import sample as sample
-    from pseudocoreset.mass import choose_mass as choose_mass
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ _HOMES = {
     "FitResult": "fitting",
     "MemoryEstimate": "fitting",
     "Pseudocoreset": "coreset",
-    "choose_mass": "mass",
+    "choose_mass": "evaluation.mass",
     "compare_posteriors": "diagnostics",
     "coreset_names": "coreset",
     "estimate_memory": "fitting",

@@ -239,6 +239,7 @@ def fit(
     ] = None,
     overwrite: Overwrite = False,
     checkpoint_dir: Annotated[pathlib.Path | None, typer.Option(help="checkpoints, to go on from if stopped")] = None,
+    verdict: Annotated[bool, typer.Option(help="judge the coreset at the end")] = True,
     depth: Depth = 3,
     width: Width = 128,
     norm: NormKind = "instance",
@@ -271,6 +272,7 @@ def fit(
         key=jax.random.key(seed),
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
+        verdict=verdict,
         **named | dict(_setting(text) for text in setting or ()),
     )
     if weights is None:
@@ -370,7 +372,7 @@ def evaluate(
     from pseudocoreset import models
     from pseudocoreset.data import load_dataset
     from pseudocoreset.evaluation import evaluate as evaluate_coreset
-    from pseudocoreset.storage import write_json
+    from pseudocoreset.files.storage import write_json
     from pseudocoreset.validation import check_choice
 
     if json_file is not None:
@@ -473,7 +475,7 @@ def main() -> None:
     from rich.markup import escape
 
     from pseudocoreset.compute.progress import keep_running
-    from pseudocoreset.storage import CorruptFileError
+    from pseudocoreset.files.storage import CorruptFileError
 
     keep_running()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)

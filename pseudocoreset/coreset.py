@@ -13,10 +13,9 @@ import numpy as np
 
 from pseudocoreset.arguments import checked, checked_class
 from pseudocoreset.data.coercion import as_numbers, as_several
+from pseudocoreset.data.levels import stratified
 from pseudocoreset.data.preprocessing import Preprocessing
-from pseudocoreset.layout import InputLayout, is_several
-from pseudocoreset.levels import stratified
-from pseudocoreset.schema import (
+from pseudocoreset.files.schema import (
     COUNT,
     FLAG,
     POSITIVE_COUNT,
@@ -30,7 +29,7 @@ from pseudocoreset.schema import (
     maybe,
     optional,
 )
-from pseudocoreset.storage import (
+from pseudocoreset.files.storage import (
     CorruptFileError,
     atomic_directory,
     read_arrays,
@@ -39,6 +38,7 @@ from pseudocoreset.storage import (
     write_arrays,
     write_json,
 )
+from pseudocoreset.layout import InputLayout, is_several
 from pseudocoreset.validation import check_choice, check_integer, check_key
 
 if TYPE_CHECKING:
@@ -235,7 +235,10 @@ class Pseudocoreset:
             if not 0 < total < np.inf:
                 raise ValueError(f"mass must be 'ones', 'data' or a positive number; got {mass!r}")
         weights = self.weights * np.float32(total / self.mass)
-        return replace(self, weights=weights, metadata={**self.metadata, "mass": mass})
+        metadata = {**self.metadata, "mass": mass}
+        if not np.isclose(total, self.mass):
+            metadata.pop("verdict", None)  # it was that of another posterior
+        return replace(self, weights=weights, metadata=metadata)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a directory: ``coreset.safetensors``, ``coreset.json``, ``manifest.json``; whole or not at all."""

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.data import Dataset, load_dataset
+from pseudocoreset.data import Dataset, Split, load_dataset
 from pseudocoreset.diagnostics import Comparison, compare_posteriors, plot_coreset, report, to_arviz
 from pseudocoreset.experts import train_experts
+from pseudocoreset.files.storage import write_json
 from pseudocoreset.fitting import FitResult, fit_fbpc
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.models import ConvNet, bnn
+from pseudocoreset.models import ConvNet, Model, bnn
 from pseudocoreset.proxies import Trajectory
-from pseudocoreset.storage import write_json
 from pseudocoreset.validation import check_key
 
 __all__ = ["DemoSettings", "run_demo"]
@@ -139,21 +139,7 @@ def run_demo(
     posteriors: dict[str, Posterior] = {}
     sources: dict[str, Dataset | Pseudocoreset] = {"full": data, "fbpc": fitted.coreset, "random": start}
     for (name, source), sample_key in zip(sources.items(), sample_keys, strict=True):
-        weight = source.mass if isinstance(source, Pseudocoreset) else source.train.num_data
-        posteriors[name] = sample(
-            model,
-            source,
-            kernel="sghmc",
-            num_chains=chosen.num_chains,
-            num_warmup=chosen.num_warmup,
-            num_samples=chosen.num_samples,
-            thinning=chosen.thinning,
-            step_size=chosen.sghmc_step / math.sqrt(weight),
-            batch_size=chosen.batch_size if name == "full" else None,
-            key=sample_key,
-            predict_on=data.test,
-            progress=progress,
-        )
+        posteriors[name] = _sampled(model, source, data.test, chosen, sample_key, progress)
         lap(f"sghmc_{name}")
     comparison = compare_posteriors(posteriors, data.test, reference="full")
     lap("comparison")
@@ -163,6 +149,32 @@ def run_demo(
     metrics = _metrics(comparison, seconds, chosen)
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _sampled(
+    model: Model,
+    source: Dataset | Pseudocoreset,
+    held_out: Split,
+    settings: DemoSettings,
+    key: jax.Array,
+    progress: bool,
+) -> Posterior:
+    """Draws of the posterior of all data, by minibatches, or of a coreset."""
+    weight = source.mass if isinstance(source, Pseudocoreset) else source.train.num_data
+    return sample(
+        model,
+        source,
+        kernel="sghmc",
+        num_chains=settings.num_chains,
+        num_warmup=settings.num_warmup,
+        num_samples=settings.num_samples,
+        thinning=settings.thinning,
+        step_size=settings.sghmc_step / math.sqrt(weight),
+        batch_size=None if isinstance(source, Pseudocoreset) else settings.batch_size,
+        key=key,
+        predict_on=held_out,
+        progress=progress,
+    )
 
 
 def _metrics(comparison: Comparison, seconds: dict[str, float], settings: DemoSettings) -> dict[str, Any]:

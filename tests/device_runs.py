@@ -11,9 +11,9 @@ import numpy as np
 import optax
 
 from pseudocoreset import Dataset, Pseudocoreset, fit_distribution_matching, train_experts
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.diagnostics import calibrate
 from pseudocoreset.evaluation import evaluate
+from pseudocoreset.files.checkpoints import Checkpointer
 from pseudocoreset.fitting import optimise
 from pseudocoreset.inference import sample
 from pseudocoreset.models import MLP, ConvNet, bnn, logistic_regression

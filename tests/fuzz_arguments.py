@@ -62,7 +62,7 @@ def _reach(*_: Any, **__: Any) -> Any:
 @contextlib.contextmanager
 def without_computing() -> Iterator[None]:
     """Long computations end where they begin."""
-    import pseudocoreset.experts
+    import pseudocoreset.experts.training
     from pseudocoreset.evaluation import runs
     from pseudocoreset.fitting import loop
     from pseudocoreset.inference import sampling
@@ -71,7 +71,7 @@ def without_computing() -> Iterator[None]:
 
     places = [
         (loop, "block_memory"),
-        (pseudocoreset.experts, "_trajectory"),
+        (pseudocoreset.experts.training, "trajectory"),
         (sampling, "run_chains"),
         (runs, "progress_bar"),
         (by_features, "progress_bar"),
@@ -301,7 +301,7 @@ def outcome_of(name: str, changes: dict[str, str]) -> str:
     except (TypeError, ValueError) as error:
         is_named = any(re.search(rf"\b{re.escape(word)}\b", str(error)) for word in names_of(function))
         return "refused" if is_named else _told(error)
-    except (OSError, pseudocoreset.storage.CorruptFileError) as error:
+    except (OSError, pseudocoreset.files.storage.CorruptFileError) as error:
         is_path = any("path" in argument or "director" in argument or argument.endswith("dir") for argument in values)
         return "refused" if is_path else _told(error)
     except Exception as error:

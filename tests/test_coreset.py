@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from pseudocoreset import Dataset, Pseudocoreset, coreset_names, fit_herding, load_coreset, load_dataset
 from pseudocoreset.data import Preprocessing
 from pseudocoreset.data.doors import check_start
+from pseudocoreset.files.storage import CorruptFileError, atomic_directory, read_json, write_json
 from pseudocoreset.inference import sample
 from pseudocoreset.models import Model, logistic_regression
-from pseudocoreset.storage import CorruptFileError, atomic_directory, read_json, write_json
 
 RNG = np.random.default_rng(0)
 

@@ -34,7 +34,7 @@ PRINTED = {
 
 def prepare(name, data_dir, monkeypatch):
     """A few images of noise in TFDS's form, so that an example finds them as it would find the real ones."""
-    from pseudocoreset.data.builders import make_builder
+    from pseudocoreset.data.sources.builders import make_builder
 
     side, num_classes, images_per_class = STORED[name]
     generator = np.random.default_rng(0)

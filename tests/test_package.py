@@ -1,5 +1,7 @@
 """The package as users get it: what the wheel holds, what importing it costs, and what it is called."""
 
+import ast
+import graphlib
 import importlib.metadata
 import os
 import re
@@ -177,3 +179,45 @@ def test_a_missing_extra_is_answered_with_the_line_that_installs_it(module: str,
     )
     said = run(hidden).stderr.splitlines()[-1]
     assert said == f"ModuleNotFoundError: {call} needs {module}, which is not installed: {line}"
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports, in functions too, but for types alone."""
+    found: set[str] = set()
+
+    def look(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            look(child)
+
+    look(ast.parse(path.read_text()))
+    return found
+
+
+def test_no_module_and_no_room_imports_in_a_circle() -> None:
+    package = ROOT / "pseudocoreset"
+    files = [Path(folder) / name for folder, _, names in os.walk(package, followlinks=True) for name in names]
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+        if path.suffix == ".py"
+    }
+
+    def home(name: str) -> str | None:
+        return name if name in modules else home(name.rpartition(".")[0]) if "." in name else None
+
+    modules_graph: dict[str, set[str]] = {}
+    rooms_graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        targets = {home(target) for target in imports_of(path)} - {None, name, "pseudocoreset"}
+        modules_graph[name] = targets
+        room = name.split(".")[1:2]
+        if room:
+            rooms_graph.setdefault(room[0], set()).update({target.split(".")[1] for target in targets} - {room[0]})
+    for graph in (modules_graph, rooms_graph):
+        tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.compute.devices import Devices
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.inference.data import (
     draw_indices,
     draw_minibatch,

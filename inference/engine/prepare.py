@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.compute.devices import Devices
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.inference.data import default_chunk_size, held_out_chunk_size
 from pseudocoreset.inference.engine.blocks import initial_positions
 from pseudocoreset.inference.engine.kernel import Kernel, Tuning, per_chain

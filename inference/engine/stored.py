@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.compute.processes import to_host
-from pseudocoreset.data.records import StoredImages
+from pseudocoreset.data.sources.records import StoredImages
 from pseudocoreset.inference.engine.blocks import (
     HeldOut,
     advance,

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pseudocoreset.checkpoint import Checkpointer, different_settings
 from pseudocoreset.compute.processes import is_writer, wait_for_all
-from pseudocoreset.inference.posterior.draws import Posterior
-from pseudocoreset.inference.posterior.files import ARRAYS_FILE, RECORD_FILE, record_of, split_arrays
-from pseudocoreset.schema import RECORD, CorruptFileError, check_record, fits_together, maybe
-from pseudocoreset.storage import (
+from pseudocoreset.files.checkpoints import Checkpointer, different_settings
+from pseudocoreset.files.schema import RECORD, CorruptFileError, check_record, fits_together, maybe
+from pseudocoreset.files.storage import (
     MANIFEST,
     check_replaceable,
     create_arrays,
@@ -36,6 +34,8 @@ from pseudocoreset.storage import (
     verify,
     write_json,
 )
+from pseudocoreset.inference.posterior.draws import Posterior
+from pseudocoreset.inference.posterior.files import ARRAYS_FILE, RECORD_FILE, record_of, split_arrays
 from pseudocoreset.validation import uses_x64
 
 if TYPE_CHECKING:

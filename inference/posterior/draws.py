@@ -17,6 +17,16 @@ from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.limits import limits
 from pseudocoreset.coreset import mass_note
 from pseudocoreset.data.doors import bind_to_rows, check_preprocessing
+from pseudocoreset.files.schema import fits_together
+from pseudocoreset.files.storage import (
+    atomic_directory,
+    map_arrays,
+    read_arrays,
+    read_json,
+    verify,
+    write_arrays,
+    write_json,
+)
 from pseudocoreset.inference.data import function_summary, held_out_chunk_size
 from pseudocoreset.inference.posterior.arviz import to_arviz
 from pseudocoreset.inference.posterior.files import (
@@ -34,8 +44,6 @@ from pseudocoreset.inference.posterior.model import accepts_model, attached, che
 from pseudocoreset.inference.validation import resolve_predict_on, stored_inputs
 from pseudocoreset.models import Model, Params
 from pseudocoreset.rows import ModelInputs
-from pseudocoreset.schema import fits_together
-from pseudocoreset.storage import atomic_directory, map_arrays, read_arrays, read_json, verify, write_arrays, write_json
 
 if TYPE_CHECKING:
     import xarray

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pseudocoreset.layout import InputLayout
-from pseudocoreset.schema import (
+from pseudocoreset.files.schema import (
     COUNT,
     NUMBER,
     POSITIVE,
@@ -25,6 +24,7 @@ from pseudocoreset.schema import (
     maybe,
     optional,
 )
+from pseudocoreset.layout import InputLayout
 
 if TYPE_CHECKING:
     import pathlib

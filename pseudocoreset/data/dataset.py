@@ -14,7 +14,7 @@ from pseudocoreset.arguments import checked_class
 from pseudocoreset.data.coercion import as_inputs, as_numbers, as_several, column_names, row_of
 from pseudocoreset.data.images import check_image_shape, check_image_values
 from pseudocoreset.data.preprocessing import Preprocessing, are_same, channel_moments, fit_preprocessing
-from pseudocoreset.data.records import Inputs, StoredImages
+from pseudocoreset.data.sources.records import Inputs, StoredImages
 from pseudocoreset.data.targets import (
     as_class_names,
     as_targets,

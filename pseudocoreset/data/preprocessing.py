@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from pseudocoreset.arguments import checked_class, described
-from pseudocoreset.data.records import Inputs
+from pseudocoreset.data.sources.records import Inputs
 
 __all__ = ["ZCA_EPSILON", "Preprocessing", "are_same", "channel_moments", "fit_preprocessing"]
 

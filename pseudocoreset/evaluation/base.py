@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.augment import Augmentation
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.models import Model, Params
 from pseudocoreset.proxies import mean_loss_and_gradient
 from pseudocoreset.rows import Rows

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import jax
 
 from pseudocoreset.arguments import checked_class
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.diagnostics.convergence import convergence
 from pseudocoreset.diagnostics.predictions.predictive import predict
+from pseudocoreset.evaluation.mass import choose_mass
 from pseudocoreset.evaluation.protocol import Protocol, Scored, Task
 from pseudocoreset.evaluation.scores import estimates, scores_of
 from pseudocoreset.formatting import number
 from pseudocoreset.inference import Posterior, sample
-from pseudocoreset.mass import choose_mass
 from pseudocoreset.validation import check_integer, check_positive
 
 __all__ = ["Default"]

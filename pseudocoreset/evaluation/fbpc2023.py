@@ -9,8 +9,8 @@ from typing import ClassVar
 import jax
 
 from pseudocoreset.arguments import checked_class
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.evaluation.base import Learning, check_non_negative, check_share
 from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import Moving, kim2022_potential, kim2022_sghmc, normal_like, one_pass, scattered

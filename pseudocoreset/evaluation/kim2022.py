@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pseudocoreset.arguments import checked_class
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.coreset import Pseudocoreset
+from pseudocoreset.data.augmentation import Augmentation
 from pseudocoreset.evaluation.base import Learning, check_non_negative, check_share
 from pseudocoreset.evaluation.runs import Published
 from pseudocoreset.evaluation.steps import (

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.augment import resolve_augmentation
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.processes import to_host
 from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Split
+from pseudocoreset.data.augmentation import resolve_augmentation
 from pseudocoreset.diagnostics.predictions.predictive import Predictive
 from pseudocoreset.evaluation.base import Learning, Rounds
 from pseudocoreset.evaluation.protocol import Protocol, Scored, Task

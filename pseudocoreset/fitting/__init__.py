@@ -7,8 +7,22 @@ from pseudocoreset.fitting.aliases import ALIASES
 from pseudocoreset.fitting.door import METHODS, estimate_memory, fit
 from pseudocoreset.fitting.loop import Plan, optimise, prepare
 from pseudocoreset.fitting.outcome import FitResult, Outcome
+from pseudocoreset.fitting.verdict import Level, Verdict, judge
 
-__all__ = ["METHODS", "FitResult", "MemoryEstimate", "Outcome", "Plan", "estimate_memory", "fit", "optimise", "prepare"]
+__all__ = [
+    "METHODS",
+    "FitResult",
+    "Level",
+    "MemoryEstimate",
+    "Outcome",
+    "Plan",
+    "Verdict",
+    "estimate_memory",
+    "fit",
+    "judge",
+    "optimise",
+    "prepare",
+]
 
 
 def __getattr__(name: str) -> Any:

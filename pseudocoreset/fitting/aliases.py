@@ -13,7 +13,8 @@ from pseudocoreset.methods import Learned, Method
 
 __all__ = ["ALIASES"]
 
-HOW = ("fixed", "callbacks", "checkpoint_dir", "mesh")  # that and ``progress`` come last
+HOW = ("fixed", "callbacks", "checkpoint_dir", "mesh")  # that and what every method takes come last
+ALWAYS = ("progress", "verdict")
 
 
 def _alias(cls: type[Method]) -> Callable[..., FitResult]:
@@ -46,7 +47,7 @@ def _signature(cls: type[Method]) -> inspect.Signature:
     of_fit = inspect.signature(fit).parameters
     taken = [name for name in of_fit if name in cls.takes]
     first = ["model", "data", "images_per_class", "size", "key", *(name for name in taken if name not in HOW)]
-    last = [*(name for name in taken if name in HOW), "progress"]
+    last = [*(name for name in taken if name in HOW), *ALWAYS]
     mine = [
         inspect.Parameter(
             field.name,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.fitting.leaves import (
     Box,
     Free,

@@ -20,11 +20,11 @@ from pseudocoreset.compute.memory import MemoryEstimate
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import bind_to, check_start
-from pseudocoreset.device import check_in_memory
+from pseudocoreset.data.on_device import check_in_memory
 from pseudocoreset.experts import Experts
 from pseudocoreset.fitting.automatic import Attempt, attempt
 from pseudocoreset.fitting.outcome import FitResult
-from pseudocoreset.fitting.running import Way, choose, learn, planned
+from pseudocoreset.fitting.running import Way, choose, learn, planned, with_verdict
 from pseudocoreset.methods import (
     BACON,
     FBPC,
@@ -87,6 +87,7 @@ def fit(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    verdict: bool = True,
     **settings: Any,
 ) -> FitResult:
     """Learn or choose a coreset whose posterior is to match that of the data.
@@ -121,6 +122,9 @@ def fit(
             (``num_networks``), else the draws of a linearised proxy; with an axis called ``"data"``,
             ``jax.make_mesh((4,), ("data",))``, the data of every batch of FBPC; and the experts trained here. What
             remains each device does for itself. A run with checkpoints may go on with another mesh, or without.
+        verdict: whether to judge the coreset at the end: how far its posterior is from that of all data, by draws of
+            both. That takes about as long as a fast fit; ``docs/judging-a-coreset.md`` explains it. Of networks
+            nothing is computed, and the verdict is NOT KNOWN.
         **settings: of the method, by name; ``help(FBPC)`` says what there is.
 
     Returns:
@@ -145,6 +149,18 @@ def fit(
     }
     problem = _posed(model, data, key, images_per_class, size, coreset, experts, num_experts, num_expert_epochs)
     way = Way(tuple(callbacks), checkpoint_dir, progress, Devices.of(mesh).mesh, tuple(fixed))
+    result = _fitted(problem, method, settings, given, way)
+    return with_verdict(result, problem) if verdict else result
+
+
+def _fitted(
+    problem: Problem,
+    method: str | Method | type[Method],
+    settings: dict[str, Any],
+    given: Mapping[str, bool],
+    way: Way,
+) -> FitResult:
+    """The result of the method, or of what ``"auto"`` takes."""
     tried: Attempt | None = None
     if isinstance(method, str) and method == "auto":
         tried = attempt(problem, settings, given, way)
@@ -156,8 +172,8 @@ def fit(
     useless = [name for name, is_given in given.items() if is_given and name not in chosen.takes]
     if useless:
         raise TypeError(f"{useless[0]}: the method {chosen.name!r} has no use for it; leave it out")
-    if coreset is not None and isinstance(chosen, Learned):
-        check_start(coreset, data, weights=chosen.weights)
+    if problem.start is not None and isinstance(chosen, Learned):
+        check_start(problem.start, problem.data, weights=chosen.weights)
     chosen = chosen.resolved(problem)
     if isinstance(chosen, Learned):
         result = learn(chosen, problem, way)
@@ -212,7 +228,7 @@ def estimate_memory(
     """
     if hasattr(model, "method"):
         model, data, method = data, method, model.method
-    for name in ("callbacks", "checkpoint_dir", "progress"):
+    for name in ("callbacks", "checkpoint_dir", "progress", "verdict"):
         settings.pop(name, None)
     key = settings.pop("key", jax.random.key(0))
     trained = [

@@ -17,7 +17,6 @@ import optax
 from jax.sharding import Mesh
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.compute.backends import full_precision
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.memory import MemoryEstimate
@@ -25,8 +24,11 @@ from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_start
-from pseudocoreset.device import DeviceData
-from pseudocoreset.experts import Experts, fingerprint
+from pseudocoreset.data.fingerprints import fingerprint
+from pseudocoreset.data.levels import warn_of_missing_levels
+from pseudocoreset.data.on_device import DeviceData
+from pseudocoreset.experts import Experts
+from pseudocoreset.files.checkpoints import Checkpointer
 from pseudocoreset.fitting.block import Constraints, Loop, compile_block
 from pseudocoreset.fitting.leaves import (
     Box,
@@ -37,7 +39,6 @@ from pseudocoreset.fitting.leaves import (
 from pseudocoreset.fitting.memory import block_memory, check_memory, raise_if_exhausted
 from pseudocoreset.fitting.outcome import MOST_SKIPPED, FitResult, Outcome, advise, find_rise
 from pseudocoreset.fitting.snapshots import match_experts, snapshot_choices, snapshots_of
-from pseudocoreset.levels import warn_of_missing_levels
 from pseudocoreset.methods.base import Callback
 from pseudocoreset.objectives import Objective
 from pseudocoreset.rows import Rows

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset, mass_note
+from pseudocoreset.fitting.verdict.level import Verdict
 from pseudocoreset.layout import InputLayout
 from pseudocoreset.objectives import Objective
 from pseudocoreset.rows import Rows
@@ -69,6 +70,7 @@ class FitResult:
         advice: what went wrong, where, since which step, and what to do about it; empty if nothing did.
         rise: the loss that ended above its start by more than its noise; None if none did, or if the objective
             reports no loss that can be compared between steps (``Objective.loss_is_value``).
+        verdict: how far the posterior of the coreset is from that of all data; None where it was not asked for.
     """
 
     coreset: Pseudocoreset
@@ -78,6 +80,7 @@ class FitResult:
     seconds: float
     advice: str = ""
     rise: Rise | None = None
+    verdict: Verdict | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -90,6 +93,8 @@ class FitResult:
         but = f" ({skipped} of them skipped)" if skipped else ""
         said = f"{steps} steps{but} in {self.seconds:.1f} s. {self.outcome.value}"
         first = f"worse than its start: {self.rise}; " if self.rise is not None else ""
+        if self.verdict is not None and self.verdict.is_worse_than_uniform:
+            first += "worse than a uniform subset of as many points; "
         # Points that match the curvature have the scale of all data at any mass.
         is_matched = self.coreset.metadata.get("settings", {}).get("mass") == "matched"
         note = "" if is_matched else mass_note(self.coreset.mass, self.coreset.num_data)
@@ -97,10 +102,23 @@ class FitResult:
             f"FitResult({first}{self.coreset!r}, {said})",
             self.advice,
             note and f"Its {note}.",
-            _at_mode(self.coreset),
+            _kept(self.coreset),
+            _at_mode(self.coreset) if self.verdict is None else f"{self.verdict}",
             f"{auto}." if (auto := self.coreset.metadata.get("auto")) else "",
         ]
         return "\n".join(line for line in lines if line)
+
+
+def _kept(coreset: Pseudocoreset) -> str:
+    """That another coreset was kept than the fit ended with; "" where it was not."""
+    found = coreset.metadata.get("at_mode")
+    if found is None or found["kept"] == "fitted":
+        return ""
+    return f"The {found['kept']} is kept, for the fit ended farther away ({_nats(found['fitted'])} nats by Laplace)."
+
+
+def _nats(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.3g}"
 
 
 def _at_mode(coreset: Pseudocoreset) -> str:
@@ -108,23 +126,18 @@ def _at_mode(coreset: Pseudocoreset) -> str:
     found = coreset.metadata.get("at_mode")
     if found is None:
         return ""
-
-    def nats(value: float | None) -> str:
-        return "not known" if value is None else f"{value:.3g}"
-
-    kept = "" if found["kept"] == "fitted" else f"The {found['kept']} is kept, for the fit ended farther away. "
     if found["nats"] is None:
         mismatch = found.get("mismatch")
         by = "" if mismatch is None else f"; score and curvature differ by {mismatch:.3g} there, where 0 is right"
         nearer = "" if not found.get("nearer") else f" A {found['nearer']} of as many points is nearer: "
-        nearer = nearer and f"{nearer}{nats(found['other'])} nats."
-        return f"{kept}Its divergence from the posterior of all data is not known: {found['reason']}{by}.{nearer}"
-    near = f"It is {nats(found['nats'])} nats from the posterior of all data (Laplace at its mode)"
-    if kept:
-        return f"{kept}{near}; the fit, {nats(found['fitted'])}."
+        nearer = nearer and f"{nearer}{_nats(found['other'])} nats."
+        return f"Its divergence from the posterior of all data is not known: {found['reason']}{by}.{nearer}"
+    near = f"It is {_nats(found['nats'])} nats from the posterior of all data (Laplace at its mode)"
+    if found["kept"] != "fitted":
+        return f"{near}."
     if found.get("nearer"):
-        return f"{near}; a {found['nearer']} of as many points is nearer, {nats(found['other'])}."
-    return f"{near}." if found["other"] is None else f"{near}; its start or random points, {nats(found['other'])}."
+        return f"{near}; a {found['nearer']} of as many points is nearer, {_nats(found['other'])}."
+    return f"{near}." if found["other"] is None else f"{near}; its start or random points, {_nats(found['other'])}."
 
 
 def find_rise(objectives: Sequence[Objective], history: Mapping[str, np.ndarray]) -> Rise | None:

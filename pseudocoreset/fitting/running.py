@@ -16,12 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.device import check_in_memory
-from pseudocoreset.experts import Experts, fingerprint, train_experts
+from pseudocoreset.data.fingerprints import fingerprint
+from pseudocoreset.data.levels import warn_of_missing_levels
+from pseudocoreset.data.on_device import check_in_memory
+from pseudocoreset.experts import Experts, train_experts
 from pseudocoreset.fitting.keeping import keep_better
 from pseudocoreset.fitting.loop import Plan, prepare, run
 from pseudocoreset.fitting.outcome import FitResult, Outcome
-from pseudocoreset.levels import warn_of_missing_levels
+from pseudocoreset.fitting.verdict import Level, Verdict, judge
 from pseudocoreset.methods import Learned, Problem
 from pseudocoreset.methods.base import EXPERT_EPOCHS, Callback
 from pseudocoreset.models import Model
@@ -29,7 +31,7 @@ from pseudocoreset.objectives.posteriors import NoModeError
 from pseudocoreset.subsets import Chosen, Random
 from pseudocoreset.validation import key_record
 
-__all__ = ["Way", "choose", "learn", "planned"]
+__all__ = ["Way", "choose", "learn", "planned", "random_points", "with_verdict"]
 
 logger = logging.getLogger(__name__)
 # Learning rates of experts trained here: the next where columns on raw scales, or noise near zero, overflow.
@@ -171,20 +173,48 @@ def choose(method: Chosen, problem: Problem, way: Way) -> FitResult:
     has_mass_of_ones = choice.settings.get("mass") == "ones"
     if not method.is_compared or has_mass_of_ones or problem.are_networks:
         return result
-    random = None
-    if not isinstance(method, Random):
-        random = Pseudocoreset.from_data(
-            problem.data,
-            images_per_class=problem.images_per_class,
-            size=_size_of_random(problem, coreset),
-            key=jax.random.fold_in(problem.key, 1),
-            mass="data",
-        )
+    random = None if isinstance(method, Random) else random_points(problem, coreset)
     return keep_better(result, problem.models, problem.data, random, "random subset", replaces=False)
 
 
-def _size_of_random(problem: Problem, coreset: Pseudocoreset) -> int | None:
-    """Random points to hold a choice against: as many as were asked for, or as the method found."""
-    if problem.images_per_class is not None or problem.size is not None:
-        return problem.size
-    return min(coreset.size, problem.data.train.num_data)
+def random_points(problem: Problem, coreset: Pseudocoreset) -> Pseudocoreset:
+    """Random points to hold a coreset against: as many as were asked for, or as it has, with the mass of the data."""
+    size = problem.size
+    if problem.images_per_class is None and size is None:
+        size = min(coreset.size, problem.data.train.num_data)
+    return Pseudocoreset.from_data(
+        problem.data,
+        images_per_class=problem.images_per_class,
+        size=size,
+        key=jax.random.fold_in(problem.key, 1),
+        mass="data",
+    )
+
+
+def with_verdict(result: FitResult, problem: Problem) -> FitResult:
+    """The result with the verdict on its coreset, which its metadata hold too; POOR is a warning."""
+    coreset = result.coreset
+    found = coreset.metadata.get("at_mode") or {}
+    # Chosen, or learned, with weights of one: points that are not to have the scale of all data.
+    has_mass_of_ones = np.isclose(coreset.mass, coreset.size) and not np.isclose(coreset.mass, coreset.num_data)
+    if problem.are_networks:
+        verdict = Verdict(Level.NOT_KNOWN, reason="the posterior of a network has many modes")
+    elif len(problem.models) > 1:
+        verdict = Verdict(Level.NOT_KNOWN, reason="there are several models")
+    elif has_mass_of_ones:
+        why = "its mass is the number of points, not that of the data, which coreset.with_mass('data') gives it"
+        verdict = Verdict(Level.NOT_KNOWN, reason=why)
+    else:
+        is_random = coreset.metadata.get("objective") == Random.name
+        verdict = judge(
+            problem.models[0],
+            problem.data,
+            coreset,
+            key=jax.random.fold_in(problem.key, 2),
+            uniform=None if is_random else random_points(problem, coreset),
+            at_mode=found.get("nats"),
+        )
+    if verdict.level is Level.POOR:
+        logger.warning("%s", verdict)
+    metadata = coreset.metadata | {"verdict": verdict.as_dict()}
+    return replace(result, coreset=replace(coreset, metadata=metadata), verdict=verdict)

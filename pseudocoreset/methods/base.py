@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from pseudocoreset.arguments import check_fields
-from pseudocoreset.augment import Augmentation, resolve_augmentation
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
+from pseudocoreset.data.augmentation import Augmentation, resolve_augmentation
 from pseudocoreset.experts import Experts
 from pseudocoreset.models import Model
 from pseudocoreset.objectives import Objective

@@ -12,6 +12,7 @@ import numpy as np
 
 from pseudocoreset.data import Dataset
 from pseudocoreset.data.doors import check_preprocessing
+from pseudocoreset.data.fingerprints import fingerprint
 from pseudocoreset.methods.base import Optimizer, Problem
 from pseudocoreset.methods.inner import PUBLISHED_STEP_SIZE, FromExperts
 from pseudocoreset.methods.optimizers import distillation_sgd
@@ -113,3 +114,6 @@ def _check_is_of(data: Dataset, metadata: Mapping[str, Any]) -> None:
     if count != data.train.num_data:
         raise ValueError(f"data_draws are of the posterior of {count} data, data has {data.train.num_data}. {remedy}")
     check_preprocessing(metadata.get("preprocessing"), data.preprocessing.summary, "data_draws", "data", remedy)
+    # Pairs of arrays, and posteriors of earlier versions, have none.
+    if metadata.get("data_fingerprint") not in (None, fingerprint(data)):
+        raise ValueError(f"data_draws are of the posterior of other data, though of as many. {remedy}")

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, SnapshotWindow, check_free
 from pseudocoreset.objectives.by_class import (

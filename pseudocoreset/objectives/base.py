@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pseudocoreset.arguments import checked_class
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.rows import Rows
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.compute.devices import Devices
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.objectives.base import differentiate
 from pseudocoreset.rows import Rows
 

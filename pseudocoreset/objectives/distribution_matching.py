@@ -8,6 +8,7 @@ class for data and coreset alike, the siamese form. Weights of the coreset enter
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, check_free
 from pseudocoreset.objectives.by_class import (
@@ -86,20 +87,7 @@ def distribution_matching(
         params = model.init(network_key)
         indices, mask = class_batches(batch_key, data, model.num_classes, batch_size)
 
-        def loss_fn(
-            points: Rows, item: Any, data: DeviceData, params: Params
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            chosen, present, k = item
-
-            def mean_features(inputs: jax.Array, weights: jax.Array) -> jax.Array:
-                return weighted_mean(model.features(params, siamese(augment, k, inputs)), weights)
-
-            x, _ = data.batch(chosen)
-            target = mean_features(x, present.astype(x.dtype))
-            difference = mean_features(points.inputs, points.weights) - target
-            on_both_sides = jnp.any(present) & (jnp.sum(points.weights) > 0)
-            return jnp.where(on_both_sides, jnp.sum(difference**2), 0.0), {}
-
+        loss_fn = functools.partial(_of_class, model, augment)
         items = (indices, mask, jax.random.split(view_key, len(indices)))
         leaves, info = gradient_by_class(loss_fn, coreset, free, state, items, data, params, devices=data.devices)
         return leaves, state, info
@@ -108,3 +96,19 @@ def distribution_matching(
     return Objective(
         "distribution_matching", model, init, gradient, None, settings, free, "kept by class", loss_is_value=True
     )
+
+
+def _of_class(
+    model: Model, augment: Augmentation | None, points: Rows, item: Any, data: DeviceData, params: Params
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The squared distance of the mean features of points and data of a class; zero where one side has none."""
+    chosen, present, key = item
+
+    def mean_features(inputs: jax.Array, weights: jax.Array) -> jax.Array:
+        return weighted_mean(model.features(params, siamese(augment, key, inputs)), weights)
+
+    x, _ = data.batch(chosen)
+    target = mean_features(x, present.astype(x.dtype))
+    difference = mean_features(points.inputs, points.weights) - target
+    on_both_sides = jnp.any(present) & (jnp.sum(points.weights) > 0)
+    return jnp.where(on_both_sides, jnp.sum(difference**2), 0.0), {}

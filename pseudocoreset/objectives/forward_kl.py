@@ -7,6 +7,7 @@ likewise in weights and targets.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
@@ -99,29 +100,39 @@ def forward_kl(
             chosen = jax.random.choice(choice_key, jax.tree.leaves(stored)[0].shape[0], (count,))
             full = WeightDraws(jax.tree.map(lambda leaf: leaf[chosen], stored), Partial(lambda params: params))
 
-        def leaves_of(
-            item: Any, points: Rows, of_small: Partial, of_full: Partial
-        ) -> tuple[dict[str, jax.Array], jax.Array]:
-            small_item, full_item, k = item
-            mass = jax.lax.stop_gradient(jnp.sum(points.weights))
-
-            def loss_fn(arrays: Rows) -> tuple[jax.Array, jax.Array]:
-                inputs = arrays.inputs if augment is None else augment(k, arrays.inputs)
-
-                def loss(params: Params) -> jax.Array:
-                    return -jnp.sum(arrays.weights * model.log_likelihood(params, inputs, arrays.targets)) / mass
-
-                both = jnp.stack([loss(of_full(full_item)), loss(of_small(small_item))])
-                return both[0] - both[1], both
-
-            (_, both), leaves = differentiate(loss_fn, points, free)
-            return leaves, both
-
         items = (small.items, full.items, jax.random.split(view_key, count))
         devices = data.devices.for_draws_of(model)
-        total = devices.sum(leaves_of, items, coreset, small.to_params, full.to_params)
+        total = devices.sum(
+            functools.partial(_slope, model, augment, free), items, coreset, small.to_params, full.to_params
+        )
         leaves, both = jax.tree.map(lambda leaf: leaf / count, total)
         info |= {"loss": both[0] - both[1], "data_loss": both[0], "coreset_loss": both[1]}
         return leaves, state, info
 
     return Objective("forward_kl", model, posteriors.init, gradient, posteriors.window, settings, free, posteriors.mass)
+
+
+def _slope(
+    model: Model,
+    augment: Augmentation | None,
+    free: tuple[str, ...],
+    item: Any,
+    points: Rows,
+    of_small: Partial,
+    of_full: Partial,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The derivative of the mean loss at a draw of the data less that at one of the coreset, and both losses (2,)."""
+    small_item, full_item, key = item
+    mass = jax.lax.stop_gradient(jnp.sum(points.weights))
+
+    def loss_fn(arrays: Rows) -> tuple[jax.Array, jax.Array]:
+        inputs = arrays.inputs if augment is None else augment(key, arrays.inputs)
+
+        def loss(params: Params) -> jax.Array:
+            return -jnp.sum(arrays.weights * model.log_likelihood(params, inputs, arrays.targets)) / mass
+
+        both = jnp.stack([loss(of_full(full_item)), loss(of_small(small_item))])
+        return both[0] - both[1], both
+
+    (_, both), leaves = differentiate(loss_fn, points, free)
+    return leaves, both

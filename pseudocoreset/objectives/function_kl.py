@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import optax
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.compute.devices import Devices
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import (
     Gradient,

@@ -11,6 +11,7 @@ one gradient step on the coreset and one on the data (Kim et al. 2022).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, SnapshotWindow, check_free
 from pseudocoreset.objectives.by_class import (
@@ -146,9 +147,6 @@ def gradient_matching(
     free = check_free(free)
     num_classes = model.num_classes if by_class else None
 
-    def between(one: Params, other: Params) -> jax.Array:
-        return cosine_distance(one, other, model.outputs_last) if distance == "cosine" else squared_distance(one, other)
-
     def init(key: jax.Array, coreset: Rows, data: DeviceData) -> ClassSlots | _Training:
         slots = class_slots(coreset, num_classes)
         return slots if window is not None else _Training(slots, model.init(key), jnp.zeros((), jnp.int32))
@@ -170,22 +168,7 @@ def gradient_matching(
             slots, (params,) = state, snapshots
         indices, mask = class_batches(batch_key, data, num_classes, batch_size)
 
-        def loss_fn(
-            points: Rows, item: Any, data: DeviceData, params: Params
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            chosen, present, k = item
-            x, y = data.batch(chosen)
-            weights = present.astype(x.dtype)
-            on_both_sides = jnp.any(present) & (jnp.sum(points.weights) > 0)
-
-            def slope(inputs: jax.Array, targets: jax.Array, masses: jax.Array) -> Params:
-                safe = jnp.where(on_both_sides, masses, 1.0)  # a mean over nothing is not a number
-                return jax.grad(mean_loss, argnums=1)(model, params, (siamese(augment, k, inputs), targets, safe))
-
-            target = jax.lax.stop_gradient(slope(x, y, weights))
-            value = between(slope(points.inputs, points.targets, points.weights), target)
-            return jnp.where(on_both_sides, value, 0.0), {}
-
+        loss_fn = functools.partial(_of_class, model, distance, augment)
         items = (indices, mask, jax.random.split(view_key, len(indices)))
         leaves, info = gradient_by_class(loss_fn, coreset, free, slots, items, data, params, devices=data.devices)
         return leaves, state, info | report
@@ -202,6 +185,25 @@ def gradient_matching(
         "window": None if window is None else [window.first, window.last],
     }
     return Objective("gradient_matching", model, init, gradient, window, settings, free, mass)
+
+
+def _of_class(
+    model: Model, distance: str, augment: Augmentation | None, points: Rows, item: Any, data: DeviceData, params: Params
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The distance of the gradients at points and data of a class; zero where one side has none."""
+    chosen, present, key = item
+    x, y = data.batch(chosen)
+    weights = present.astype(x.dtype)
+    on_both_sides = jnp.any(present) & (jnp.sum(points.weights) > 0)
+
+    def slope(inputs: jax.Array, targets: jax.Array, masses: jax.Array) -> Params:
+        safe = jnp.where(on_both_sides, masses, 1.0)  # a mean over nothing is not a number
+        return jax.grad(mean_loss, argnums=1)(model, params, (siamese(augment, key, inputs), targets, safe))
+
+    target = jax.lax.stop_gradient(slope(x, y, weights))
+    own = slope(points.inputs, points.targets, points.weights)
+    value = cosine_distance(own, target, model.outputs_last) if distance == "cosine" else squared_distance(own, target)
+    return jnp.where(on_both_sides, value, 0.0), {}
 
 
 def _check(model: Model, distance: str, by_class: bool, window: SnapshotWindow | None) -> None:

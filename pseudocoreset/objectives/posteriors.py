@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked_class, described
-from pseudocoreset.augment import Augmentation
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, SnapshotWindow, differentiate
 from pseudocoreset.objectives.chains import Chains

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import Gradient, Objective, check_free, differentiate
 from pseudocoreset.objectives.chains import Chains
@@ -123,16 +123,8 @@ def reverse_kl(
         if target == "tempered":
             centred = centred / jnp.mean(fixed.weights)
 
-        def leaves_of(item: Any, points: Rows, to_params: Partial) -> dict[str, jax.Array]:
-            params, factor = to_params(item[0]), item[1]
-
-            def loss_fn(arrays: Rows) -> tuple[jax.Array, None]:
-                each = model.log_likelihood(params, arrays.inputs, arrays.targets)
-                return -factor * jnp.sum(arrays.weights * each), None
-
-            return differentiate(loss_fn, points, free)[1]
-
-        total = devices.sum(leaves_of, (draws.items, centred), coreset, draws.to_params)
+        slope = functools.partial(_slope, model, free)
+        total = devices.sum(slope, (draws.items, centred), coreset, draws.to_params)
         leaves = jax.tree.map(lambda leaf: leaf / count, total)
         info |= {"loss": jnp.std(each), "residual_mean": jnp.mean(each)}
         return leaves, state, info
@@ -153,3 +145,16 @@ def _residual(
     if target == "tempered":
         return full - small / jnp.sum(points.weights)
     return n * full - small
+
+
+def _slope(
+    model: Model, free: tuple[str, ...], item: tuple[Any, jax.Array], points: Rows, to_params: Partial
+) -> dict[str, jax.Array]:
+    """The derivative of the log-likelihood of the points at a draw, times what its residual is above the mean."""
+    params, factor = to_params(item[0]), item[1]
+
+    def loss_fn(arrays: Rows) -> tuple[jax.Array, None]:
+        each = model.log_likelihood(params, arrays.inputs, arrays.targets)
+        return -factor * jnp.sum(arrays.weights * each), None
+
+    return differentiate(loss_fn, points, free)[1]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives.base import LEAVES, Gradient, Objective, check_free
 from pseudocoreset.objectives.gaussian import squared_wasserstein

@@ -13,7 +13,7 @@ import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Model
 from pseudocoreset.newton import Expansion, Mode, find_best_mode, inverse_factor
 from pseudocoreset.proxies.laplace import starts_of_search

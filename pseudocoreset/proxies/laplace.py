@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import Gaussian, Model, Params
 from pseudocoreset.newton import Expansion, find_best_mode, find_mode, inverse_factor
 from pseudocoreset.rows import Rows

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Gaussian, Model
 from pseudocoreset.objectives.posteriors import gaussian_posteriors

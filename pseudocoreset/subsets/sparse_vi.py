@@ -14,7 +14,7 @@ import numpy as np
 from pseudocoreset.compute.progress import progress_bar
 from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.methods.base import Callback, Problem
 from pseudocoreset.models import Model
 from pseudocoreset.objectives.posteriors import Posteriors, WeightDraws, gaussian_posteriors

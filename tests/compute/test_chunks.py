@@ -11,7 +11,7 @@ import pytest
 from pseudocoreset.compute import chunks
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import Rows, function_kl
 from pseudocoreset.proxies import Trajectory, mean_loss_and_gradient

@@ -85,7 +85,7 @@ def register() -> Callable[[str, Path, Path], None]:
     from etils import epath
     from tensorflow_datasets.core.download import resource
 
-    from pseudocoreset.data.builders import make_builder
+    from pseudocoreset.data.sources.builders import make_builder
 
     def put(name: str, data_dir: Path, folder: Path) -> None:
         cache = epath.Path(data_dir) / "downloads" / name

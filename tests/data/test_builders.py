@@ -222,7 +222,7 @@ def web_server(body: bytes):
 def test_a_download_is_verified_and_prepared(tmp_path, monkeypatch, archives, genuine):
     from tensorflow_datasets.core.download import checksums, download_manager
 
-    from pseudocoreset.data.tiny_imagenet import TinyImagenet
+    from pseudocoreset.data.sources.tiny_imagenet import TinyImagenet
 
     path = tmp_path / "tiny-imagenet-200.zip"
     content = archives.tiny_imagenet(path)

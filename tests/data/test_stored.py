@@ -9,11 +9,12 @@ import pytest
 
 from pseudocoreset import Experts, Pseudocoreset, fit_fbpc, fit_random, train_experts
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.data import load_dataset, records
+from pseudocoreset.data import load_dataset
+from pseudocoreset.data.sources import records
+from pseudocoreset.files.storage import CorruptFileError
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.inference.engine import stored as stored_blocks
 from pseudocoreset.models import MLP, bnn
-from pseudocoreset.storage import CorruptFileError
 from tests.marks import slow_but
 
 KEY = jax.random.key(0)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.compute.limits import limited
+from pseudocoreset.files.checkpoints import Checkpointer
+from pseudocoreset.files.storage import CorruptFileError, map_arrays, read_arrays, seal, write_arrays
 from pseudocoreset.inference import SGLD, Posterior, sample
 from pseudocoreset.inference.engine import running
-from pseudocoreset.storage import CorruptFileError, map_arrays, read_arrays, seal, write_arrays
 
 SETTINGS = {
     "sghmc": {"kernel": "sghmc", "num_warmup": 20, "num_samples": 40, "thinning": 2, "step_size": 0.1},

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pseudocoreset.data import Dataset
+from pseudocoreset.files.storage import CorruptFileError
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.models import MLP, Model, bnn
-from pseudocoreset.storage import CorruptFileError
 
 SETTINGS = {"num_chains": 2, "num_samples": 4, "num_warmup": 3, "key": jax.random.key(0), "progress": False}
 

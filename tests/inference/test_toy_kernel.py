@@ -14,10 +14,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from pseudocoreset import Dataset
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.data.records import StoredImages
+from pseudocoreset.data.sources.records import StoredImages
 from pseudocoreset.diagnostics import calibrate
+from pseudocoreset.files.checkpoints import Checkpointer
 from pseudocoreset.inference import Posterior, sample
 from pseudocoreset.inference.engine import TRACED, Kernel, per_chain, tempered
 from pseudocoreset.inference.kernels import KERNELS, register

@@ -33,7 +33,7 @@ def test_an_alias_has_the_signature_and_the_words_of_its_method(name):
     for field in dataclasses.fields(cls):
         assert parameters[field.name].default == field.default
     assert set(parameters) - {field.name for field in dataclasses.fields(cls)} == {
-        "model", "data", "images_per_class", "size", "key", "progress", *cls.takes
+        "model", "data", "images_per_class", "size", "key", "progress", "verdict", *cls.takes
     }  # fmt: skip
     words = pydoc.render_doc(alias, renderer=pydoc.plaintext)
     assert words.splitlines()[2].startswith(f"fit_{name}(model: ")

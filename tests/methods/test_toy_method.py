@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import pseudocoreset
 from pseudocoreset import Dataset, Pseudocoreset, estimate_memory, evaluate, fit
 from pseudocoreset.cli import app
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.fitting import Outcome
 from pseudocoreset.inference import sample
 from pseudocoreset.methods import Problem

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.methods import Learned, Optimizer, Problem
 from pseudocoreset.methods.optimizers import adam
 from pseudocoreset.models import Model

@@ -7,6 +7,7 @@ import pytest
 
 from pseudocoreset.models.layers import conv2d
 from pseudocoreset.models.winograd import winograd
+from tests.marks import slow_but
 
 FILTERS = 5
 # Height and width of the images, channels, size of the filters, padding, stride.
@@ -84,7 +85,7 @@ def test_value_and_derivatives_are_those_of_the_direct_sum(problem):
 
 @pytest.mark.parametrize(
     "axes",
-    [(1, None, None), (None, 3, None), (None, None, 1), (0, 0, 0)],
+    slow_but([(1, None, None), (None, 3, None), (None, None, 1), (0, 0, 0)], (None, 3, None), (0, 0, 0)),
     ids=["images", "filters", "biases", "all"],
 )
 def test_stacks_are_mapped_over(axes, problem):

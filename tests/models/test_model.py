@@ -21,6 +21,7 @@ from pseudocoreset.models import (
     logistic_regression,
     poisson_regression,
 )
+from tests.marks import slow_but
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(7, 8, 8, 1)).astype(np.float32)
@@ -104,7 +105,10 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+FAST = [name for name in MODELS if name not in ("convnet_group", "convnet_none", "mlp_unit_prior", "nnx_factory")]
+
+
+@pytest.fixture(params=slow_but(MODELS, *FAST))
 def case(request):
     build, arguments, x, y = MODELS[request.param]
     if isinstance(arguments, str):

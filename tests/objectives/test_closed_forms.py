@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import gaussian_location, linear_regression, logistic_regression
 from pseudocoreset.objectives import Chains, Rows, forward_kl, reverse_kl, wasserstein
 

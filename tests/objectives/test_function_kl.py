@@ -14,7 +14,7 @@ import pytest
 
 from pseudocoreset import Dataset
 from pseudocoreset.compute.devices import Devices
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.objectives import Rows, function_kl, function_kl_surrogate
 from pseudocoreset.proxies import Isotropic, Side, Trajectory
@@ -142,7 +142,7 @@ def test_trajectory_scales_are_the_empirical_standard_deviations():
         start = np.array([0.5, 0.5, -0.5])
 
         def coreset(key):
-            return jnp.asarray(U), jnp.asarray(V), jnp.asarray(W)
+            return Rows(jnp.asarray(U), jnp.asarray(V), jnp.asarray(W))
 
         side = Side({"theta": jnp.asarray(start)}, coreset, W.sum(), False, Devices())
         scales = proxy.scales(jax.random.key(0), model, side, jnp.asarray(U))

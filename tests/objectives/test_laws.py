@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pseudocoreset import Dataset, Pseudocoreset, train_experts
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.fitting import Outcome, optimise
 from pseudocoreset.models import MLP, bnn, linear_regression
 from pseudocoreset.objectives import (

@@ -13,9 +13,9 @@ import pytest
 from pseudocoreset import (
     Dataset,
 )
-from pseudocoreset.augment import Augmentation
 from pseudocoreset.data import Preprocessing
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.augmentation import Augmentation
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, Model, bnn, linear_regression, logistic_regression
 from pseudocoreset.objectives import Rows, SnapshotWindow
 from pseudocoreset.objectives.bacon import bacon

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, ConvNet, bnn
 from pseudocoreset.objectives import InnerTraining, Rows, forward_kl, function_kl, reverse_kl, wasserstein
 from pseudocoreset.proxies import Trajectory

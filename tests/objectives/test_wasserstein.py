@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, bnn
 from pseudocoreset.objectives import InnerTraining, Rows, trajectory_matching, wasserstein
 from pseudocoreset.objectives.unrolled import KEPT, descend_through

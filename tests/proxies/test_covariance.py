@@ -92,7 +92,7 @@ def test_draws_have_the_covariance_of_the_push_forward(weights):
 
 def test_the_mode_is_found_from_far_away():
     """Newton's method alone diverges from there; the full data are summed in chunks."""
-    from pseudocoreset.device import DeviceData
+    from pseudocoreset.data.on_device import DeviceData
 
     with jax.enable_x64(True):
         model = logistic_regression(num_classes=2, prior_scale=100.0).bind(X, Y % 2)

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 from pseudocoreset import Dataset, fit_bpc_fkl, fit_bpc_rkl, fit_bpc_w, fit_giga, fit_sparse_vi
-from pseudocoreset.device import DeviceData
+from pseudocoreset.data.on_device import DeviceData
 from pseudocoreset.models import MLP, Model, bnn
 from pseudocoreset.proxies.laplace import best_mode, data_potential, diagonal_laplace, starts_of_search
 from pseudocoreset.rows import Rows

@@ -174,7 +174,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", slow_but(FAMILIES, "logistic", "Poisson", "normal", "binomial"))
+@pytest.mark.parametrize("family", slow_but(FAMILIES, "logistic", "Poisson", "normal"))
 def test_synthetic_points_have_gradient_and_hessian_of_all_data(family):
     model, data, most = FAMILIES[family]
     if not isinstance(data, Dataset):
@@ -191,10 +191,15 @@ def test_synthetic_points_have_gradient_and_hessian_of_all_data(family):
 @pytest.mark.parametrize(
     ("program", "data", "why"),
     [
-        (overdispersed, (TABLE["z"], RNG.poisson(RATES)), "no targets that the likelihood can have"),
+        pytest.param(
+            overdispersed,
+            (TABLE["z"], RNG.poisson(RATES)),
+            "no targets that the likelihood can have",
+            marks=pytest.mark.slow,
+        ),
         (lambda x, y=None: flat(x, y), (X / SCALES, LOGISTIC.train.y), "no site 'f'"),
         (squares, (X / SCALES, F), "not linear in the columns of x"),
-        (positive, (X / SCALES, F), "not linear in the parameters"),
+        pytest.param(positive, (X / SCALES, F), "not linear in the parameters", marks=pytest.mark.slow),
     ],
 )
 def test_without_synthetic_points_there_are_real_ones_and_the_reason(program, data, why):
@@ -245,6 +250,7 @@ def test_random_effects_are_matched_with_groups_that_stay_integers():
     assert_matches(model, data, coreset, 2e-6)
 
 
+@pytest.mark.slow
 def test_pairs_that_no_row_has_are_not_matched_one_by_one():
     model, data = hierarchy(45, 1500)  # 49 parameters, 1,275 numbers of a row, most of them always zero
     settings = fit(model, data, "curvature", **QUIET).coreset.metadata["settings"]
@@ -253,6 +259,7 @@ def test_pairs_that_no_row_has_are_not_matched_one_by_one():
     assert settings["mismatch"] < 1e-12
 
 
+@pytest.mark.slow
 def test_too_many_numbers_are_matched_in_part_and_the_result_says_so(caplog):
     rng = np.random.default_rng(3)
     x = rng.normal(size=(3000, 70)).astype(np.float32)
@@ -265,6 +272,7 @@ def test_too_many_numbers_are_matched_in_part_and_the_result_says_so(caplog):
     assert result.coreset.metadata["at_mode"]["nats"] < result.coreset.metadata["at_mode"]["other"] / 10
 
 
+@pytest.mark.slow
 def test_more_points_than_it_takes_are_nearer_beyond_second_order():
     model = logistic_regression(LOGISTIC)
     enough, more = (fit(model, LOGISTIC, "curvature", form="real", size=size, **QUIET).coreset for size in (15, 50))
@@ -326,6 +334,7 @@ def test_rare_categories_are_among_the_points(double):
     assert np.any(coreset.inputs[:, 2] == 1)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_points_and_another_gives_others():
     model, data = hierarchy(3, 5000)
     one, two, three = (

@@ -21,7 +21,7 @@ from pseudocoreset.rows import Rows
 if TYPE_CHECKING:
     from pseudocoreset.inference import Posterior
 
-__all__ = ["Reweighting", "reweight"]
+__all__ = ["Reweighting", "largest_tail_index", "pareto_smoothed", "reweight"]
 
 LEAST_DRAWS = 25  # whose tail, a fifth of them, has the five that a fit takes
 
@@ -138,22 +138,27 @@ def reweight(posterior: Posterior, *, source: Any, target: Any) -> Reweighting:
 
     with np.errstate(invalid="ignore"):  # both infinite
         log_ratios = log_density("target") - log_density("source")
-    log_weights, pareto_k = _smoothed(log_ratios)
+    log_weights, pareto_k = pareto_smoothed(log_ratios)
     weights = np.exp(log_weights)
     return Reweighting(
         log_weights=log_weights.reshape(posterior.num_chains, posterior.num_draws),
         pareto_k=pareto_k,
-        threshold=min(1 - 1 / math.log10(count), 0.7),
+        threshold=largest_tail_index(count),
         effective_draws=float(1 / (weights**2).sum()) if weights.any() else 0.0,
         spread=float(np.std(log_ratios)) if np.isfinite(log_ratios).all() else math.inf,
     )
+
+
+def largest_tail_index(count: int) -> float:
+    """The tail index up to which averages of so many weighted draws can be trusted, min(1 - 1 / log10(S), 0.7)."""
+    return min(1 - 1 / math.log10(count), 0.7)
 
 
 def _tail_size(count: int) -> float:
     return min(count / 5, 3 * math.sqrt(count))
 
 
-def _smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+def pareto_smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     """Normalised logarithms of the smoothed weights, and their tail index.
 
     A draw whose ratio is no number, or infinite because the source gives it no density, gets no weight, and the index

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pseudocoreset.coreset import Pseudocoreset
 from pseudocoreset.data import Dataset
 from pseudocoreset.models import Model
 from pseudocoreset.rows import ModelInputs, spread_indices
 
-__all__ = ["Density", "Points", "SecondOrder", "second_order_of", "values_of"]
+__all__ = ["Density", "PointDensity", "Points", "SecondOrder", "points_of", "second_order_of", "values_of"]
 
 CHUNK_ELEMENTS = 2**20  # numbers of one kind that a chunk holds
 
@@ -104,6 +105,11 @@ class Density:
         with self.precision():
             return _hosted(_prior(self.model, jnp.asarray(vector)))
 
+    def priors(self, vectors: np.ndarray) -> np.ndarray:
+        """Log priors at several parameter vectors (s, d): (s,)."""
+        with self.precision():
+            return np.asarray(_priors(self.model, jnp.asarray(vectors)), np.float64)
+
     def likelihood(self, vector: np.ndarray, indices: np.ndarray | None = None) -> SecondOrder:
         """The sum of the log-likelihoods of rows, all by default, to second order."""
         total = None
@@ -153,6 +159,34 @@ class Density:
         return spread_indices(self.num_data, count)
 
 
+@dataclass(frozen=True, eq=False)
+class PointDensity(Density):
+    """The log density of the same model on weighted points in the place of all rows.
+
+    Attributes:
+        points: inputs, targets, weights.
+    """
+
+    points: Points
+
+    def likelihood(self, vector: np.ndarray, indices: np.ndarray | None = None) -> SecondOrder:
+        """The weighted sum of the log-likelihoods of the points, to second order."""
+        assert indices is None
+        return second_order_of(self, vector, self.points)
+
+    def values(self, vectors: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
+        """Weighted sums over points of the log-likelihoods at several parameter vectors (s, d): (s,)."""
+        assert indices is None
+        return values_of(self, vectors, self.points)
+
+
+def points_of(coreset: Pseudocoreset) -> Points:
+    """Inputs, targets and weights of a coreset, as a ``Density`` computes with them."""
+    targets = np.asarray(coreset.targets)
+    targets = targets if targets.dtype.kind in "iu" else targets.astype(np.float64)
+    return np.asarray(coreset.packed, np.float64), targets, np.asarray(coreset.weights, np.float64)
+
+
 def second_order_of(density: Density, vector: np.ndarray, points: Points) -> SecondOrder:
     """The weighted log-likelihood of points to second order."""
     with density.precision():
@@ -187,6 +221,11 @@ def _expanded(fn: Any, vector: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
 @functools.partial(jax.jit, static_argnums=0)
 def _prior(model: Model, vector: jax.Array) -> Any:
     return _expanded(lambda v: model.log_prior(model.unflatten(v)), vector)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _priors(model: Model, vectors: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda v: model.log_prior(model.unflatten(v)), vectors)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pseudocoreset.coreset import Pseudocoreset
-from pseudocoreset.subsets.curvature.density import Density, Points, second_order_of, values_of
+from pseudocoreset.subsets.curvature.density import Density, points_of, second_order_of, values_of
 from pseudocoreset.subsets.curvature.mode import FullPosterior
 
 __all__ = ["Judge"]
@@ -46,17 +46,11 @@ class Judge:
     def mismatch(self, coreset: Pseudocoreset) -> float:
         """|L^-1 g|^2 / 2 + |L^-1 D L^-T|^2 / 4 of the differences of score and curvature; nats, where it is small."""
         of_all, factor = self.posterior.likelihood, self.posterior.factor
-        own = second_order_of(self.density, self.posterior.mode, _points(coreset))
+        own = second_order_of(self.density, self.posterior.mode, points_of(coreset))
         score = factor.T @ (own.gradient - of_all.gradient)
         curvature = factor.T @ (own.curvature - of_all.curvature) @ factor
         return float(np.sum(score**2) / 2 + np.sum(curvature**2) / 4)
 
     def spread(self, coreset: Pseudocoreset) -> float:
         """Standard deviation over the draws of the difference of the two log-likelihoods, in nats."""
-        return float(np.std(values_of(self.density, self.draws, _points(coreset)) - self.values))
-
-
-def _points(coreset: Pseudocoreset) -> Points:
-    targets = np.asarray(coreset.targets)
-    targets = targets if targets.dtype.kind in "iu" else targets.astype(np.float64)
-    return np.asarray(coreset.packed, np.float64), targets, np.asarray(coreset.weights, np.float64)
+        return float(np.std(values_of(self.density, self.draws, points_of(coreset)) - self.values))

@@ -9,7 +9,7 @@ from pseudocoreset.newton import SHRINKAGE
 from pseudocoreset.proxies.laplace import starts_of_search
 from pseudocoreset.subsets.curvature.density import Density, SecondOrder
 
-__all__ = ["FullPosterior", "NoCurvatureError", "full_posterior"]
+__all__ = ["FullPosterior", "NoCurvatureError", "full_posterior", "posterior_from"]
 
 FIRST_ROWS = 5000  # on which the search starts, and tells modes apart
 GROWTH = 20  # of the rows from one search to the next
@@ -62,7 +62,16 @@ def full_posterior(density: Density, key: jax.Array) -> FullPosterior:
     while rows * GROWTH < n:
         rows *= GROWTH
         vector, _, _, _ = _climb(density, vector, density.some_rows(rows), MAX_PASSES)
-    vector, likelihood, prior, decrement = _climb(density, vector, None, MAX_PASSES)
+    return posterior_from(density, vector)
+
+
+def posterior_from(density: Density, start: np.ndarray) -> FullPosterior:
+    """The mode that a search on all rows from ``start`` ends in, and the curvature there.
+
+    Raises:
+        NoCurvatureError: if there is no mode, or the curvature there is singular.
+    """
+    vector, likelihood, prior, decrement = _climb(density, start, None, MAX_PASSES)
     where = ""
     if _inverse_factor(likelihood.curvature + prior.curvature) is None:
         where = ": the curvature where it ended is singular or not positive"

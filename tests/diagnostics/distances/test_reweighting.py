@@ -11,7 +11,7 @@ from arviz_stats.base import array_stats
 from pseudocoreset import Dataset, Pseudocoreset
 from pseudocoreset.compute.limits import limited
 from pseudocoreset.diagnostics import Reweighting, reweight
-from pseudocoreset.diagnostics.distances.reweighting import _smoothed
+from pseudocoreset.diagnostics.distances.reweighting import pareto_smoothed
 from pseudocoreset.inference import Posterior
 from pseudocoreset.models import ConvNet, bnn, gaussian_location
 
@@ -114,7 +114,7 @@ def test_posteriors_any_distance_apart_are_called_unreliable(distance):
 def test_a_spread_of_hundreds_of_nats_is_never_reliable(draws, scale):
     normal = np.random.default_rng(1).normal(size=draws)
     for values in (normal, normal**2, np.exp(normal)):
-        log_weights, pareto_k = _smoothed(scale * values)
+        log_weights, pareto_k = pareto_smoothed(scale * values)
         assert pareto_k > 3
         assert not np.isnan(log_weights).any()
         assert np.exp(log_weights).sum() == pytest.approx(1.0)
@@ -123,19 +123,19 @@ def test_a_spread_of_hundreds_of_nats_is_never_reliable(draws, scale):
 def test_ratios_that_are_no_numbers_have_an_infinite_index():
     body = np.random.default_rng(2).normal(size=50)
     for lost in (np.nan, np.inf):
-        log_weights, pareto_k = _smoothed(np.append(body, lost))
+        log_weights, pareto_k = pareto_smoothed(np.append(body, lost))
         assert pareto_k == np.inf
         assert log_weights[-1] == -np.inf
         assert np.exp(log_weights).sum() == pytest.approx(1.0)
     for nothing in (np.full(30, np.nan), np.full(30, -np.inf)):
-        log_weights, pareto_k = _smoothed(nothing)
+        log_weights, pareto_k = pareto_smoothed(nothing)
         assert pareto_k == np.inf
         assert np.all(log_weights == -np.inf)
     # A draw outside the support of the target has weight zero, which is right.
-    log_weights, pareto_k = _smoothed(np.append(0.1 * body, -np.inf))
+    log_weights, pareto_k = pareto_smoothed(np.append(0.1 * body, -np.inf))
     assert log_weights[-1] == -np.inf
     assert pareto_k < 0.7
-    assert _smoothed(np.r_[np.zeros(30), np.full(9, -1.0)])[1] == 0.0  # bounded weights: no tail
+    assert pareto_smoothed(np.r_[np.zeros(30), np.full(9, -1.0)])[1] == 0.0  # bounded weights: no tail
 
 
 def test_no_weights_at_all_give_no_average():

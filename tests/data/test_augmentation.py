@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pseudocoreset.augment import DIGITS_STRATEGY, FULL_STRATEGY, Augmentation, resolve_augmentation
+from pseudocoreset.data.augmentation import DIGITS_STRATEGY, FULL_STRATEGY, Augmentation, resolve_augmentation
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(6, 16, 16, 3)).astype(np.float32))

@@ -170,6 +170,10 @@ def posterior_of(data):
             lambda: posterior_of(Dataset.from_arrays(REALS.train.x * 3 + 1, REALS.train.y, normalize=True)),
             "data_draws was preprocessed as",
         ),
+        (
+            lambda: posterior_of(Dataset.from_arrays(REALS.train.x, REALS.train.y + 1)),
+            "posterior of other data, though of as many",
+        ),
         (lambda: {"coefficients": np.zeros((3, 2))}, r"data_draws must hold .* got \{'coefficients': \(3, 2\)\}"),
         (lambda: {}, "data_draws must hold"),
     ],

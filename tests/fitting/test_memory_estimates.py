@@ -13,8 +13,8 @@ import pseudocoreset as pc
 from pseudocoreset import Dataset, Experts, estimate_memory
 from pseudocoreset.compute.devices import Devices
 from pseudocoreset.compute.limits import limited
-from pseudocoreset.device import DeviceData
-from pseudocoreset.experts import _Training
+from pseudocoreset.data.on_device import DeviceData
+from pseudocoreset.experts.trajectory import Training
 from pseudocoreset.fitting import loop, memory, optimise
 from pseudocoreset.models import MLP, bnn, gaussian_location
 from pseudocoreset.objectives import Objective
@@ -155,11 +155,11 @@ def test_experts_share_one_copy_of_the_data():
     model = small_model()
     x = jnp.zeros((6000, 4, 4, 1))
     data = DeviceData(x, jnp.zeros(6000, jnp.int32))
-    training = _Training(model, 0.1, 0.0, 0.0, 50, None)
+    training = Training(model, 0.1, 0.0, 0.0, 50, None)
 
     def temporaries(count):
         keys = jax.random.split(jax.random.key(0), count)
-        lowered = _Training.epoch.lower(training, training.start(keys, data), keys, data)
+        lowered = Training.epoch.lower(training, training.start(keys, data), keys, data)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) - temporaries(1) < x.nbytes

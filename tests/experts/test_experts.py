@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pseudocoreset import Dataset, Experts, train_experts
+from pseudocoreset.files.storage import CorruptFileError, seal
 from pseudocoreset.models import MLP, bnn, logistic_regression
-from pseudocoreset.storage import CorruptFileError, seal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 5)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_a_finished_run_is_returned_and_another_refused(tmp_path):
 @pytest.mark.parametrize(("group", "epoch"), [(0, 2), (1, 1)])
 def test_a_stopped_run_goes_on_to_the_same_bits(in_memory, tmp_path, group, epoch, monkeypatch):
     """Stopped while the snapshot of an epoch is written: momentum and keys come from the checkpoint."""
-    import pseudocoreset.experts as module
+    from pseudocoreset.experts import store as module
 
     whole = train(momentum=0.9, directory=tmp_path / "whole")
     write, calls = module.write_arrays, []
@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(in_memory, tmp_path, group, epoc
 
 def test_a_stopped_run_of_a_version_before_precisions_goes_on(in_memory, tmp_path, monkeypatch):
     """It wrote neither how inputs are made nor the precision."""
-    import pseudocoreset.experts as module
+    from pseudocoreset.experts import store as module
 
     write = module.write_arrays
 

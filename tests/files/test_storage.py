@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pseudocoreset.checkpoint import Checkpointer
-from pseudocoreset.storage import CorruptFileError, atomic_directory, read_arrays, verify, write_arrays
+from pseudocoreset.files.checkpoints import Checkpointer
+from pseudocoreset.files.storage import CorruptFileError, atomic_directory, read_arrays, verify, write_arrays
 from pseudocoreset.validation import key_record
 
 
@@ -76,7 +76,7 @@ def test_a_state_with_keys_and_scalars_is_restored_to_the_bit(tmp_path):
 
 OUTLIVED = """
 import os, pathlib, sys, time
-import pseudocoreset.checkpoint as checkpoint
+import pseudocoreset.files.checkpoints as checkpoint
 with checkpoint.Checkpointer(sys.argv[1], {}) as checkpoints:
     child = os.fork()
     if child == 0:

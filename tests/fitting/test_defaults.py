@@ -29,7 +29,9 @@ def counts(scales=SCALES, rows=400):
 
 
 def fit(method, model, data, **settings):
-    return method(model, data, **{"size": 12, "key": jax.random.key(3), "progress": False, **settings})
+    return method(
+        model, data, **{"size": 12, "key": jax.random.key(3), "progress": False, "verdict": False, **settings}
+    )
 
 
 def test_units_are_standard_deviations() -> None:

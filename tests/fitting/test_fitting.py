@@ -19,13 +19,13 @@ import optax
 import pytest
 
 from pseudocoreset import Dataset, Experts, Pseudocoreset, fit_fbpc, load_dataset, train_experts
-from pseudocoreset.checkpoint import Checkpointer
+from pseudocoreset.files.checkpoints import Checkpointer
+from pseudocoreset.files.storage import CorruptFileError
 from pseudocoreset.fitting import optimise
 from pseudocoreset.fitting.outcome import Outcome, find_rise
 from pseudocoreset.methods.fbpc import fbpc_recipe
 from pseudocoreset.models import MLP, ConvNet, Model, bnn, logistic_regression
 from pseudocoreset.objectives import Objective, function_kl
-from pseudocoreset.storage import CorruptFileError
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 4)).astype(np.float32)

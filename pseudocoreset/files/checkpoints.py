@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pseudocoreset.compute.processes import is_writer, same_everywhere, to_host
-from pseudocoreset.locks import DirectoryLock
-from pseudocoreset.schema import COUNT, FLAG, RECORD, TEXT, VERSION, check_record, optional
-from pseudocoreset.storage import (
+from pseudocoreset.files.locks import DirectoryLock
+from pseudocoreset.files.schema import COUNT, FLAG, RECORD, TEXT, VERSION, check_record, optional
+from pseudocoreset.files.storage import (
     CorruptFileError,
     atomic_directory,
     read_arrays,

@@ -6,10 +6,10 @@ import os
 import numpy as np
 
 from pseudocoreset.arguments import checked
-from pseudocoreset.data.builders import make_builder, prepare
 from pseudocoreset.data.dataset import Dataset, Split
 from pseudocoreset.data.preprocessing import channel_moments, fit_preprocessing
-from pseudocoreset.data.records import open_split, read_split
+from pseudocoreset.data.sources.builders import make_builder, prepare
+from pseudocoreset.data.sources.records import open_split, read_split
 from pseudocoreset.extras import check_installed, import_extra
 
 __all__ = ["DATASET_NAMES", "load_dataset"]

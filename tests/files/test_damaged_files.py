@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from pseudocoreset import Experts, Pseudocoreset
-from pseudocoreset.checkpoint import Checkpointer
 from pseudocoreset.data.preprocessing import Preprocessing
+from pseudocoreset.files.checkpoints import Checkpointer
+from pseudocoreset.files.storage import CorruptFileError, atomic_directory, read_arrays, write_arrays, write_json
 from pseudocoreset.inference import Posterior
 from pseudocoreset.inference.posterior.draw_files import DrawFiles
-from pseudocoreset.storage import CorruptFileError, atomic_directory, read_arrays, write_arrays, write_json
 
 RUN = {"num_samples": 6, "settings": [1, 2]}
 SECONDS, BYTES = 5, 16 * 2**20

@@ -27,7 +27,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from pseudocoreset.compute.processes import is_writer
-from pseudocoreset.schema import COUNT, TEXT, CorruptFileError, check_record, listing
+from pseudocoreset.files.schema import COUNT, TEXT, CorruptFileError, check_record, listing
 
 __all__ = [
     "CorruptFileError",

@@ -37,8 +37,8 @@ def test_the_best_of_the_candidates_is_taken_and_all_are_recorded():
     ("num_data", "largest"), [(300, 300.0), (12, 12.0), (0, 80.0), (8, 80.0)], ids=["n", "few", "unknown", "all"]
 )
 def test_candidates_run_from_m_to_n_or_ten_m(num_data, largest, monkeypatch):
-    monkeypatch.setattr("pseudocoreset.mass.sample", lambda *_, **__: None)
-    monkeypatch.setattr("pseudocoreset.mass.predictive_metrics", lambda *_, **__: SimpleNamespace(nll=1.0))
+    monkeypatch.setattr("pseudocoreset.evaluation.mass.sample", lambda *_, **__: None)
+    monkeypatch.setattr("pseudocoreset.evaluation.mass.predictive_metrics", lambda *_, **__: SimpleNamespace(nll=1.0))
     chosen = choose_mass(MODEL, replace(CORESET, num_data=num_data), HELD_OUT, key=jax.random.key(1))
     assert chosen.metadata["mass_choice"]["mass"][::4] == pytest.approx([8.0, largest])
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pseudocoreset.extras import import_extra
-from pseudocoreset.schema import CorruptFileError
-from pseudocoreset.storage import open_regular
+from pseudocoreset.files.schema import CorruptFileError
+from pseudocoreset.files.storage import open_regular
 
 __all__ = ["Inputs", "StoredImages", "open_split", "read_split"]
 

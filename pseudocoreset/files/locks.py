@@ -8,7 +8,7 @@ import os
 import pathlib
 import threading
 
-from pseudocoreset.storage import check_replaceable
+from pseudocoreset.files.storage import check_replaceable
 
 __all__ = ["DirectoryLock"]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pseudocoreset.storage import open_regular
+from pseudocoreset.files.storage import open_regular
 
 __all__ = ["make_builder", "prepare"]
 
@@ -138,7 +138,7 @@ def _builder_class(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     if name == "tiny_imagenet":
-        from pseudocoreset.data.tiny_imagenet import TinyImagenet
+        from pseudocoreset.data.sources.tiny_imagenet import TinyImagenet
 
         return TinyImagenet
     official = tfds.builder_cls(name)

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from pseudocoreset.arguments import checked
+from pseudocoreset.data.corruption.distortions import DISTORTIONS
 from pseudocoreset.data.dataset import Split
-from pseudocoreset.data.distortions import DISTORTIONS
 from pseudocoreset.validation import check_choice, check_integer, check_key
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "corrupt", "corrupted"]

@@ -1,0 +1,1 @@
+"""Corruptions of images, and the distortions that they are made of."""

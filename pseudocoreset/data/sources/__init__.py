@@ -1,0 +1,1 @@
+"""Data sets by name: downloads, builders, images left on disk."""

@@ -1,0 +1,1 @@
+"""Files: safetensors directories that are whole or not there, checkpoints, checks of what is read."""
