@@ -150,7 +150,9 @@ def measure(program, data, reference, draws: int, seeds: int) -> dict:
         for seed in range(seeds):
             began = time.perf_counter()
             model = Model.from_numpyro(program)
-            result = fit(model, data, "curvature", form=form, size=size, key=jax.random.key(seed), progress=False)
+            result = fit(
+                model, data, "curvature", form=form, size=size, key=jax.random.key(seed), progress=False, verdict=False
+            )
             seconds = time.perf_counter() - began
             coreset, values = result.coreset, yard.of(result.coreset)
             settings = coreset.metadata["settings"]

@@ -17,6 +17,7 @@ from pseudocoreset.fitting.verdict.level import Verdict
 from pseudocoreset.layout import InputLayout
 from pseudocoreset.objectives import Objective
 from pseudocoreset.rows import Rows
+from pseudocoreset.subsets.curvature.mode import FullPosterior
 
 __all__ = ["MOST_SKIPPED", "FitResult", "Outcome", "Rise", "advise", "find_rise"]
 
@@ -71,6 +72,7 @@ class FitResult:
         rise: the loss that ended above its start by more than its noise; None if none did, or if the objective
             reports no loss that can be compared between steps (``Objective.loss_is_value``).
         verdict: how far the posterior of the coreset is from that of all data; None where it was not asked for.
+        posterior: of all data, to second order at its mode; None where the method did not find it.
     """
 
     coreset: Pseudocoreset
@@ -81,6 +83,7 @@ class FitResult:
     advice: str = ""
     rise: Rise | None = None
     verdict: Verdict | None = None
+    posterior: FullPosterior | None = None
 
     @property
     def is_worse(self) -> bool:

@@ -169,7 +169,15 @@ def choose(method: Chosen, problem: Problem, way: Way) -> FitResult:
     coreset = replace(choice.coreset, metadata=choice.coreset.metadata | record)
     warn_of_missing_levels(coreset, problem.data)
     outcome = Outcome.STOPPED if choice.was_stopped else Outcome.COMPLETED
-    result = FitResult(coreset, choice.history, outcome, None, time.perf_counter() - began, choice.advice)
+    result = FitResult(
+        coreset,
+        choice.history,
+        outcome,
+        None,
+        time.perf_counter() - began,
+        choice.advice,
+        posterior=choice.posterior,
+    )
     has_mass_of_ones = choice.settings.get("mass") == "ones"
     if not method.is_compared or has_mass_of_ones or problem.are_networks:
         return result
@@ -194,7 +202,6 @@ def random_points(problem: Problem, coreset: Pseudocoreset) -> Pseudocoreset:
 def with_verdict(result: FitResult, problem: Problem) -> FitResult:
     """The result with the verdict on its coreset, which its metadata hold too; POOR is a warning."""
     coreset = result.coreset
-    found = coreset.metadata.get("at_mode") or {}
     # Chosen, or learned, with weights of one: points that are not to have the scale of all data.
     has_mass_of_ones = np.isclose(coreset.mass, coreset.size) and not np.isclose(coreset.mass, coreset.num_data)
     if problem.are_networks:
@@ -205,16 +212,29 @@ def with_verdict(result: FitResult, problem: Problem) -> FitResult:
         why = "its mass is the number of points, not that of the data, which coreset.with_mass('data') gives it"
         verdict = Verdict(Level.NOT_KNOWN, reason=why)
     else:
-        is_random = coreset.metadata.get("objective") == Random.name
-        verdict = judge(
-            problem.models[0],
-            problem.data,
-            coreset,
-            key=jax.random.fold_in(problem.key, 2),
-            uniform=None if is_random else random_points(problem, coreset),
-            at_mode=found.get("nats"),
-        )
+        verdict = _judged(result, problem)
     if verdict.level is Level.POOR:
         logger.warning("%s", verdict)
     metadata = coreset.metadata | {"verdict": verdict.as_dict()}
     return replace(result, coreset=replace(coreset, metadata=metadata), verdict=verdict)
+
+
+def _judged(result: FitResult, problem: Problem) -> Verdict:
+    """The verdict by draws; where judging fails, what it failed of: the fit is not to be lost with it."""
+    at_mode = (result.coreset.metadata.get("at_mode") or {}).get("nats")
+    is_random = result.coreset.metadata.get("objective") == Random.name
+    try:
+        return judge(
+            problem.models[0],
+            problem.data,
+            result.coreset,
+            key=jax.random.fold_in(problem.key, 2),
+            uniform=None if is_random else random_points(problem, result.coreset),
+            posterior=result.posterior,
+            at_mode=at_mode,
+        )
+    except Exception as error:
+        logger.warning("the coreset could not be judged", exc_info=True)
+        what = str(error).strip().splitlines() or [""]
+        reason = f"judging it failed with {type(error).__name__}: {what[0]}"
+        return Verdict(Level.NOT_KNOWN, at_mode=at_mode, reason=reason)

@@ -31,6 +31,8 @@ class Choice(NamedTuple):
         By a callback.
     advice
         What is wrong with the choice and what to do about it; empty if nothing is.
+    posterior
+        ``FullPosterior`` of all data, to second order at its mode; None where the method did not find it.
     """
 
     coreset: Pseudocoreset
@@ -38,6 +40,7 @@ class Choice(NamedTuple):
     settings: dict[str, Any]
     was_stopped: bool = False
     advice: str = ""
+    posterior: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

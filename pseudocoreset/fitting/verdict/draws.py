@@ -87,7 +87,9 @@ def _by_importance(
     ratios = np.exp(log_weights - largest)
     mean = float(np.mean(ratios))
     error = float(np.std(ratios)) / mean / math.sqrt(len(pool))
-    return PointDraws(pool[chosen], heights[chosen], largest + math.log(mean), error)
+    # Draws beyond what the proposals are worth are repetitions.
+    efficiency = effective / (effective + count)
+    return PointDraws(pool[chosen], heights[chosen], largest + math.log(mean), error, efficiency)
 
 
 def _by_annealing(

@@ -118,15 +118,12 @@ def divergences(points: Stratum, full: Stratum, drawn: PointDraws) -> Divergence
     """
     both = _Both(
         np.concatenate([points.points, full.points]),
-        np.concatenate([points.full, full.full]),
+        _known(np.concatenate([points.full, full.full])),
         np.concatenate([points.proposal, full.proposal]),
         drawn.log_norm,
         (len(points.points), len(full.points)),
         (points.efficiency, full.efficiency),
     )
-    if not np.all(np.isfinite(both.full[: both.sizes[0]])):
-        # Draws of the points that the full posterior rules out.
-        return Divergences(Nats(math.inf, math.nan), Nats(math.inf, math.nan), math.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         found, influences = both.estimate()
         variance = both.variance(influences)
@@ -134,7 +131,13 @@ def divergences(points: Stratum, full: Stratum, drawn: PointDraws) -> Divergence
         variance = variance + (moved - found) ** 2
         without = np.concatenate([points.without, full.without], axis=1)
         if len(without):
-            parts = np.stack([replace(both, full=each).estimate()[0] for each in without])
+            parts = np.stack([replace(both, full=_known(each)).estimate()[0] for each in without])
             variance = variance + (len(parts) - 1) * np.var(parts, axis=0)
+    # Infinite where the full posterior rules draws of the points out.
     nats = [Nats(float(v), math.sqrt(s) if s >= 0 else math.nan) for v, s in zip(found, variance, strict=True)]
     return Divergences(nats[0], nats[1], pareto_smoothed(both.weights()[1])[1])
+
+
+def _known(log_density: np.ndarray) -> np.ndarray:
+    """Without density where it is no number."""
+    return np.where(np.isnan(log_density), -np.inf, log_density)

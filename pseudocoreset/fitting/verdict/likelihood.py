@@ -33,11 +33,16 @@ class FullValues(NamedTuple):
 
 
 def full_values(
-    density: Density, posterior: FullPosterior, vectors: np.ndarray, random: np.random.Generator
+    density: Density,
+    posterior: FullPosterior,
+    vectors: np.ndarray,
+    random: np.random.Generator,
+    most: int = MOST_EVALUATIONS,
 ) -> FullValues:
     """Log-likelihoods of all data at draws (s, d).
 
-    Up to 5 * 10^7 rows times draws all rows are summed. Beyond, with T the expansion to second order at the mode,
+    Up to ``most`` rows times draws all rows are summed, and 10,000 rows in any case. Beyond, with T the expansion to
+    second order at the mode,
 
         L(theta)  ~  T_all(theta) + n / b * sum_{i in b rows} { l_i(theta) - T_i(theta) },
 
@@ -48,9 +53,10 @@ def full_values(
         posterior: to second order, from all rows.
         vectors: the draws.
         random: of the rows.
+        most: rows times draws.
     """
     n, count = density.num_data, len(vectors)
-    num_rows = max(LEAST_ROWS, MOST_EVALUATIONS // count)
+    num_rows = max(LEAST_ROWS, most // count)
     if num_rows >= n:
         return FullValues(density.values(vectors), np.zeros((0, count)), n)
     size = num_rows // NUM_BLOCKS

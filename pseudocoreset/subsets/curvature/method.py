@@ -95,7 +95,7 @@ class Curvature(Chosen):
         advice = _advice(found.settings, size)
         if advice:
             logger.warning(advice)
-        return found._replace(advice=advice)
+        return found._replace(advice=advice, posterior=posterior)
 
     def _synthetic(self, judge: Judge, size: int | None, seed: int) -> tuple[Choice | None, str]:
         """Synthetic points, or why there are none."""
