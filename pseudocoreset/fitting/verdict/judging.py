@@ -168,7 +168,10 @@ def _level(verdict: Verdict) -> Level:
     assert verdict.from_full is not None
     assert verdict.pareto_k is not None
     assert verdict.threshold is not None
-    if verdict.is_bound or not verdict.pareto_k <= verdict.threshold:
+    if verdict.is_bound:
+        # The posterior of all data is far from the proposals: what is not far by any of these numbers may be near.
+        return Level.POOR if verdict.to_full.lower > MOST_FOR_REWEIGHTING else Level.NOT_KNOWN
+    if not verdict.pareto_k <= verdict.threshold:
         return Level.POOR
     if max(verdict.to_full.upper, verdict.from_full.upper) <= MOST_FOR_GOOD:
         return Level.GOOD

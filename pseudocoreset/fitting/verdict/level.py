@@ -45,6 +45,12 @@ class Nats:
         upper = self.value + 2 * self.standard_error
         return upper if math.isfinite(upper) else math.inf
 
+    @property
+    def lower(self) -> float:
+        """Two standard errors below; minus infinity where that is no number."""
+        lower = self.value - 2 * self.standard_error
+        return lower if math.isfinite(lower) else -math.inf
+
     def __str__(self) -> str:
         # An estimate of what is not negative may be below zero by its error.
         value = max(self.value, 0.0)
@@ -67,7 +73,8 @@ class Verdict:
       trusted (Vehtari et al. 2024), and KL(full || coreset) is at most 3 nats: reweighting takes about exp(KL) draws
       for each that counts (Chatterjee and Diaconis 2018), 20 then.
     - POOR: anything else that is known.
-    - NOT KNOWN: there are no draws to judge by; ``reason`` says why.
+    - NOT KNOWN: there are no draws to judge by, and ``reason`` says why; or those of the full posterior cannot be
+      trusted (``is_bound``), and the coreset posterior is not far by what they say.
 
     Attributes:
         level: as above.
