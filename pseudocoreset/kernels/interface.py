@@ -23,8 +23,16 @@ _KINDS: dict[str, type] = {
 }
 
 
+# Version 0.5 gave other names to what stayed where it was; the longer of two that begin alike comes first.
+_RENAMED = {
+    "XLA_FFI_InternalExtension_Type": "XLA_FFI_Extension_Type",
+    "XLA_FFI_InternalExtension": "XLA_FFI_Extension_Base",
+    "XLA_FFI_InvokeContext": "XLA_FFI_ExecutionContext",
+}
+
+
 class Interface:
-    """The interface that a header declares.
+    """The interface that a header declares, by the names of its version 0.3.
 
     Attributes:
         version: its major and minor version.
@@ -33,6 +41,8 @@ class Interface:
     def __init__(self, header: str):
         """Of the text of a header in C; raises LookupError if it is of another major version than 0."""
         text = re.sub(r"//[^\n]*", "", header)
+        for new, old in _RENAMED.items():
+            text = re.sub(rf"\b{new}\b", old, text)
         self._text = re.sub(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\);", r"\1* \1;", text)
         self.version = self._number("MAJOR"), self._number("MINOR")
         if self.version[0] != 0:  # a minor version adds members to the ends of structures

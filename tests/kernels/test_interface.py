@@ -45,6 +45,22 @@ def test_offsets_are_those_of_c():
     assert header.offset("Table", "Second* Second") == 32
 
 
+def test_what_was_renamed_has_its_first_name():
+    first = """
+#define XLA_FFI_API_MAJOR 0
+#define XLA_FFI_API_MINOR 3
+typedef enum { XLA_FFI_Extension_Metadata = 1, } XLA_FFI_Extension_Type;
+struct XLA_FFI_Extension_Base { size_t struct_size; XLA_FFI_Extension_Type type; };
+struct XLA_FFI_CallFrame { XLA_FFI_Extension_Base* extension_start; XLA_FFI_ExecutionContext* ctx; int last; };
+"""
+    later = first.replace("MINOR 3", "MINOR 5").replace("Extension_Base", "InternalExtension")
+    later = later.replace("XLA_FFI_Extension_Type", "XLA_FFI_InternalExtension_Type")
+    later = later.replace("ExecutionContext", "InvokeContext")
+    for name in ("XLA_FFI_Extension_Base", "XLA_FFI_CallFrame"):
+        assert Interface(later).members(name) == Interface(first).members(name)
+    assert Interface(later).offset("XLA_FFI_CallFrame", "int last") == 16
+
+
 def test_those_of_this_jaxlib_are_the_known_ones():
     """Of all that the version 0 of the interface has had."""
     known = {

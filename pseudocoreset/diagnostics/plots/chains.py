@@ -5,6 +5,7 @@ Each returns arviz-plots' ``PlotCollection``; its figure is ``collection.viz["fi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,10 @@ def plot_rank(posterior: Posterior, *, num_inputs: int = 4) -> PlotCollection:
     """
     import arviz_plots
 
-    return arviz_plots.plot_rank(_prediction_tree(posterior, num_inputs), **_STYLE)
+    # Since arviz-plots 1.3 the band must be asked for; the default is a test of several chains, which one has not.
+    has_methods = "method" in inspect.signature(arviz_plots.plot_rank).parameters
+    band: dict[str, Any] = {"method": "envelope", "thin": False} if has_methods else {}
+    return arviz_plots.plot_rank(_prediction_tree(posterior, num_inputs), **band, **_STYLE)
 
 
 @accepts_model
