@@ -102,9 +102,11 @@ def report(
         The path.
 
     Raises:
-        ValueError: A posterior that does not know its model, or a ``coreset`` that none of the posteriors was sampled
+        ValueError: A path without a name, a posterior that does not know its model, or a ``coreset`` that none of the posteriors was sampled
             on.
     """
+    if not pathlib.Path(path).name:
+        raise ValueError(f"path must name a file to write; got {os.fspath(path)!r}")
     for name, posterior in (posteriors or {}).items():
         model_of(posterior, f"the posterior {name!r}")
     if coreset is not None:

@@ -128,6 +128,8 @@ def test_it_has_its_pictures_and_its_provenance(page: Page) -> None:
 def test_mass_of_the_full_data_is_recognised(
     comparison: Comparison, coreset: Pseudocoreset, tmp_path: pathlib.Path
 ) -> None:
+    with pytest.raises(ValueError, match="path must name a file to write; got ''"):
+        report(comparison, "")
     path = report(comparison, tmp_path / "r.html", coreset=coreset.with_mass("data"))
     assert "the mass of the weights is 60, the scale of the full-data posterior" in Page(path.read_text()).text
 
