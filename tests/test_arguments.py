@@ -166,6 +166,7 @@ def test_public_functions_name_what_is_wrong(call, message):
         (lambda: diagnostics.compare_posteriors({}, DATA.train, max_inputs=0), "max_inputs must be at least 1; got 0"),
         (lambda: diagnostics.plot_coreset(START, DATA, max_per_class=-1), "max_per_class must be at least 1; got -1"),
         (lambda: objectives.forward_kl(MODEL, proxy=np.zeros(3)), "proxy must be one of"),
+        (lambda: objectives.forward_kl(MODEL, data_draws={}), "data_draws must hold a leading axis over draws"),
         (lambda: objectives.distribution_matching(MODEL), "model: distribution_matching needs features"),
     ],
 )  # fmt: skip

@@ -102,8 +102,8 @@ def report(
         The path.
 
     Raises:
-        ValueError: A path without a name, a posterior that does not know its model, or a ``coreset`` that none of the posteriors was sampled
-            on.
+        ValueError: A path without a name, a posterior that does not know its model, or a ``coreset`` that none of the
+            posteriors was sampled on.
     """
     if not pathlib.Path(path).name:
         raise ValueError(f"path must name a file to write; got {os.fspath(path)!r}")

@@ -18,6 +18,7 @@ from pseudocoreset.methods.inner import PUBLISHED_STEP_SIZE, FromExperts
 from pseudocoreset.methods.optimizers import distillation_sgd
 from pseudocoreset.models import Model, Params
 from pseudocoreset.objectives import Chains, Objective, forward_kl
+from pseudocoreset.objectives.forward_kl import check_draws
 from pseudocoreset.proxies import Covariance
 
 __all__ = ["BPCForwardKL"]
@@ -95,13 +96,7 @@ def _stacked(draws: Any, data: Dataset, model: Model) -> Params | None:
             )
         _check_is_of(data, draws.metadata)
         stacked = {name: jnp.asarray(np.reshape(a, (-1, *a.shape[2:]))) for name, a in unconstrained.items()}
-    wanted = {site.name: tuple(site.unconstrained_shape) for site in model.sites}
-    shapes = {name: leaf.shape[1:] for name, leaf in stacked.items()}
-    if shapes != wanted or len({leaf.shape[0] for leaf in stacked.values()}) != 1:
-        raise ValueError(
-            f"data_draws must hold a leading axis over draws and then the unconstrained shapes of {model.name!r}, "
-            f"{wanted}; got { ({name: leaf.shape for name, leaf in stacked.items()}) }"
-        )
+    check_draws(model, stacked)
     return stacked
 
 

@@ -27,7 +27,7 @@ from pseudocoreset.proxies import Covariance
 from pseudocoreset.rows import Rows
 from pseudocoreset.validation import check_choice, check_integer
 
-__all__ = ["forward_kl"]
+__all__ = ["check_draws", "forward_kl"]
 
 ESTIMATORS = ("monte_carlo", "closed_form")
 
@@ -68,6 +68,8 @@ def forward_kl(
     check_integer(num_draws, "num_draws")
     check_choice(estimator, "estimator", ESTIMATORS)
     free = check_free(free)
+    if data_draws is not None:
+        check_draws(model, data_draws)
     chains = "proxy='chains' with data_draws=sample(model, data, kernel='nuts', ...)"
     extra = "" if estimator == "monte_carlo" else " and estimator='monte_carlo'"
     posteriors = bind_posteriors(
@@ -136,3 +138,19 @@ def _slope(
 
     (_, both), leaves = differentiate(loss_fn, points, free)
     return leaves, both
+
+
+def check_draws(model: Model, draws: Params) -> None:
+    """Refuse what is not unconstrained draws of a bound model with one leading axis over draws.
+
+    Raises:
+        ValueError: for other sites or shapes, or sites with other numbers of draws.
+    """
+    wanted = {site.name: tuple(site.unconstrained_shape) for site in model.sites}
+    shapes = {name: jnp.shape(leaf) for name, leaf in draws.items()}
+    counts = {shape[:1] for shape in shapes.values()}
+    if {name: shape[1:] for name, shape in shapes.items()} != wanted or len(counts) != 1 or counts == {(0,)}:
+        raise ValueError(
+            f"data_draws must hold a leading axis over draws and then the unconstrained shapes of {model.name!r}, "
+            f"{wanted}; got {shapes}"
+        )
