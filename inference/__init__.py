@@ -19,6 +19,8 @@ from pseudocoreset.inference.posterior import Posterior
 from pseudocoreset.inference.sampling import sample
 from pseudocoreset.rows import Rows
 
+Minibatch = Rows  # its name in version 0.1
+
 __all__ = [
     "HMC",
     "MCLMC",
@@ -28,6 +30,7 @@ __all__ = [
     "AdjustedMCLMC",
     "BlackjaxSGHMC",
     "Kernel",
+    "Minibatch",
     "NetworkHMC",
     "Posterior",
     "Rows",

@@ -133,6 +133,15 @@ def test_public_names() -> None:
         pseudocoreset.no_such_name  # noqa: B018
 
 
+def test_names_of_version_0_1_are_what_took_their_place() -> None:
+    from pseudocoreset import augment, device, inference, objectives
+    from pseudocoreset.data.augmentation import resolve_augmentation
+    from pseudocoreset.data.on_device import DeviceData
+
+    assert inference.Minibatch is objectives.CoresetArrays is objectives.Rows is inference.Rows
+    assert (device.DeviceData, augment.resolve_augmentation) == (DeviceData, resolve_augmentation)
+
+
 def test_one_version_everywhere() -> None:
     version = pseudocoreset.__version__
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version

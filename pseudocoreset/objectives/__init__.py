@@ -12,8 +12,11 @@ from pseudocoreset.objectives.reverse_kl import reverse_kl
 from pseudocoreset.objectives.wasserstein import trajectory_matching, wasserstein
 from pseudocoreset.rows import Rows
 
+CoresetArrays = Rows  # its name in version 0.1
+
 __all__ = [
     "Chains",
+    "CoresetArrays",
     "InnerTraining",
     "Objective",
     "Rows",

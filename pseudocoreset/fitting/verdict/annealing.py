@@ -142,8 +142,8 @@ def _moved(
         values, ends, squares = (np.asarray(leaf, np.float64) for leaf in moved)
     starts = proposal.log_density(values)
     before = (1 - temperature) * particles.starts + temperature * particles.ends - np.sum(momenta**2, axis=1) / 2
-    after = (1 - temperature) * starts + temperature * ends - squares / 2
     with np.errstate(invalid="ignore", over="ignore"):
+        after = (1 - temperature) * starts + temperature * ends - squares / 2
         change = np.where(np.isnan(after - before), -np.inf, after - before)
     is_accepted = np.log(random.uniform(size=len(change))) < change
     new = _Particles(values, ends, starts)

@@ -54,6 +54,8 @@ class Proposal:
         """Normalised log density at vectors (s, d): (s,)."""
         inverse, log_det = self._inverse
         d, degrees = len(self.mean), self.degrees
-        squares = np.sum(((vectors - self.mean) @ inverse.T) ** 2, axis=1)
+        # Of a vector that a trajectory lost the density is zero.
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.sum(((vectors - self.mean) @ inverse.T) ** 2, axis=1)
         norm = math.lgamma((degrees + d) / 2) - math.lgamma(degrees / 2) - d / 2 * math.log(degrees * math.pi) - log_det
         return norm - (degrees + d) / 2 * np.log1p(squares / degrees)
